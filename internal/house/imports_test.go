@@ -1,0 +1,375 @@
+package house
+
+import (
+	"encoding/json"
+	"errors"
+	"go/parser"
+	"go/token"
+	"io"
+	"os/exec"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/mainzdb/mainz"
+
+// Other people's modules that packages may import.
+const (
+	sys     = "golang.org/x/sys"
+	term    = "golang.org/x/term"
+	mmap    = "github.com/edsrzf/mmap-go"
+	xxh3    = "github.com/zeebo/xxh3"
+	cpuid   = "github.com/klauspost/cpuid/v2" // of xxh3
+	cobra   = "github.com/spf13/cobra"
+	toml    = "github.com/pelletier/go-toml/v2"
+	metrics = "github.com/prometheus/client_golang"
+	ebpf    = "github.com/cilium/ebpf"
+	netlink = "github.com/vishvananda/netlink"
+	porcu   = "github.com/anishathalye/porcupine"
+)
+
+// rule says what the non-test files of a package may import directly.
+type rule struct {
+	std   []string // nil: the whole standard library but notStd
+	not   []string // of the standard library
+	ours  []string // relative to the module; "*" is any that may be imported at all
+	other []string // modules
+}
+
+// Nothing that holds state, waits, or asks the outside world: the core gets
+// all that passed in.
+var impure = []string{"os", "net", "time", "sync", "sync/atomic", "unsafe", "math/rand", "math/rand/v2", "crypto/rand", "syscall", "runtime", "context"}
+
+// rules is the table of docs/architecture.md, lowest first. A package may be
+// missing in the tree, but none in the table.
+var rules = map[string]rule{
+	"shm":           {other: []string{sys, mmap}, not: []string{"net"}},
+	"protocol/wire": {std: []string{"encoding/binary", "errors", "fmt", "hash/crc32", "math/bits", "slices", "strconv", "strings", "unicode/utf8"}},
+	"ring":          {ours: []string{"shm"}, not: []string{"net", "syscall"}},
+	"ltdb":          {ours: []string{"shm"}, other: []string{xxh3}, not: []string{"net", "syscall"}},
+
+	"protocol":      {ours: []string{"protocol/wire", "protocol/link"}, not: impure},
+	"protocol/link": {ours: []string{"protocol/wire"}, not: impure},
+	"protocol/sim":  {ours: []string{"protocol", "protocol/wire", "protocol/link"}, other: []string{porcu}, not: []string{"net", "unsafe", "syscall"}},
+
+	"dispatcher/transport":               {},
+	"dispatcher/transport/drive":         {ours: []string{"dispatcher/transport"}, other: []string{sys}},
+	"dispatcher/transport/transporttest": {ours: []string{"dispatcher/transport"}},
+	"dispatcher/udp":                     {ours: []string{"dispatcher/transport"}, other: []string{sys}},
+	"dispatcher/xdp":                     {ours: []string{"dispatcher/transport", "dispatcher/udp"}, other: []string{sys, ebpf, netlink}},
+	"dispatcher": {
+		ours:  []string{"shm", "ring", "ltdb", "protocol", "protocol/wire", "protocol/link", "dispatcher/transport", "internal/attach"},
+		other: []string{sys},
+	},
+	"dispatcher/daemon": {
+		ours: []string{"shm", "ring", "ltdb", "protocol", "protocol/wire", "protocol/link", "internal/attach",
+			"dispatcher", "dispatcher/transport", "dispatcher/udp", "dispatcher/xdp"},
+		other: []string{sys, toml, metrics},
+	},
+
+	"":                {ours: []string{"shm", "ring", "ltdb", "protocol/wire", "internal/attach"}, not: []string{"net"}},
+	"internal/attach": {other: []string{sys}, not: []string{"net"}},
+	"mainztest":       {ours: []string{"", "dispatcher/daemon"}},
+
+	"bench":               {ours: []string{"*"}, other: []string{sys, term}},
+	"bench/*":             {ours: []string{"*"}, other: []string{sys, term, mmap}},
+	"bench/trace":         {}, // a format of its own, which knows nothing of stores
+	"bench/trace/capture": {ours: []string{"bench/trace"}},
+	"cmd/mainz":           {ours: []string{"*"}, other: []string{cobra, sys, term}},
+	"cmd/mainzd":          {ours: []string{"dispatcher/daemon"}},
+
+	"internal/testenv": {ours: []string{"shm", "ltdb"}, other: []string{sys}},
+	"internal/explore": {ours: []string{"shm", "ltdb"}},
+	"internal/netns":   {other: []string{sys, netlink}},
+	"internal/script":  {},
+	"internal/gotest":  {},
+	"internal/house":   {},
+}
+
+// importers says who alone may import a package; the tests of the package
+// itself may as well. Packages that are not named here may be imported by whom
+// rules allow it.
+var importers = map[string][]string{
+	"dispatcher/daemon": {"cmd/mainz", "cmd/mainzd", "mainztest"},
+	"mainztest":         {},
+	"bench":             {"cmd/mainz", "bench/*"},
+	"bench/*":           {"cmd/mainz", "bench", "bench/*"},
+	"bench/trace":       {"cmd/mainz", "bench", "bench/*", "bench/trace/capture"},
+	"cmd/mainz":         {},
+	"cmd/mainzd":        {},
+	"internal/gotest":   {},
+	"internal/house":    {},
+	"internal/explore":  {"internal/*"}, // and tests, which are not held to this
+	"internal/testenv":  {"internal/*"},
+}
+
+// What a process that uses the store links besides the standard library.
+var (
+	clients       = []string{"", "shm", "ring", "ltdb", "internal/attach"}
+	clientModules = []string{module, sys, mmap, xxh3, cpuid}
+)
+
+type pkg struct {
+	ImportPath string
+	Dir        string
+	Standard   bool
+	Module     *struct{ Path string }
+	Imports    []string
+
+	GoFiles, IgnoredGoFiles, CgoFiles, TestGoFiles, XTestGoFiles []string
+}
+
+// rel is the path of one of our packages below the module.
+func (p *pkg) rel() string { return rel(p.ImportPath) }
+
+func rel(importPath string) string {
+	return strings.TrimPrefix(strings.TrimPrefix(importPath, module), "/")
+}
+
+func ours(importPath string) bool {
+	return importPath == module || strings.HasPrefix(importPath, module+"/")
+}
+
+func goList(t *testing.T, args ...string) []*pkg {
+	t.Helper()
+	cmd := exec.Command("go", append([]string{"list", "-json"}, args...)...)
+	cmd.Dir = "../.."
+	var errs strings.Builder
+	cmd.Stderr = &errs
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("go list %s: %v\n%s", strings.Join(args, " "), err, &errs)
+	}
+	var all []*pkg
+	for dec := json.NewDecoder(strings.NewReader(string(out))); ; {
+		p := new(pkg)
+		err := dec.Decode(p)
+		if errors.Is(err, io.EOF) {
+			return all
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, p)
+	}
+}
+
+// lookup prefers the package's own line to that of its siblings ("bench/*").
+func lookup[T any](table map[string]T, pkg string) (T, bool) {
+	v, ok := table[pkg]
+	if !ok && pkg != "" {
+		v, ok = table[path.Join(path.Dir(pkg), "*")]
+	}
+	return v, ok
+}
+
+func (r rule) allows(imp string, module func(string) string) bool {
+	if ours(imp) {
+		return slices.Contains(r.ours, "*") || slices.Contains(r.ours, rel(imp))
+	}
+	if m := module(imp); m != "" {
+		return slices.Contains(r.other, m)
+	}
+	if r.std != nil {
+		return slices.Contains(r.std, imp)
+	}
+	return !slices.ContainsFunc(r.not, func(n string) bool { return imp == n || n == "net" && strings.HasPrefix(imp, "net/") })
+}
+
+func mayBeImported(by, imp string) bool {
+	only, limited := lookup(importers, imp)
+	return !limited || slices.ContainsFunc(only, func(o string) bool {
+		return o == by || strings.HasSuffix(o, "/*") && path.Dir(by) == strings.TrimSuffix(o, "/*")
+	})
+}
+
+func TestImportTable(t *testing.T) {
+	modules := map[string]string{}
+	for _, p := range goList(t, "-deps", "./...") {
+		if p.Module != nil {
+			modules[p.ImportPath] = p.Module.Path
+		}
+	}
+	moduleOf := func(imp string) string { return modules[imp] }
+	all := goList(t, "./...")
+	if len(all) == 0 {
+		t.Fatal("go list sees no packages")
+	}
+	for _, p := range all {
+		r, ok := lookup(rules, p.rel())
+		if !ok {
+			t.Errorf("package %q has no line in the table: add it here and to docs/architecture.md", p.rel())
+			continue
+		}
+		for _, imp := range p.Imports {
+			if !r.allows(imp, moduleOf) {
+				t.Errorf("package %q may not import %s", p.rel(), imp)
+			}
+			if ours(imp) && !mayBeImported(p.rel(), rel(imp)) {
+				t.Errorf("package %q may not be imported, and %q does", rel(imp), p.rel())
+			}
+		}
+	}
+}
+
+// The rules are code too: each way to break them is shown to be seen.
+func TestRulesSeeViolations(t *testing.T) {
+	modules := map[string]string{"golang.org/x/sys/unix": sys, "github.com/zeebo/xxh3": xxh3, "github.com/spf13/cobra": cobra}
+	moduleOf := func(imp string) string { return modules[imp] }
+	for _, c := range []struct {
+		pkg, imp string
+		ok       bool
+	}{
+		{"ltdb", module + "/shm", true},
+		{"ltdb", module + "/ring", false},
+		{"ltdb", "github.com/zeebo/xxh3", true},
+		{"ltdb", "golang.org/x/sys/unix", false},
+		{"ltdb", "net/http", false},
+		{"ltdb", "syscall", false},
+		{"ltdb", "sync", true},
+		{"shm", module + "/ltdb", false},
+		{"shm", "github.com/spf13/cobra", false},
+		{"protocol", "time", false},
+		{"protocol", "slices", true},
+		{"protocol/wire", "unsafe", false},
+		{"bench/demo", module + "/ltdb", true},
+		{"bench/demo", module + "/bench/trace", true},
+		{"cmd/mainz", module + "/bench/demo", true},
+		{"dispatcher", module + "/dispatcher/udp", false},
+	} {
+		r, ok := lookup(rules, c.pkg)
+		if !ok {
+			t.Fatalf("no line for %s", c.pkg)
+		}
+		if got := r.allows(c.imp, moduleOf); got != c.ok {
+			t.Errorf("%s importing %s: allowed is %v", c.pkg, c.imp, got)
+		}
+	}
+	for _, c := range []struct {
+		by, imp string
+		ok      bool
+	}{
+		{"bench/demo", "bench/trace", true},
+		{"cmd/mainz", "bench", true},
+		{"ltdb", "bench", false},
+		{"ltdb", "internal/testenv", false},
+		{"bench", "dispatcher/daemon", false},
+		{"dispatcher", "ltdb", true},
+	} {
+		if got := mayBeImported(c.by, c.imp); got != c.ok {
+			t.Errorf("%s imported by %s: allowed is %v", c.imp, c.by, got)
+		}
+	}
+}
+
+// A process on the hot path links what is listed here and nothing else. Every
+// system is looked at: a dependency that only one of them pulls in counts too.
+func TestClientDependencies(t *testing.T) {
+	var present []string
+	for _, p := range goList(t, "./...") {
+		if slices.Contains(clients, p.rel()) {
+			present = append(present, p.ImportPath)
+		}
+	}
+	if len(present) == 0 {
+		t.Fatal("no client package is there")
+	}
+	for _, goos := range []string{"linux", "darwin", "windows"} {
+		t.Run(goos, func(t *testing.T) {
+			t.Setenv("GOOS", goos)
+			t.Setenv("GOARCH", "arm64")
+			t.Setenv("CGO_ENABLED", "0")
+			for _, p := range goList(t, append([]string{"-deps"}, present...)...) {
+				switch {
+				case p.Standard:
+					if p.ImportPath == "net" {
+						t.Error("a client links package net")
+					}
+				case !slices.Contains(clientModules, p.Module.Path):
+					t.Errorf("a client links %s", p.ImportPath)
+				case ours(p.ImportPath) && !slices.Contains(clients, p.rel()) && p.rel() != "protocol/wire":
+					t.Errorf("a client links our %s", p.rel())
+				}
+			}
+		})
+	}
+}
+
+// Sharp tools stay where their comments are: unsafe in shm and xdp, elsewhere
+// in layout files for proofs of sizes and offsets; system calls in the packages
+// of the table and in files for one system; cgo nowhere.
+func TestSharpTools(t *testing.T) {
+	for _, p := range goList(t, "./...") {
+		if len(p.CgoFiles) > 0 {
+			t.Errorf("package %q uses cgo: %v", p.rel(), p.CgoFiles)
+		}
+		for _, name := range slices.Concat(p.GoFiles, p.IgnoredGoFiles) {
+			file := filepath.Join(p.Dir, name)
+			f, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.ImportsOnly)
+			if err != nil {
+				t.Error(err)
+				continue
+			}
+			for _, spec := range f.Imports {
+				imp, err := strconv.Unquote(spec.Path.Value)
+				if err != nil {
+					t.Error(err)
+				}
+				if reason := sharp(p.rel(), name, imp); reason != "" {
+					t.Errorf("%s imports %s: %s", filepath.Join(p.rel(), name), imp, reason)
+				}
+			}
+		}
+	}
+}
+
+// sharp says what is wrong with a sharp tool in a file, if anything.
+func sharp(pkg, file, imp string) string {
+	test := strings.HasSuffix(file, "_test.go")
+	switch {
+	case imp == "C":
+		return "cgo is not for us: peers run as child processes"
+	case imp == "unsafe" && pkg != "shm" && pkg != "dispatcher/xdp" && pkg != "internal/explore" && !strings.HasPrefix(file, "layout") && !strings.Contains(file, "_unsafe") && !test:
+		return "only shm, dispatcher/xdp, layout files, and the explorer that stands in for memory may"
+	case imp == mmap && pkg != "shm" && !strings.HasPrefix(pkg, "bench/") && !test:
+		return "only shm maps memory, and what measures it"
+	}
+	return ""
+}
+
+func TestSharpToolsAreSeen(t *testing.T) {
+	for _, c := range []struct {
+		pkg, file, imp string
+		ok             bool
+	}{
+		{"ltdb", "store.go", "unsafe", false},
+		{"ltdb", "layout.go", "unsafe", true},
+		{"shm", "word.go", "unsafe", true},
+		{"shm", "word.go", "C", false},
+		{"ltdb", "store.go", mmap, false},
+	} {
+		if got := sharp(c.pkg, c.file, c.imp) == ""; got != c.ok {
+			t.Errorf("%s/%s importing %s: allowed is %v", c.pkg, c.file, c.imp, got)
+		}
+	}
+}
+
+// Each package says in doc.go what it promises.
+func TestPackagesHaveDoc(t *testing.T) {
+	for _, p := range goList(t, "./...") {
+		if !slices.Contains(p.GoFiles, "doc.go") {
+			t.Errorf("package %q has no doc.go", p.rel())
+			continue
+		}
+		f, err := parser.ParseFile(token.NewFileSet(), filepath.Join(p.Dir, "doc.go"), nil, parser.ParseComments|parser.PackageClauseOnly)
+		if err != nil {
+			t.Error(err)
+		} else if f.Doc == nil {
+			t.Errorf("doc.go of package %q does not say what it promises", p.rel())
+		}
+	}
+}

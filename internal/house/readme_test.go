@@ -1,0 +1,160 @@
+package house
+
+import (
+	"bytes"
+	"fmt"
+	"go/ast"
+	"go/format"
+	"go/parser"
+	"go/token"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/mainzdb/mainz/internal/testenv"
+)
+
+const programDir = `"/dev/shm/mainz-hello"`
+
+// program returns the one Go program in README.md.
+func program(t *testing.T) string {
+	t.Helper()
+	b, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	blocks := regexp.MustCompile("(?s)```go\n(.*?)```").FindAllStringSubmatch(string(b), -1)
+	if len(blocks) != 1 {
+		t.Fatalf("README.md has %d blocks of Go, want 1", len(blocks))
+	}
+	return blocks[0][1]
+}
+
+// body returns a function's body as gofmt writes it, comments included.
+func body(t *testing.T, name, source, function string) string {
+	t.Helper()
+	fset := token.NewFileSet()
+	f, err := parser.ParseFile(fset, name, source, parser.ParseComments)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range f.Decls {
+		if d, ok := d.(*ast.FuncDecl); ok && d.Recv == nil && d.Name.Name == function {
+			return source[fset.Position(d.Body.Pos()).Offset:fset.Position(d.Body.End()).Offset]
+		}
+	}
+	t.Fatalf("%s has no function %s", name, function)
+	return ""
+}
+
+func TestProgramIsFormatted(t *testing.T) {
+	p := program(t)
+	formatted, err := format.Source([]byte(p))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(formatted) != p {
+		t.Errorf("gofmt would write the program in README.md as\n%s", formatted)
+	}
+}
+
+// The program is the package's example, too, so that godoc shows the same.
+func TestProgramIsExample(t *testing.T) {
+	const file = "../../ltdb/example_test.go"
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatalf("%v: it has to have func Example with the body of main in README.md", err)
+	}
+	readme, example := body(t, "README.md", program(t), "main"), body(t, file, string(b), "Example")
+	if readme != example {
+		t.Errorf("README.md has\n%s\nand %s has\n%s", readme, file, example)
+	}
+}
+
+// And it does what README.md says.
+func TestProgramRuns(t *testing.T) {
+	testenv.Need(t, testenv.NoRace)
+	dir := testenv.ShmDir(t)
+	p := program(t)
+	if strings.Count(p, programDir) != 1 {
+		t.Fatalf("the program does not name %s once", programDir)
+	}
+	p = strings.Replace(p, programDir, fmt.Sprintf("%q", filepath.Join(dir, "store")), 1)
+	source, exe := filepath.Join(t.TempDir(), "main.go"), filepath.Join(t.TempDir(), "hello")
+	if err := os.WriteFile(source, []byte(p), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	build := exec.Command("go", "build", "-o", exe, source)
+	build.Dir = "../.."
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	for n := 1; n <= 3; n++ {
+		out, err := exec.Command(exe).CombinedOutput()
+		if want := fmt.Sprintf("visit %d: %s\n", n, strings.Repeat("|", n)); err != nil || string(out) != want {
+			t.Fatalf("run %d: %v, says %q, want %q", n, err, out, want)
+		}
+	}
+}
+
+// Links between our own documents lead somewhere.
+func TestLinks(t *testing.T) {
+	files, err := filepath.Glob("../../*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	docs, err := filepath.Glob("../../docs/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	link := regexp.MustCompile(`\]\(([^)#]+)[^)]*\)`)
+	seen := 0
+	for _, file := range append(files, docs...) {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range link.FindAllSubmatch(b, -1) {
+			if bytes.Contains(m[1], []byte("://")) {
+				continue
+			}
+			seen++
+			if _, err := os.Stat(filepath.Join(filepath.Dir(file), string(m[1]))); err != nil {
+				t.Errorf("%s: %v", file, err)
+			}
+		}
+	}
+	if seen == 0 {
+		t.Error("no link was seen: the pattern is wrong")
+	}
+}
+
+// The first thing that a reader does are the two commands.
+func TestReadmeCommands(t *testing.T) {
+	readme, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	makefile, err := os.ReadFile("../../Makefile")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(readme), "```\nmake demo\nmake test\n```") {
+		t.Error("README.md does not say make demo and make test")
+	}
+	contributing, err := os.ReadFile("../../CONTRIBUTING.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range regexp.MustCompile("`make ([a-z -]+)").FindAllStringSubmatch(string(readme)+string(contributing), -1) {
+		for target := range strings.FieldsSeq(m[1]) {
+			if !strings.Contains(string(makefile), "\n"+target+": ") {
+				t.Errorf("make %s is in the documents and not in the Makefile", target)
+			}
+		}
+	}
+}
