@@ -1,0 +1,70 @@
+//go:build !linux
+
+package shm
+
+import (
+	"context"
+	"fmt"
+	"runtime"
+)
+
+// Shared memory between processes needs Linux: robust futexes, futex_waitv,
+// OFD locks, pidfds. Segments in the heap work everywhere.
+
+type fsInfo struct {
+	name string
+	ram  bool
+}
+
+type guardian struct{}
+
+type identity struct {
+	pid, uid     uint32
+	pidns, start uint64
+}
+
+// OwnerLock makes this process the owner of a segment's directory. There are
+// none on this system.
+type OwnerLock struct{}
+
+func needsLinux(what, dir string) error {
+	return fmt.Errorf("shm: %s %s on %s: %w; shared memory needs Linux: use OpenHeap", what, dir, runtime.GOOS, ErrNotSupported)
+}
+
+// Create needs Linux.
+func Create(_ context.Context, dir string, _ Config, _ func(*Segment) error) (*Segment, error) {
+	return nil, needsLinux("create", dir)
+}
+
+// Attach needs Linux.
+func Attach(_ context.Context, dir string, _ string) (*Segment, error) {
+	return nil, needsLinux("attach", dir)
+}
+
+// AttachReadOnly needs Linux.
+func AttachReadOnly(_ context.Context, dir string, _ string) (*Segment, error) {
+	return nil, needsLinux("attach", dir)
+}
+
+// MakeDir needs Linux.
+func MakeDir(dir string, _ Config) error { return needsLinux("make", dir) }
+
+// LockOwner needs Linux.
+func LockOwner(dir string) (*OwnerLock, error) { return nil, needsLinux("own", dir) }
+
+// Release gives the directory up.
+func (l *OwnerLock) Release() error { return nil }
+
+// Huge returns which pages the segment has: not known on this system.
+func (s *Segment) Huge() HugeReport { return HugeReport{Asked: HugePages(s.h.Huge)} }
+
+func checkKernel() error                             { return nil }
+func identify() identity                             { return identity{pid: 1} }
+func (s *Segment) fence(uint32, *Slot) error         { return nil }
+func (s *Segment) kill(*Slot, uint64) error          { return nil }
+func (s *Segment) tryJoinLock() bool                 { return s.joinMu.TryLock() }
+func (s *Segment) joinUnlock()                       { s.joinMu.Unlock() }
+func (s *Segment) lockSlot(uint32, uint64) error     { return nil }
+func (s *Segment) unmap() error                      { return nil }
+func (c *Client) takeSlot(ctx context.Context) error { return c.takeHeapSlot(ctx) }
+func (c *Client) giveSlot(clean bool)                { c.giveHeapSlot(clean) }
