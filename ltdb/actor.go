@@ -1,0 +1,127 @@
+package ltdb
+
+import (
+	"sync/atomic"
+
+	"github.com/mainzdb/mainz/shm"
+)
+
+// actor is this process's side of a handle: the view of its journal and
+// magazines, and scratch memory. It is used by one goroutine at a time.
+type actor struct {
+	s  *Store
+	h  *handle
+	id shm.HandleID
+
+	// cell is the lock cell for locks that live for one call.
+	cell *shm.Word64
+	// keep has a bit for each class that the running call has reserved.
+	keep     uint32
+	mag      [smallClasses]magazine
+	bigClass [bigSlots]uint8
+	free     *lock // locks at hand, nfree of them
+	nfree    int
+	held     *lock // records locked through the Handle that has the actor, the last first
+
+	_   [64]byte // keeps use off the lines that the owner writes
+	use atomic.Uint32
+}
+
+// States of actor.use.
+const (
+	actorRetired = iota // the store is closed, or for reading only
+	actorIdle
+	actorBusy     // borrowed for one call
+	actorReserved // a Handle's
+)
+
+// pooled is how many actors DB's own methods always have.
+const pooled = 2
+
+func (a *actor) init(s *Store, i int) {
+	a.s = s
+	a.h = &s.body.handles[i]
+	a.id = s.c.HandleID(i)
+	a.cell = &s.body.cells[i]
+	a.use.Store(actorIdle)
+}
+
+// borrow gets an actor for one call. It starts looking at a place that
+// depends on the goroutine, so that goroutines on different CPUs mostly use
+// different actors, and the same ones again.
+func (s *Store) borrow() (*actor, error) {
+	at := int(shm.GoroutineHint() % shm.HandlesPerSlot)
+	a := &s.actors[at]
+	if a.use.Load() == actorIdle && a.use.CompareAndSwap(actorIdle, actorBusy) {
+		return a, nil
+	}
+	return s.borrowSlow(at)
+}
+
+func (s *Store) borrowSlow(at int) (*actor, error) {
+	for {
+		if s.closed.Load() {
+			return nil, ErrClosed
+		}
+		if s.c == nil {
+			return nil, errReadOnly
+		}
+		if a := s.anyIdle(at); a != nil {
+			return a, nil
+		}
+		s.wanted.Add(1)
+		a := s.anyIdle(at) // one may have come back before wanted was seen
+		if a == nil && !s.closed.Load() {
+			<-s.idle
+		}
+		if s.wanted.Add(-1) > 0 {
+			s.nudge()
+		}
+		if a != nil {
+			return a, nil
+		}
+	}
+}
+
+func (s *Store) anyIdle(at int) *actor {
+	for i := range s.actors {
+		a := &s.actors[(at+i)&(shm.HandlesPerSlot-1)]
+		if a.use.Load() == actorIdle && a.use.CompareAndSwap(actorIdle, actorBusy) {
+			return a
+		}
+	}
+	return nil
+}
+
+// giveBack ends a borrowed call.
+func (s *Store) giveBack(a *actor) {
+	a.use.Store(actorIdle)
+	if s.wanted.Load() > 0 {
+		s.nudge()
+	}
+}
+
+func (s *Store) nudge() {
+	select {
+	case s.idle <- struct{}{}:
+	default:
+	}
+}
+
+// flushIdle empties the magazines of this process's idle actors.
+func (s *Store) flushIdle() {
+	for i := range s.actors {
+		a := &s.actors[i]
+		if !a.use.CompareAndSwap(actorIdle, actorBusy) {
+			continue
+		}
+		for c := range smallClasses {
+			if a.mag[c].n > 0 {
+				if a.flush(c, magazineSize) != nil {
+					break // the caller meets the damage as well
+				}
+			}
+		}
+		s.giveBack(a)
+	}
+}

@@ -1,0 +1,301 @@
+package ltdb
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/mainzdb/mainz/shm"
+)
+
+// Report is what Check found.
+type Report struct {
+	Errors     []string // broken invariants, the first of many; none: the store is sound
+	Broken     int      // how many there were in all
+	Records    int      // with a value
+	Empty      int      // without one: locked for the first time, or left so by a dead client
+	Locked     int      // record locks that living clients hold
+	Blocks     int      // carved
+	Free       int      // on the free lists
+	AtHand     int      // in magazines
+	Chains     int      // overflow buckets
+	Histograms int      // blocks of statistics
+	Spans      int      // taken, of SpansAll
+	SpansAll   int
+}
+
+// OK reports whether nothing was broken.
+func (r *Report) OK() bool { return r.Broken == 0 }
+
+const maxErrors = 50
+
+// Check walks every invariant of the store:
+//
+//   - a carved block is in exactly one place: an entry, a chain, a free list,
+//     a magazine, or the histograms of a client;
+//   - an entry names a block of its span's class, which is finished, fits, and
+//     has the tag, the hash and the bucket of its key; a key is in its chain once;
+//   - a latch is free; a record's lock is free, or its owner is attached and
+//     has a cell for it;
+//   - a slot that is nobody's holds nothing, and no journal is armed.
+//
+// It takes no lock, so it speaks the truth only while nobody changes the
+// store: records that are locked may stay so, but no call may be under way.
+func (s *Store) Check(ctx context.Context) (*Report, error) {
+	if err := s.enter(); err != nil {
+		return nil, err
+	}
+	defer s.exit()
+	k := &checker{s: s, r: &Report{SpansAll: len(s.spans)}, seen: map[uint32]string{}}
+	k.spans()
+	k.classes()
+	for i := range s.dbs {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		if s.dbs[i].ready.Load() != 0 {
+			k.database(i)
+		}
+	}
+	k.slots()
+	k.leaks()
+	return k.r, nil
+}
+
+type checker struct {
+	s    *Store
+	r    *Report
+	seen map[uint32]string // block: where it is
+}
+
+func (k *checker) bad(format string, args ...any) {
+	k.r.Broken++
+	if len(k.r.Errors) < maxErrors {
+		k.r.Errors = append(k.r.Errors, fmt.Sprintf(format, args...))
+	}
+}
+
+// visit notes that the block at ref is at a place, and returns it if it is a
+// block of class c at all.
+func (k *checker) visit(ref uint32, c int, where string) *block {
+	b := k.s.freeBlockAt(ref, c)
+	if b == nil {
+		k.bad("%s: ref %d is no block of class %d", where, ref, c)
+		return nil
+	}
+	if !k.s.isCarved(ref, c) {
+		k.bad("%s: block %d was never carved", where, ref)
+		return nil
+	}
+	if other, twice := k.seen[ref]; twice {
+		k.bad("%s: block %d is in %s as well", where, ref, other)
+		return nil
+	}
+	k.seen[ref] = where
+	return b
+}
+
+func (k *checker) spans() {
+	for i := range k.s.spans {
+		w := k.s.spans[i].word.Load()
+		if w == 0 {
+			continue
+		}
+		k.r.Spans++
+		if w&0xff == bucketSpan {
+			if at := w >> 8; at >= uint64(len(k.s.dbs)) || k.s.dbs[at].ready.Load() == 0 {
+				k.bad("span %d belongs to database line %d, which is not ready", i, at)
+			}
+			continue
+		}
+		c := spanClass(w)
+		if c < 0 || c >= classes || spanCarved(w) > k.s.blocksPerSpan(c) {
+			k.bad("span %d: word %#x is no state of a span", i, w)
+		} else {
+			k.r.Blocks += int(spanCarved(w))
+		}
+		if k.s.spans[i].seqBase.Load()&1 != 0 {
+			k.bad("span %d: seq base is odd", i)
+		}
+	}
+}
+
+func (k *checker) classes() {
+	for c := range k.s.classes {
+		cl := &k.s.classes[c]
+		if o := cl.latch.Owner(); o != 0 {
+			k.bad("class %d: latch is held by handle %d.%d", c, o.Slot(), o.Index())
+		}
+		where := fmt.Sprintf("free list of class %d", c)
+		for ref := cl.head.Load(); ref != 0; {
+			b := k.visit(ref, c, where)
+			if b == nil {
+				break
+			}
+			k.r.Free++
+			ref = uint32(b.rsn.Load())
+		}
+		if cur := int(cl.cur.Load()); cur > len(k.s.spans) || cur > 0 && spanClass(k.s.spans[cur-1].word.Load()) != c {
+			k.bad("class %d carves span %d, which is another's", c, cur-1)
+		}
+	}
+	if o := k.s.dbHead.latch.Owner(); o != 0 {
+		k.bad("table of databases: latch is held by handle %d.%d", o.Slot(), o.Index())
+	}
+}
+
+func (k *checker) database(i int) {
+	db, err := k.s.database(i)
+	if err != nil {
+		k.bad("%v", err)
+		return
+	}
+	for n := range db.buckets {
+		bk := &db.buckets[n]
+		where := fmt.Sprintf("%s bucket %d", db.name, n)
+		if o := bk.latch.Owner(); o != 0 {
+			k.bad("%s: latch is held by handle %d.%d", where, o.Slot(), o.Index())
+		}
+		keys := map[string]bool{}
+		for chain := 0; ; chain++ {
+			for j := range bk.entry {
+				if e := bk.entry[j].Load(); e != 0 {
+					k.record(db, uint64(n), &bk.entry[j], e, keys, fmt.Sprintf("%s entry %d.%d", where, chain, j))
+				}
+			}
+			ref := bk.overflow.Load()
+			if ref == 0 {
+				break
+			}
+			b := k.visit(ref, 0, where+" overflow")
+			if b == nil {
+				break
+			}
+			if metaFlags(b.meta.Load())&flagBucket == 0 {
+				k.bad("%s: overflow block %d is no bucket", where, ref)
+			}
+			k.r.Chains++
+			bk = k.s.bucketAt(ref)
+		}
+	}
+}
+
+func (k *checker) record(db *DB, n uint64, w *shm.Word64, e uint64, keys map[string]bool, where string) {
+	s := k.s
+	c := entryClass(e)
+	b := k.visit(entryRef(e), c, where)
+	if b == nil {
+		return
+	}
+	meta, size := b.meta.Load(), b.size.Load()
+	klen, dlen := metaKeyLen(meta), int(uint32(size))
+	if b.seq.Load()&1 != 0 {
+		k.bad("%s: block %d is not finished", where, entryRef(e))
+	}
+	if metaClass(meta) != c || metaFlags(meta)&flagBucket != 0 {
+		k.bad("%s: block says class %d, flags %#x", where, metaClass(meta), metaFlags(meta))
+	}
+	if klen < 1 || klen > maxKey || dlen > s.maxValue || blockSize(klen, dlen) > uint64(classSizes[c]) {
+		k.bad("%s: key of %d and value of %d bytes in a block of %d", where, klen, dlen, classSizes[c])
+		return
+	}
+	key := make([]byte, klen)
+	s.r.CopyOut(key, refOffset(entryRef(e))+blockHeaderSize)
+	hash := db.hash(key)
+	if hash&db.mask != n || tagOf(hash) != e&tagMask || uint32(size>>32) != uint32(hash) {
+		k.bad("%s: key %q does not belong there", where, key)
+	}
+	if keys[string(key)] {
+		k.bad("%s: key %q is there twice", where, key)
+	}
+	keys[string(key)] = true
+	if metaFlags(meta)&flagEmpty != 0 {
+		k.r.Empty++
+	} else {
+		k.r.Records++
+	}
+	switch owner := entryOwner(e); {
+	case owner == 0:
+	case owner == DispatcherSlot:
+		k.bad("%s: locked by the dispatcher, which has no line for it", where)
+	case owner > s.seg.Slots() || s.seg.Slot(owner).Live.Load() == 0:
+		k.bad("%s: locked by slot %d, which is nobody's", where, owner)
+	default:
+		k.r.Locked++
+		if !hasCell(s, owner, shm.OffsetOf(s.r, w)) {
+			k.bad("%s: locked by slot %d, which has no cell for it", where, owner)
+		}
+	}
+}
+
+// hasCell reports whether a slot has a lock cell for the entry at off.
+func hasCell(s *Store, slot uint32, off shm.Offset) bool {
+	b := shm.At[body](s.r, s.seg.SlotBody(slot))
+	for i := range b.cells {
+		if b.cells[i].Load() == off {
+			return true
+		}
+	}
+	return false
+}
+
+func (k *checker) slots() {
+	for i := uint32(1); i <= k.s.seg.Slots(); i++ {
+		free := k.s.seg.Slot(i).Live.Load() == 0
+		b := shm.At[body](k.s.r, k.s.seg.SlotBody(i))
+		for n := range b.handles {
+			k.handle(fmt.Sprintf("handle %d.%d", i, n), &b.handles[n], free)
+		}
+		cells := 0
+		for n := range b.cells {
+			if b.cells[n].Load() != 0 {
+				cells++
+			}
+		}
+		if free && cells > 0 {
+			k.bad("slot %d is nobody's and has %d lock cells", i, cells)
+		}
+		k.histograms(i, b)
+	}
+}
+
+func (k *checker) handle(where string, h *handle, free bool) {
+	if h.jNew.Load() != 0 || h.jOld.Load() != 0 || h.bucketIntent.Load() != 0 || h.classIntent.Load() != 0 ||
+		h.carveIntent.Load() != 0 || h.reclaimIntent.Load() != 0 || h.tableIntent.Load() != 0 || h.busy.Load() != 0 {
+		k.bad("%s: journal is armed", where)
+	}
+	each(h, func(w *shm.Word32, class int) {
+		ref := w.Load()
+		if ref == 0 {
+			return
+		}
+		if class < 0 {
+			class = k.s.classAt(ref)
+		}
+		if free {
+			k.bad("%s: nobody's, and keeps block %d", where, ref)
+		}
+		if class < 0 {
+			k.bad("%s magazine: ref %d lies in no span of blocks", where, ref)
+		} else if k.visit(ref, class, where+" magazine") != nil {
+			k.r.AtHand++
+		}
+	})
+}
+
+// leaks looks for carved blocks that are nowhere.
+func (k *checker) leaks() {
+	s := k.s
+	for i := range s.spans {
+		w := s.spans[i].word.Load()
+		c := spanClass(w)
+		if c < 0 || c >= classes {
+			continue
+		}
+		for n := range min(spanCarved(w), s.blocksPerSpan(c)) {
+			ref := offsetRef(s.spanStart(i) + n*uint64(classSizes[c]))
+			if _, ok := k.seen[ref]; !ok {
+				k.bad("block %d of class %d is nowhere", ref, c)
+			}
+		}
+	}
+}

@@ -1,0 +1,85 @@
+package ltdb
+
+import (
+	"errors"
+
+	"github.com/mainzdb/mainz/shm"
+)
+
+// What operations return, for errors.Is. Those of package shm come from
+// attaching; a wait that its context ends returns the context's error.
+var (
+	// ErrNotFound: there is no such record, or it is empty, which is the same.
+	ErrNotFound = errors.New("ltdb: no such record")
+	// ErrLocked: somebody else holds the record's lock.
+	ErrLocked = errors.New("ltdb: record is locked")
+	// ErrNotLocked: the lock was given back already.
+	ErrNotLocked = errors.New("ltdb: lock is not held")
+	// ErrMode: the database's mode does not allow it, or is another one.
+	ErrMode = errors.New("ltdb: not allowed in this database's mode")
+	// ErrTooBig: a key must have 1 to 1,024 bytes, a value at most Config.MaxValue, a database's name 1 to 64.
+	ErrTooBig = errors.New("ltdb: key or value too long")
+	// ErrFull: no memory is left for the record, even after the reclaim of what the dead left behind.
+	// errors.Is(ErrFull, ErrNoSpace) holds.
+	ErrFull = fullError{}
+	// ErrNoHandles: all of the client's handles are reserved.
+	ErrNoHandles = errors.New("ltdb: all handles are taken; close one, or use the DB's own methods")
+	// ErrTooManyLocks: the client holds or waits for its maximum of 1,008 locks. A few less may be it, as each
+	// handle keeps up to 8 free ones to itself.
+	ErrTooManyLocks = errors.New("ltdb: client holds its maximum of locks")
+	// ErrNotHere: the record is at another node.
+	ErrNotHere = errors.New("ltdb: record is at another node")
+	// ErrLeaseLost: this node left its cluster while the operation ran; it may or may not have happened.
+	ErrLeaseLost = errors.New("ltdb: node left the cluster; attach again")
+	// ErrNoDatabase: DatabaseOptions.MustExist, and there is none of that name.
+	ErrNoDatabase = errors.New("ltdb: no such database")
+
+	ErrNoSpace      = shm.ErrNoSpace
+	ErrNoSlots      = shm.ErrNoSlots
+	ErrNotRunning   = shm.ErrNotRunning
+	ErrIncompatible = shm.ErrIncompatible
+	ErrStale        = shm.ErrStale
+	ErrPermission   = shm.ErrPermission
+	ErrCorrupt      = shm.ErrCorrupt
+	ErrClosed       = shm.ErrClosed
+	ErrInUse        = shm.ErrInUse
+	ErrNotSupported = shm.ErrNotSupported
+)
+
+type fullError struct{}
+
+func (fullError) Error() string {
+	return "ltdb: store is full; delete records, or create the segment larger (Config.Size)"
+}
+func (fullError) Is(target error) bool { return target == shm.ErrNoSpace }
+
+// Errors of the hot path, built once.
+var errBadKey error = wrapError{"ltdb: key must have 1 to 1,024 bytes", ErrTooBig}
+var errBadValue error = wrapError{"ltdb: value is longer than the store's maximum", ErrTooBig}
+
+type wrapError struct {
+	text string
+	kind error
+}
+
+func (e wrapError) Error() string { return e.text }
+func (e wrapError) Unwrap() error { return e.kind }
+
+// damage is an ErrCorrupt that says where.
+func damage(text string) error {
+	return wrapError{"ltdb: segment is damaged: " + text + "; run the check, then create the segment anew", ErrCorrupt}
+}
+
+var (
+	errBadBlock = damage("an entry or free list names no block")
+	errBadClass = damage("a block's class is not its span's")
+	errBadChain = damage("a chain of buckets does not end")
+	errOddBlock = damage("an entry's block is never finished")
+	errBadLink  = damage("a free list does not end")
+	errLockLost = damage("a record's lock was lost while it was held")
+	errOrphan   = damage("a record is locked by nobody")
+	errLatch    = damage("a latch is held by nobody")
+
+	errReplaced error = wrapError{"ltdb: the segment was replaced by a new one; open the store again", ErrClosed}
+	errReadOnly error = wrapError{"ltdb: store is open for reading only", ErrMode}
+)

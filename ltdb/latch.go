@@ -1,0 +1,63 @@
+package ltdb
+
+import (
+	"runtime"
+
+	"github.com/mainzdb/mainz/shm"
+)
+
+// What a latch covers, as a handle's journal tells it.
+type latchOf uint8
+
+const (
+	classLatch  latchOf = iota // n: class + 1
+	bucketLatch                // n: the bucket's offset
+	tableLatch                 // n: 1
+)
+
+// wants reports whether the handle's journal says that it holds the latch or
+// waits for it. That stands there from before the first attempt until after
+// the release.
+func (h *handle) wants(what latchOf, n uint64) bool {
+	switch what {
+	case classLatch:
+		return uint64(h.classIntent.Load()) == n
+	case bucketLatch:
+		return h.bucketIntent.Load() == n
+	}
+	return uint64(h.tableIntent.Load()) == n
+}
+
+// lockLatch takes a latch for the handle id, whose journal says so already.
+func (s *Store) lockLatch(c *shm.Client, l *shm.Latch, id shm.HandleID, what latchOf, n uint64) error {
+	if l.TryLock(id) {
+		return nil
+	}
+	if s.ownerless(l, id, what, n) {
+		return errLatch
+	}
+	return l.Lock(c, id)
+}
+
+// ownerless reports whether the latch names an owner that can't have it, for
+// whom a wait would never end: one that does not exist, a free slot's, the
+// caller itself, or one whose journal does not know of it. A handle that takes
+// and releases the latch again and again may look like that for a moment,
+// hence the repetition.
+func (s *Store) ownerless(l *shm.Latch, id shm.HandleID, what latchOf, n uint64) bool {
+	for range 64 {
+		o := l.Owner()
+		if o == 0 || o != id && s.mayHold(o, what, n) {
+			return false
+		}
+		if l.Owner() == o {
+			runtime.Gosched()
+		}
+	}
+	return true
+}
+
+func (s *Store) mayHold(o shm.HandleID, what latchOf, n uint64) bool {
+	off := s.seg.SlotBody(o.Slot())
+	return off != 0 && s.seg.Slot(o.Slot()).Live.Load() != 0 && shm.At[body](s.r, off).handles[o.Index()].wants(what, n)
+}

@@ -1,0 +1,107 @@
+package ltdb
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/mainzdb/mainz/shm"
+)
+
+// Open shares the store in dir with every other process that opens it. By
+// custom dir is …/<cluster>/<pnn>/v1 on a ramdisk. ctx bounds the attach: 2 s
+// if it has no deadline.
+func Open(ctx context.Context, dir string, opts Options) (*Store, error) {
+	if opts.ReadOnly {
+		seg, err := shm.AttachReadOnly(ctx, dir, layout())
+		if err != nil {
+			return nil, fmt.Errorf("open %s: %w", dir, err)
+		}
+		s, err := newStore(seg)
+		if err != nil {
+			seg.Close()
+			return nil, fmt.Errorf("open %s: %w", dir, err)
+		}
+		return s, nil
+	}
+	seg, err := attachOrCreate(ctx, dir, opts)
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", dir, err)
+	}
+	if w := seg.Warning(); w != "" && opts.Log != nil {
+		opts.Log.Warn("segment", "dir", dir, "warning", w)
+	}
+	s, err := join(ctx, seg, opts)
+	if err != nil {
+		seg.Close()
+		return nil, fmt.Errorf("open %s: %w", dir, err)
+	}
+	return s, nil
+}
+
+// attachOrCreate tries to attach first: that takes no lock, and it is what
+// all but the first client do.
+func attachOrCreate(ctx context.Context, dir string, opts Options) (*shm.Segment, error) {
+	if !opts.Wipe {
+		seg, err := shm.Attach(ctx, dir, layout())
+		if !opts.Create || !absent(err) {
+			return seg, err
+		}
+	}
+	cfg, err := segmentConfig(opts.Config)
+	if err != nil {
+		return nil, err
+	}
+	return createSegment(ctx, dir, opts, cfg)
+}
+
+// createSegment makes the segment, or attaches to the one that another client
+// makes at the same time.
+func createSegment(ctx context.Context, dir string, opts Options, cfg shm.Config) (*shm.Segment, error) {
+	if err := shm.MakeDir(dir, cfg); err != nil {
+		return nil, err
+	}
+	deadline := time.Now().Add(2 * time.Second)
+	if d, ok := ctx.Deadline(); ok {
+		deadline = d
+	}
+	for {
+		seg, err := createOwned(ctx, dir, opts, cfg)
+		if err == nil || opts.Wipe || !errors.Is(err, ErrInUse) {
+			return seg, err
+		}
+		// Somebody owns the directory. If it is another client, it makes the
+		// segment that we want.
+		if seg, err := shm.Attach(ctx, dir, layout()); !absent(err) {
+			return seg, err
+		}
+		if time.Now().After(deadline) {
+			return nil, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(time.Millisecond):
+		}
+	}
+}
+
+// createOwned makes the segment under the owner lock, unless it is there by now.
+func createOwned(ctx context.Context, dir string, opts Options, cfg shm.Config) (*shm.Segment, error) {
+	owner, err := shm.LockOwner(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer owner.Release()
+	if !opts.Wipe {
+		if seg, err := shm.Attach(ctx, dir, layout()); !absent(err) {
+			return seg, err
+		}
+	}
+	return shm.Create(ctx, dir, cfg, fill)
+}
+
+// absent reports whether err says that there is no segment, or only the
+// remains of one from before the last boot.
+func absent(err error) bool { return errors.Is(err, ErrNotRunning) || errors.Is(err, ErrStale) }

@@ -1,0 +1,447 @@
+package ltdb
+
+import (
+	"context"
+	"errors"
+	"runtime"
+
+	"github.com/mainzdb/mainz/shm"
+)
+
+// Handle does what its DB does, for one goroutine at a time, without
+// borrowing one of the client's handles for each call: the hot path.
+type Handle struct {
+	db *DB
+	a  *actor
+}
+
+// Handle reserves one of the client's handles until its Close. ErrNoHandles
+// when all are taken: two are always left to DB's own methods.
+func (db *DB) Handle() (*Handle, error) {
+	s := db.s
+	if s.c == nil {
+		return nil, errReadOnly
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed.Load() {
+		return nil, ErrClosed
+	}
+	if s.reserved == shm.HandlesPerSlot-pooled {
+		return nil, ErrNoHandles
+	}
+	for i := range s.actors {
+		a := &s.actors[i]
+		// A call may be under way on an idle-to-be actor; it will end, but
+		// another one is most likely free.
+		if a.use.CompareAndSwap(actorIdle, actorReserved) {
+			s.reserved++
+			return &Handle{db, a}, nil
+		}
+	}
+	for i := range s.actors {
+		a := &s.actors[i]
+		for a.use.Load() != actorReserved {
+			if a.use.CompareAndSwap(actorIdle, actorReserved) {
+				s.reserved++
+				return &Handle{db, a}, nil
+			}
+			runtime.Gosched()
+		}
+	}
+	return nil, ErrNoHandles
+}
+
+// DB returns the handle's database.
+func (h *Handle) DB() *DB { return h.db }
+
+// Close gives the handle back and unlocks the records that were locked
+// through it and are locked still.
+func (h *Handle) Close() error {
+	if h.a == nil {
+		return nil
+	}
+	s := h.db.s
+	for h.a.held != nil {
+		if err := (Record{h.a.held, h.a.held.gen}).Unlock(); err != nil {
+			return err
+		}
+	}
+	s.mu.Lock()
+	s.reserved--
+	h.a.use.Store(actorIdle)
+	h.a = nil
+	s.mu.Unlock()
+	if s.wanted.Load() > 0 {
+		s.nudge()
+	}
+	if s.closed.Load() {
+		return s.Close()
+	}
+	return nil
+}
+
+// ready reports why h cannot be used.
+func (h *Handle) ready() error {
+	if h.a == nil || h.db.s.closed.Load() {
+		return ErrClosed
+	}
+	return nil
+}
+
+// Fetch returns a copy of the value, ErrNotFound if there is no record.
+func (h *Handle) Fetch(ctx context.Context, key []byte) ([]byte, error) {
+	return h.AppendFetch(ctx, nil, key)
+}
+
+// AppendFetch appends the value to dst and returns the extended slice. It
+// does not allocate if dst has room; on an error it returns dst as it was.
+func (h *Handle) AppendFetch(ctx context.Context, dst, key []byte) ([]byte, error) {
+	if h.a == nil || h.db.s.closed.Load() {
+		return dst, ErrClosed
+	}
+	if checkKey(key) != nil {
+		return dst, errBadKey
+	}
+	if h.a.h.counters[countFetches].Next()%sampleEvery == 0 {
+		return h.a.sampledFetch(ctx, h.db, dst, key)
+	}
+	hash := h.db.hash(key)
+	if out, ok := h.db.quick(dst, key, hash); ok {
+		return out, nil
+	}
+	return h.db.fetchMiss(ctx, h.a, dst, key, hash)
+}
+
+func (a *actor) sampledFetch(ctx context.Context, db *DB, dst, key []byte) ([]byte, error) {
+	start := shm.Ticks()
+	out, err := db.fetch(ctx, a, dst, key, db.hash(key))
+	a.sample(latencyFetch, start)
+	return out, err
+}
+
+// FetchBatch fills b.Value and b.Err for every b.Keys and returns how many
+// were found. The cache misses of 8 keys at a time overlap. Its own error says
+// that nothing was looked for.
+func (h *Handle) FetchBatch(ctx context.Context, b *Batch) (int, error) {
+	if err := h.ready(); err != nil {
+		return 0, err
+	}
+	h.a.h.counters[countFetches].Add(uint64(len(b.Keys)))
+	return h.db.fetchBatch(ctx, h.a, b), nil
+}
+
+// FetchLocked locks the record and copies its value. If there is none it makes
+// an empty one, which is gone again if nothing is stored. It waits while others
+// hold the lock, as long as ctx allows: then its error is that of ctx.
+// ErrTooManyLocks, ErrNoSpace: nothing has changed.
+func (h *Handle) FetchLocked(ctx context.Context, key []byte) (Record, error) {
+	if h.a == nil || h.db.s.closed.Load() {
+		return Record{}, ErrClosed
+	}
+	if checkKey(key) != nil {
+		return Record{}, errBadKey
+	}
+	if l := h.a.free; l != nil { // the common case, without the loop around it
+		if h.a.fetchLocked(h.db, key, h.db.hash(key), l) == nil {
+			h.a.free = l.next
+			h.a.nfree--
+			h.a.holds(l)
+			return Record{l, l.gen}, nil
+		}
+	}
+	return h.db.lockRecord(ctx, h.a, key, true)
+}
+
+// TryFetchLocked is FetchLocked that returns ErrLocked instead of waiting for
+// another holder.
+func (h *Handle) TryFetchLocked(ctx context.Context, key []byte) (Record, error) {
+	if err := h.ready(); err != nil {
+		return Record{}, err
+	}
+	return h.db.lockRecord(ctx, h.a, key, false)
+}
+
+// Store gives the record a new value, or makes the record; no data deletes it.
+// It takes the record's lock for a moment, and waits while others hold it.
+// ErrTooBig, ErrMode, ErrNoSpace: nothing has changed.
+func (h *Handle) Store(ctx context.Context, key, data []byte) error {
+	if err := h.ready(); err != nil {
+		return err
+	}
+	return h.db.store(ctx, h.a, key, data)
+}
+
+// Append adds data to the end of the value, which becomes the value if there
+// is no record. It waits like Store, and has its errors: ErrTooBig if the
+// value would become too long.
+func (h *Handle) Append(ctx context.Context, key, data []byte) error {
+	if err := h.ready(); err != nil {
+		return err
+	}
+	return h.db.appendTo(ctx, h.a, key, data)
+}
+
+// Delete removes the record; it waits like Store. ErrNotFound if there is
+// none.
+func (h *Handle) Delete(ctx context.Context, key []byte) error {
+	if err := h.ready(); err != nil {
+		return err
+	}
+	return h.db.remove(ctx, h.a, key)
+}
+
+// Fetch returns a copy of the value, ErrNotFound if there is no record.
+func (db *DB) Fetch(ctx context.Context, key []byte) ([]byte, error) {
+	return db.AppendFetch(ctx, nil, key)
+}
+
+// AppendFetch appends the value to dst and returns the extended slice. It
+// does not allocate if dst has room; on an error it returns dst as it was.
+func (db *DB) AppendFetch(ctx context.Context, dst, key []byte) ([]byte, error) {
+	if checkKey(key) != nil {
+		return dst, errBadKey
+	}
+	s := db.s
+	if s.c == nil {
+		return db.observe(ctx, dst, key)
+	}
+	a, err := s.borrow()
+	if err != nil {
+		return dst, err
+	}
+	hash := db.hash(key)
+	var start uint64
+	if a.h.counters[countFetches].Next()%sampleEvery == 0 {
+		start = shm.Ticks()
+	}
+	out, found := db.quick(dst, key, hash)
+	done := true
+	if !found {
+		out, found, done, err = db.read(dst, key, hash)
+	}
+	if start != 0 {
+		a.sample(latencyFetch, start)
+	}
+	s.giveBack(a) // before any wait: whoever has the record may need an actor
+	switch {
+	case found:
+		return out, nil
+	case err != nil:
+		return dst, err
+	case done:
+		return dst, ErrNotFound
+	}
+	return db.fetchSlow(ctx, nil, dst, key, hash)
+}
+
+// observe is AppendFetch in a store that was opened for reading only.
+func (db *DB) observe(ctx context.Context, dst, key []byte) ([]byte, error) {
+	if err := db.s.enter(); err != nil {
+		return dst, err
+	}
+	defer db.s.exit()
+	return db.fetch(ctx, nil, dst, key, db.hash(key))
+}
+
+// FetchBatch fills b.Value and b.Err for every b.Keys and returns how many
+// were found. The cache misses of 8 keys at a time overlap. Its own error says
+// that nothing was looked for.
+func (db *DB) FetchBatch(ctx context.Context, b *Batch) (int, error) {
+	s := db.s
+	if s.c != nil {
+		a, err := s.borrow()
+		if err != nil {
+			return 0, err
+		}
+		a.h.counters[countFetches].Add(uint64(len(b.Keys)))
+		s.giveBack(a)
+	}
+	if err := s.enter(); err != nil {
+		return 0, err
+	}
+	defer s.exit()
+	return db.fetchBatch(ctx, nil, b), nil
+}
+
+// FetchLocked locks the record and copies its value. If there is none it makes
+// an empty one, which is gone again if nothing is stored. It waits while others
+// hold the lock, as long as ctx allows: then its error is that of ctx.
+// ErrTooManyLocks, ErrNoSpace: nothing has changed.
+func (db *DB) FetchLocked(ctx context.Context, key []byte) (Record, error) {
+	return db.lockRecord(ctx, nil, key, true)
+}
+
+// TryFetchLocked is FetchLocked that returns ErrLocked instead of waiting for
+// another holder.
+func (db *DB) TryFetchLocked(ctx context.Context, key []byte) (Record, error) {
+	return db.lockRecord(ctx, nil, key, false)
+}
+
+// Store gives the record a new value, or makes the record; no data deletes it.
+// It takes the record's lock for a moment, and waits while others hold it.
+// ErrTooBig, ErrMode, ErrNoSpace: nothing has changed.
+func (db *DB) Store(ctx context.Context, key, data []byte) error {
+	return db.store(ctx, nil, key, data)
+}
+
+// Append adds data to the end of the value, which becomes the value if there
+// is no record. It waits like Store, and has its errors: ErrTooBig if the
+// value would become too long.
+func (db *DB) Append(ctx context.Context, key, data []byte) error {
+	return db.appendTo(ctx, nil, key, data)
+}
+
+// Delete removes the record; it waits like Store. ErrNotFound if there is
+// none.
+func (db *DB) Delete(ctx context.Context, key []byte) error { return db.remove(ctx, nil, key) }
+
+// checkStore says whether the database takes that key and value.
+func (db *DB) checkStore(key, data []byte) error {
+	if uint(len(key)-1) >= maxKey {
+		return errBadKey
+	}
+	return db.checkValue(data)
+}
+
+func (db *DB) checkValue(data []byte) error {
+	switch {
+	case len(data) > db.s.maxValue:
+		return errBadValue
+	case db.mode != KV:
+		return ErrMode
+	}
+	return nil
+}
+
+func (db *DB) store(ctx context.Context, own *actor, key, data []byte) error {
+	if err := db.checkStore(key, data); err != nil {
+		return err
+	}
+	if len(data) == 0 { // an empty record is an absent one
+		if err := db.remove(ctx, own, key); err != ErrNotFound {
+			return err
+		}
+		return nil
+	}
+	hash := db.hash(key)
+	var spin shm.Spin
+	for {
+		err := db.storeOnce(own, key, data, hash, &spin)
+		if err != errHeld && err != errGate && err != errAgain {
+			return err
+		}
+		if err == errAgain {
+			continue
+		}
+		ok, err := db.contended(ctx, own, key, hash, func(a *actor, at *spot, l *lock) error {
+			a.keep = 0
+			defer a.s.locks.put(l)
+			return a.commit(len(key), data, hash, at, l.cell)
+		})
+		if ok || err != nil {
+			return err
+		}
+	}
+}
+
+func (db *DB) storeOnce(own *actor, key, data []byte, hash uint64, spin *shm.Spin) error {
+	a := own
+	if a == nil {
+		var err error
+		if a, err = db.s.borrow(); err != nil {
+			return err
+		}
+	}
+	var at spot
+	err := a.store(db, key, data, hash, &at)
+	if own == nil {
+		db.s.giveBack(a)
+	}
+	if err == errHeld && spinFor(spin, &at) {
+		return errAgain
+	}
+	return err
+}
+
+func (db *DB) appendTo(ctx context.Context, own *actor, key, data []byte) error {
+	if err := db.checkStore(key, data); err != nil {
+		return err
+	}
+	r, err := db.lockRecord(ctx, own, key, true)
+	if err != nil {
+		return err
+	}
+	l := r.l
+	if len(l.value)+len(data) > db.s.maxValue {
+		return errors.Join(errBadValue, r.Unlock())
+	}
+	l.value = append(l.value, data...)
+	return r.StoreUnlock(l.value)
+}
+
+func (db *DB) remove(ctx context.Context, own *actor, key []byte) error {
+	if checkKey(key) != nil {
+		return errBadKey
+	}
+	hash := db.hash(key)
+	var spin shm.Spin
+	for {
+		err := db.removeOnce(own, key, hash, &spin)
+		if err != errHeld && err != errGate && err != errAgain {
+			return err
+		}
+		if err == errAgain {
+			continue
+		}
+		ok, err := db.contended(ctx, own, key, hash, func(a *actor, at *spot, l *lock) error {
+			a.keep = 0
+			defer a.s.locks.put(l)
+			return a.removeLocked(db, key, hash, at, l.cell)
+		})
+		if ok || err != nil {
+			return err
+		}
+	}
+}
+
+func (db *DB) removeOnce(own *actor, key []byte, hash uint64, spin *shm.Spin) error {
+	a := own
+	if a == nil {
+		var err error
+		if a, err = db.s.borrow(); err != nil {
+			return err
+		}
+	}
+	a.keep = 0
+	var at spot
+	ok, err := a.s.tryLock(db, key, hash, a.cell, nil, &at)
+	switch {
+	case err != nil:
+		a.cell.Store(0)
+	case !ok:
+		err = ErrNotFound
+	default:
+		err = a.removeLocked(db, key, hash, &at, a.cell)
+	}
+	if own == nil {
+		db.s.giveBack(a)
+	}
+	if err == errHeld && spinFor(spin, &at) {
+		return errAgain
+	}
+	return err
+}
+
+func (a *actor) removeLocked(db *DB, key []byte, hash uint64, at *spot, cell *shm.Word64) error {
+	if metaFlags(at.meta)&flagEmpty != 0 {
+		if err := a.letGo(at, cell); err != nil {
+			return err
+		}
+		return ErrNotFound
+	}
+	if db.mode != KV {
+		return errors.Join(ErrMode, a.s.unlock(at, cell))
+	}
+	return a.erase(len(key), hash, at, cell)
+}

@@ -1,0 +1,22 @@
+//go:build shmsim
+
+package ltdb
+
+// Plant names a bug to turn on, so that the explorer can be seen to find it:
+//
+//	seqlock    a reader skips the second look
+//	publish    a commit publishes the block before it is written
+//	latch      repair breaks a bucket latch without settling what it covered
+//	journal    a commit clears j.old before j.new
+//	allocator  repair of a class latch leaves a block both on the list and in a magazine
+//	waiter     a sleeper that was woken does not pass the waiters bit on
+//	unlocked   an insert publishes its entry without the lock
+//	cell       the lock's cell is cleared before the release
+//	wakeall    repair wakes nobody
+//	pass       a sleeper that was woken and takes no lock does not wake the others
+//	unlatchfirst  an insert releases the latch before it clears j.new
+//
+// Set before the tasks start.
+var Plant string
+
+func planted(bug string) bool { return Plant == bug }

@@ -1,0 +1,417 @@
+package ltdb
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/mainzdb/mainz/shm"
+)
+
+// A draft is a block being written that only this actor knows: it stands in
+// the journal as j.new, with an odd seq.
+type draft struct {
+	ref uint32
+	c   int
+	b   *block
+	odd uint64
+}
+
+// writeAheadFrom is the size from which a value is written before its record
+// is locked. Small ones are written after it: to write first and to throw it
+// away when the lock is taken was twice as slow on contended records.
+const writeAheadFrom = 1024
+
+// draft gets a block of class c to write in.
+//
+// Preconditions: reserve(c) said yes.
+func (a *actor) draft(c int) (draft, error) {
+	ref := a.take(c)
+	b := a.s.blockAt(ref, c)
+	if b == nil || a.s.classAt(ref) != c {
+		a.h.jNew.Store(0)
+		return draft{}, errBadBlock
+	}
+	// Odd already if its last writer died in the middle.
+	odd := b.seq.Load() | 1
+	b.seq.Store(odd)
+	shm.StoreBarrier()
+	return draft{ref, c, b, odd}, nil
+}
+
+// write fills in the value, and the key from the block that has it.
+func (a *actor) write(d draft, klen int, data []byte, old uint32) {
+	off := refOffset(d.ref)
+	a.s.r.Copy(off+blockHeaderSize, refOffset(old)+blockHeaderSize, klen)
+	a.s.r.CopyIn(off+dataOffset(klen), data)
+}
+
+// writeNew fills in key and value.
+func (a *actor) writeNew(d draft, key, data []byte) {
+	off := refOffset(d.ref)
+	a.s.r.CopyIn(off+blockHeaderSize, key)
+	a.s.r.CopyIn(off+dataOffset(len(key)), data)
+}
+
+// seal fills in the header and makes the seq even.
+func (d draft) seal(klen, dlen int, hash, rsn, acc, flags uint64) {
+	d.b.rsn.Store(rsn)
+	d.b.acc.Store(acc)
+	d.b.size.Store(uint64(uint32(dlen)) | hash<<32)
+	d.b.meta.Store(makeMeta(klen, d.c, flags))
+	d.b.seq.Store(d.odd + 1)
+}
+
+// drop gives an unused draft back.
+func (a *actor) drop(d draft) {
+	d.b.seq.Store(d.odd + 1)
+	a.put(d.ref, d.c)
+	a.h.jNew.Store(0)
+}
+
+// accessed is the record's next LACCESSOR and LACOUNT: this node, once more.
+func (s *Store) accessed(acc uint64) uint64 {
+	vnn := uint64(s.gate.VNN.Load())
+	if acc&0xffffffff == vnn {
+		return acc + 1<<32
+	}
+	return vnn | 1<<32
+}
+
+// store replaces the value of the record, or makes the record. It never
+// waits: errHeld and errGate tell the caller to.
+func (a *actor) store(db *DB, key, data []byte, hash uint64, at *spot) error {
+	s := a.s
+	c := classOf(blockSize(len(key), len(data)))
+	a.keep = 0
+	if err := a.reserve(c, 1); err != nil {
+		return err
+	}
+	if len(data) >= writeAheadFrom {
+		return a.storeLarge(db, key, data, hash, at, c)
+	}
+	ok, err := s.tryLock(db, key, hash, a.cell, nil, at)
+	if err == nil && !ok {
+		err = a.insert(db, key, hash, a.cell, at)
+	}
+	if err != nil {
+		a.cell.Store(0)
+		return err
+	}
+	return a.commit(len(key), data, hash, at, a.cell)
+}
+
+func (a *actor) storeLarge(db *DB, key, data []byte, hash uint64, at *spot, c int) error {
+	s := a.s
+	d, err := a.draft(c)
+	if err != nil {
+		return err
+	}
+	a.writeNew(d, key, data)
+	ok, err := s.tryLock(db, key, hash, a.cell, nil, at)
+	if err == nil && ok {
+		if err = a.makeRoom(entryClass(at.e), 1); err == nil {
+			return a.finish(d, len(key), len(data), hash, at, a.cell)
+		}
+		s.unlock(at, a.cell)
+	}
+	// The journal has room for one new block, and an insert needs it.
+	a.drop(d)
+	if err == nil {
+		if err = a.insert(db, key, hash, a.cell, at); err == nil {
+			return a.commit(len(key), data, hash, at, a.cell)
+		}
+	}
+	a.cell.Store(0)
+	if e := a.flushBig(); e != nil {
+		return e
+	}
+	return err
+}
+
+// commit gives a locked record a new value and releases the lock, whatever
+// it returns.
+func (a *actor) commit(klen int, data []byte, hash uint64, at *spot, cell *shm.Word64) error {
+	var start uint64
+	if a.sampled(countStores) {
+		start = shm.Ticks()
+	}
+	d, err := a.prepare(klen, data, at)
+	if err != nil {
+		return errors.Join(err, a.letGo(at, cell))
+	}
+	old := entryRef(at.e)
+	err = a.finish(d, klen, len(data), hash, at, cell)
+	if planted("publish") {
+		a.write(d, klen, data, old)
+	}
+	if start != 0 {
+		a.sample(latencyStore, start)
+	}
+	return err
+}
+
+// prepare writes the next value of a locked record into a draft. The key comes
+// from the old block, which stays as it is while the record is locked.
+func (a *actor) prepare(klen int, data []byte, at *spot) (draft, error) {
+	c := classOf(blockSize(klen, len(data)))
+	if err := a.reserve(c, 1); err != nil {
+		return draft{}, err
+	}
+	if err := a.makeRoom(entryClass(at.e), 1); err != nil {
+		return draft{}, err
+	}
+	d, err := a.draft(c)
+	if err == nil && !planted("publish") {
+		a.write(d, klen, data, entryRef(at.e))
+	}
+	return d, err
+}
+
+// finish publishes a draft as the record's value and releases the lock.
+func (a *actor) finish(d draft, klen, dlen int, hash uint64, at *spot, cell *shm.Word64) error {
+	d.seal(klen, dlen, hash, at.b.rsn.Load()+1, a.s.accessed(at.b.acc.Load()), flagOwn|metaFlags(at.meta)&(flagAttended|flagDone))
+	a.h.counters[countStores].Inc()
+	return a.replace(at, cell, at.e&tagMask|makeID(d.ref, d.c))
+}
+
+// publish is the commit: it puts id in the place of the locked record's
+// identity, in one CAS, and takes the old block. With unlock that CAS
+// releases the lock as well.
+//
+// The order of the journal's stores is what repair relies on. j.old is set
+// before the CAS: then "the entry still has j.old" means not committed, and
+// nobody else can publish that ref again before we have freed it. j.new is
+// cleared before j.old: the other way round, a death in between would read
+// as "not committed", and the published block would be freed.
+func (a *actor) publish(at *spot, cell *shm.Word64, id uint64, unlock bool) error {
+	s, h := a.s, a.h
+	old, oldClass := entryRef(at.e), entryClass(at.e)
+	h.jEntry.Store(shm.OffsetOf(s.r, at.entry))
+	h.jOld.Store(old)
+	if unlock && planted("cell") {
+		cell.Store(0)
+	}
+	ok := false
+	if unlock {
+		ok = s.swapEntry(at.entry, s.me, id)
+	} else {
+		ok = keepEntry(at.entry, s.me, id)
+	}
+	if !ok {
+		return a.lost(cell)
+	}
+	a.put(old, oldClass)
+	if planted("journal") {
+		h.jOld.Store(0)
+		h.jNew.Store(0)
+	} else {
+		h.jNew.Store(0)
+		h.jOld.Store(0)
+	}
+	if unlock {
+		cell.Store(0)
+	}
+	return nil
+}
+
+// settle ends a call that has published: the update happened, whatever it
+// returns, and an error says that it may not count.
+func (a *actor) settle(oldClass int) error {
+	if oldClass >= smallClasses {
+		if err := a.flushBig(); err != nil {
+			return err
+		}
+	}
+	return a.s.validate()
+}
+
+// replace is publish and settle of a call that ends with them.
+func (a *actor) replace(at *spot, cell *shm.Word64, id uint64) error {
+	if err := a.publish(at, cell, id, true); err != nil {
+		return err
+	}
+	return a.settle(entryClass(at.e))
+}
+
+// keepEntry is swapEntry that keeps the lock.
+func keepEntry(entry *shm.Word64, owner, id uint64) bool {
+	for {
+		e := entry.Load()
+		if e&ownerMask != owner {
+			return false
+		}
+		if entry.CAS(e, e&lockBits|id) {
+			return true
+		}
+	}
+}
+
+// lost cleans up after an entry that somebody else has overwritten.
+func (a *actor) lost(cell *shm.Word64) error {
+	if ref := a.h.jNew.Load(); ref != 0 {
+		if c := a.s.classAt(ref); c >= 0 && (c >= smallClasses || a.mag[c].n < magazineSize) {
+			a.put(ref, c)
+		}
+	}
+	a.h.jNew.Store(0)
+	a.h.jOld.Store(0)
+	cell.Store(0)
+	return errLockLost
+}
+
+// erase removes a locked record and releases the lock. A record that the
+// dispatcher keeps an eye on stays as an empty one.
+func (a *actor) erase(klen int, hash uint64, at *spot, cell *shm.Word64) error {
+	if f := metaFlags(at.meta); f&(flagDone|flagAttended) != 0 {
+		return a.empty(klen, hash, at, cell)
+	}
+	if err := a.makeRoom(entryClass(at.e), 1); err != nil {
+		return errors.Join(err, a.s.unlock(at, cell))
+	}
+	a.h.counters[countDeletes].Inc()
+	return a.replace(at, cell, 0)
+}
+
+// empty gives a locked record an empty block and releases the lock.
+func (a *actor) empty(klen int, hash uint64, at *spot, cell *shm.Word64) error {
+	d, err := a.prepare(klen, nil, at)
+	if err != nil {
+		return errors.Join(err, a.s.unlock(at, cell))
+	}
+	d.seal(klen, 0, hash, at.b.rsn.Load()+1, a.s.accessed(at.b.acc.Load()), flagOwn|flagEmpty|metaFlags(at.meta)&(flagAttended|flagDone))
+	return a.replace(at, cell, at.e&tagMask|makeID(d.ref, d.c))
+}
+
+// letGo releases a locked record that keeps its value: one that has none is
+// erased, as nobody can tell it from an absent one.
+func (a *actor) letGo(at *spot, cell *shm.Word64) error {
+	if f := metaFlags(at.meta); f&flagEmpty != 0 && f&(flagDone|flagAttended) == 0 && a.makeRoom(entryClass(at.e), 1) == nil {
+		return a.replace(at, cell, 0)
+	}
+	return a.s.unlock(at, cell)
+}
+
+// insert makes an empty record that is locked, with its entry in cell. It
+// returns errHeld, which makes the caller begin again, if there is one by now.
+func (a *actor) insert(db *DB, key []byte, hash uint64, cell *shm.Word64, at *spot) error {
+	s, h := a.s, a.h
+	c := classOf(blockSize(len(key), 0))
+	// No handle waits with a latch held, so blocks come first: one for the
+	// record, one in case the chain must grow.
+	n := 1
+	if c == 0 {
+		n = 2
+	}
+	for a.have(c) < n || a.have(0) < 1 {
+		if err := a.reserve(c, n); err != nil {
+			return err
+		}
+		if err := a.reserve(0, 1); err != nil {
+			return err
+		}
+	}
+	bk := &db.buckets[hash&db.mask]
+	h.bucketIntent.Store(shm.OffsetOf(s.r, bk))
+	if err := s.lockLatch(s.c, &bk.latch, a.id, bucketLatch, shm.OffsetOf(s.r, bk)); err != nil {
+		h.bucketIntent.Store(0)
+		return err
+	}
+	err := a.insertLatched(db, bk, key, hash, cell, at, c)
+	if planted("unlatchfirst") {
+		bk.latch.Unlock(a.id)
+		h.jNew.Store(0)
+	} else {
+		h.jNew.Store(0) // published, or dropped: repair of the latch looks at it
+		bk.latch.Unlock(a.id)
+	}
+	h.bucketIntent.Store(0)
+	return err
+}
+
+func (a *actor) insertLatched(db *DB, bk *bucket, key []byte, hash uint64, cell *shm.Word64, at *spot, c int) error {
+	s := a.s
+	if s.gate.Gate.Load()&3 != shm.GateOpen {
+		return errGate
+	}
+	if there, err := db.find(hash, key, at); there || err != nil {
+		if err == nil {
+			err = errHeld
+		}
+		return err
+	}
+	entry, err := a.emptyEntry(bk)
+	if err != nil {
+		return err
+	}
+	cell.Store(shm.OffsetOf(s.r, entry))
+	d, err := a.draft(c)
+	if err != nil {
+		return err
+	}
+	a.writeNew(d, key, nil)
+	d.seal(len(key), 0, hash, 0, s.accessed(0), flagOwn|flagEmpty)
+	e := tagOf(hash) | makeID(d.ref, d.c) | s.me
+	if planted("unlocked") {
+		e &^= ownerMask
+	}
+	entry.Store(e)
+	*at = spot{entry, e, d.b, d.odd + 1, makeMeta(len(key), d.c, flagOwn|flagEmpty)}
+	a.h.counters[countInserts].Inc()
+	return nil
+}
+
+// emptyEntry finds room in a latched chain, or makes it.
+func (a *actor) emptyEntry(bk *bucket) (*shm.Word64, error) {
+	s := a.s
+	for chain := 0; ; chain++ {
+		for i := range bk.entry {
+			if bk.entry[i].Load() == 0 {
+				return &bk.entry[i], nil
+			}
+		}
+		ref := bk.overflow.Load()
+		if ref == 0 {
+			break
+		}
+		// An entry is about to be written: not into something else.
+		if !s.isBucket(ref) || chain == maxChain {
+			return nil, errBadChain
+		}
+		bk = s.bucketAt(ref)
+	}
+	d, err := a.draft(0)
+	if err != nil {
+		return nil, err
+	}
+	more := s.bucketAt(d.ref)
+	more.latch.Clear()
+	more.overflow.Store(0)
+	for i := range more.entry {
+		more.entry[i].Store(0)
+	}
+	d.seal(0, 0, 0, 0, 0, flagBucket)
+	bk.overflow.Store(d.ref)
+	a.h.jNew.Store(0)
+	a.h.counters[countOverflows].Inc()
+	return &more.entry[0], nil
+}
+
+// validate is the last look of an update: it happened, but does it count?
+func (s *Store) validate() error {
+	if s.gate.Gate.Load()&3 == shm.GateOpen && s.leaseRuns() {
+		return nil
+	}
+	return s.validateSlow()
+}
+
+// validateSlow waits for a closed gate. If it opens in the same life, this
+// node kept its data, and the freeze waited for us: the update counts.
+func (s *Store) validateSlow() error {
+	ctx, stop := context.WithTimeout(context.Background(), 10*time.Second)
+	defer stop()
+	if err := s.openGate(ctx); err != nil || s.gate.Life.Load() != s.life || !s.leaseRuns() {
+		return ErrLeaseLost
+	}
+	return nil
+}
