@@ -1,0 +1,235 @@
+package drive
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"math/bits"
+	"time"
+
+	"github.com/mainzdb/mainz/dispatcher/transport"
+)
+
+// PingOptions are a load.
+type PingOptions struct {
+	Options
+	To       transport.PeerID
+	Size     int           // bytes of a datagram, at least 16; default 64
+	Count    int           // datagrams; 0: until Duration is over
+	Duration time.Duration // 0: until Count are done
+	Window   int           // datagrams under way; default 1: round trips
+	// Patience is how long nothing may come before what is under way counts
+	// as lost. Default: 1 s.
+	Patience time.Duration
+	// WaitFor is how long the first answer may take. Default: 5 s.
+	WaitFor time.Duration
+}
+
+// MinSize is the smallest datagram of a pinger: a number and a time.
+const MinSize = 16
+
+// Pinged is what came of a load.
+type Pinged struct {
+	Size     int           `json:"size"`
+	Window   int           `json:"window"`
+	Sent     uint64        `json:"sent"`
+	Received uint64        `json:"received"`
+	Lost     uint64        `json:"lost"`
+	Late     uint64        `json:"late"` // came after they were given up, or twice
+	Seconds  float64       `json:"seconds"`
+	PerSec   float64       `json:"per_second"`
+	Min      float64       `json:"min_ns"`
+	P50      float64       `json:"p50_ns"`
+	P90      float64       `json:"p90_ns"`
+	P99      float64       `json:"p99_ns"`
+	P999     float64       `json:"p999_ns"`
+	Max      float64       `json:"max_ns"`
+	hist     *histogram    // of round trips
+	elapsed  time.Duration // of the load
+}
+
+func (o *PingOptions) check(t transport.Transport) error {
+	if o.Size == 0 {
+		o.Size = 64
+	}
+	if o.Window == 0 {
+		o.Window = 1
+	}
+	if o.Patience == 0 {
+		o.Patience = time.Second
+	}
+	if o.WaitFor == 0 {
+		o.WaitFor = 5 * time.Second
+	}
+	switch mtu := t.MTU(o.To); {
+	case o.Size < MinSize || o.Size > mtu:
+		return fmt.Errorf("size %d: want %d to %d, which is the path's MTU", o.Size, MinSize, mtu)
+	case o.Window < 1:
+		return fmt.Errorf("window %d: want at least 1", o.Window)
+	case o.Count == 0 && o.Duration == 0:
+		return fmt.Errorf("neither a count nor a duration")
+	}
+	return nil
+}
+
+// Ping sends datagrams to an echo server and takes the time. It begins when the
+// server has answered for the first time, over the path if it can be had
+// within half of WaitFor.
+func Ping(ctx context.Context, t transport.Transport, o PingOptions) (*Pinged, error) {
+	if err := o.check(t); err != nil {
+		return nil, err
+	}
+	r := &Pinged{Size: o.Size, Window: o.Window, hist: new(histogram)}
+	if err := answers(ctx, t, o); err != nil {
+		return nil, err
+	}
+	var (
+		start    = time.Now()
+		clock    = func() uint64 { return uint64(time.Since(start)) }
+		first    = uint64(1) << 32 // numbers below are not under way any more
+		next     = first
+		underWay = 0
+		heard    = uint64(0)
+		limit    = uint64(o.Duration)
+	)
+	take := func(p []byte, from transport.PeerID) {
+		if len(p) != o.Size || from != o.To {
+			return
+		}
+		n, sent := binary.LittleEndian.Uint64(p), binary.LittleEndian.Uint64(p[8:])
+		if n < first || n >= next || underWay == 0 {
+			r.Late++
+			return
+		}
+		heard = clock()
+		r.hist.add(heard - sent)
+		r.Received++
+		underWay--
+	}
+	stopping := false
+	turn := func(now time.Duration) (busy, done bool) {
+		busy = t.Poll(32, take) > 0
+		if !busy && underWay > 0 && !stopping && underWay >= o.Window {
+			// Only while nothing comes is the time of interest.
+			if uint64(now) > heard && clock() > heard+uint64(o.Patience) {
+				r.Lost += uint64(underWay)
+				underWay, first, heard = 0, next, clock()
+			}
+			return false, false
+		}
+		if !stopping && (o.Count > 0 && r.Sent >= uint64(o.Count) || limit > 0 && clock() >= limit) {
+			stopping = true
+			r.elapsed = time.Since(start)
+		}
+		if stopping {
+			if underWay == 0 {
+				return busy, true
+			}
+			if clock() > max(heard, uint64(r.elapsed))+uint64(o.Patience) {
+				r.Lost += uint64(underWay)
+				return busy, true
+			}
+			return busy, false
+		}
+		for underWay < o.Window && (o.Count == 0 || r.Sent < uint64(o.Count)) {
+			b := t.Buf(o.To, o.Size)
+			if b == nil {
+				break
+			}
+			binary.LittleEndian.PutUint64(b, next)
+			binary.LittleEndian.PutUint64(b[8:], clock())
+			t.Commit(o.Size)
+			next++
+			r.Sent++
+			underWay++
+			busy = true
+		}
+		return busy, false
+	}
+	if err := Loop(ctx, t, o.Options, turn); err != nil {
+		return nil, err
+	}
+	if !stopping {
+		r.elapsed = time.Since(start)
+		r.Lost += uint64(underWay)
+	}
+	r.sum()
+	return r, nil
+}
+
+// answers sends until the server answers, and the path is proven.
+func answers(ctx context.Context, t transport.Transport, o PingOptions) error {
+	ok, asked := false, time.Duration(-time.Hour)
+	back := func(p []byte, from transport.PeerID) { ok = ok || from == o.To }
+	late := false
+	err := Loop(ctx, t, o.Options, func(now time.Duration) (busy, done bool) {
+		if now-asked > 10*time.Millisecond {
+			asked = now
+			if b := t.Buf(o.To, MinSize); b != nil {
+				clear(b)
+				t.Commit(MinSize)
+			}
+		}
+		late = now > o.WaitFor
+		busy = t.Poll(32, back) > 0
+		// A peer that answers through the kernel alone gets some more time.
+		return busy, late || ok && (t.Path().Proven || now > o.WaitFor/2)
+	})
+	if err == nil && !ok && ctx.Err() == nil {
+		err = fmt.Errorf("peer %d has not answered within %v: does mainz net echo run there, and does it name this node as a peer?", o.To, o.WaitFor)
+	}
+	return err
+}
+
+func (r *Pinged) sum() {
+	r.Seconds = r.elapsed.Seconds()
+	if r.Seconds > 0 {
+		r.PerSec = float64(r.Received) / r.Seconds
+	}
+	h := r.hist
+	r.Min, r.Max = float64(h.min), float64(h.max)
+	r.P50, r.P90, r.P99, r.P999 = h.quantile(0.5), h.quantile(0.9), h.quantile(0.99), h.quantile(0.999)
+}
+
+// histogram counts nanoseconds, 128 buckets for each power of two.
+type histogram struct {
+	n, min, max uint64
+	count       [(41 - subBits) << subBits]uint64
+}
+
+const subBits = 7
+
+func (h *histogram) add(ns uint64) {
+	ns = min(ns, 1<<40-1)
+	if h.n == 0 || ns < h.min {
+		h.min = ns
+	}
+	h.n++
+	h.max = max(h.max, ns)
+	shift := max(0, bits.Len64(ns)-1-subBits)
+	h.count[shift<<subBits+int(ns>>shift)]++
+}
+
+// quantile is the middle of the bucket that the share q of all lies below, and
+// never outside of what was measured.
+func (h *histogram) quantile(q float64) float64 {
+	return min(max(h.bucketAt(q), float64(h.min)), float64(h.max))
+}
+
+func (h *histogram) bucketAt(q float64) float64 {
+	want := uint64(q * float64(h.n))
+	for i, c := range h.count {
+		if c == 0 {
+			continue
+		}
+		if want < c {
+			if i < 2<<subBits {
+				return float64(i)
+			}
+			shift := i>>subBits - 1
+			return float64(uint64(i-shift<<subBits)<<shift) + float64(uint64(1)<<shift-1)/2
+		}
+		want -= c
+	}
+	return float64(h.max)
+}

@@ -1,0 +1,2 @@
+// Package transporttest is what every transport must pass.
+package transporttest

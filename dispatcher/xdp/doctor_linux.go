@@ -1,0 +1,134 @@
+package xdp
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/mainzdb/mainz/dispatcher/transport"
+)
+
+// Examine looks at the interface that has the address.
+func Examine(addr netip.Addr) (*Examination, error) {
+	r, err := openRoutes()
+	if err != nil {
+		return nil, err
+	}
+	defer r.close()
+	e := &Examination{Address: addr.String(), AFXDP: "ok", BPF: "ok", Capabilities: []string{}, Advice: []string{}}
+	d, err := r.deviceOf(addr.Unmap())
+	if err != nil && !errors.Is(err, errNoEthernet) {
+		return nil, err
+	}
+	e.Interface, e.Driver, e.Up, e.MTU = d.name, d.driver, d.up, d.mtu
+	noEthernet := err
+	e.look(r, d)
+	e.kernel()
+	e.memory(d)
+	if noEthernet == nil {
+		for _, k := range Auto.kinds(d.driver) {
+			e.Order = append(e.Order, k.String())
+		}
+	}
+	e.Order = append(e.Order, transport.KindUDP.String())
+	e.advise(d, noEthernet)
+	return e, nil
+}
+
+func (e *Examination) look(r *routes, d device) {
+	if fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err == nil {
+		if i, err := unix.IoctlGetEthtoolDrvinfo(fd, d.name); err == nil {
+			e.Driver = unix.ByteSliceToString(i.Driver[:])
+		}
+		unix.Close(fd)
+	}
+	e.RxQueues, e.TxQueues = d.rxq, d.rxq
+	if c, err := channels(d.name); err == nil && c.rx+c.combined > 0 {
+		e.RxQueues, e.TxQueues = int(c.rx+c.combined), int(c.tx+c.combined)
+	}
+	if n, err := rings(d.name); err == nil {
+		e.RxRing, e.RxRingMax, e.TxRing, e.TxRingMax = int(n.rx), int(n.rxMax), int(n.tx), int(n.txMax)
+	}
+	if l, err := r.h.LinkByIndex(d.index); err == nil && l.Attrs().Xdp != nil && l.Attrs().Xdp.Attached {
+		e.Program = l.Attrs().Xdp.ProgId
+	}
+}
+
+func (e *Examination) kernel() {
+	var u unix.Utsname
+	if unix.Uname(&u) == nil {
+		e.Kernel = unix.ByteSliceToString(u.Release[:])
+	}
+	if fd, err := unix.Socket(unix.AF_XDP, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0); err != nil {
+		e.AFXDP = err.Error()
+	} else {
+		unix.Close(fd)
+	}
+	p, err := loadProgram(netip.MustParseAddrPort("192.0.2.1:4379"), transport.Filter{}, 1, false)
+	var ve *ebpf.VerifierError
+	switch {
+	case errors.As(err, &ve):
+		e.BPF = "the verifier refuses the program: " + ve.Error()
+	case err != nil:
+		e.BPF = err.Error()
+	default:
+		p.close()
+	}
+	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var caps [2]unix.CapUserData
+	if unix.Capget(&hdr, &caps[0]) != nil {
+		return
+	}
+	for _, c := range []struct {
+		name string
+		bit  uint
+	}{{"CAP_NET_ADMIN", unix.CAP_NET_ADMIN}, {"CAP_NET_RAW", unix.CAP_NET_RAW}, {"CAP_BPF", unix.CAP_BPF}} {
+		if caps[c.bit/32].Effective>>(c.bit%32)&1 == 0 {
+			e.Capabilities = append(e.Capabilities, c.name)
+		}
+	}
+}
+
+func (e *Examination) memory(d device) {
+	var lim unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_MEMLOCK, &lim) == nil {
+		e.MemlockBytes = lim.Cur
+	}
+	frame, sg := frameFor(d.mtu)
+	e.Frame, e.MultiBuffer = int(frame), sg
+	e.NeedBytes = uint64(frame) * uint64(min(e.RxQueues, maxQueues)*rxFrames+txFrames)
+}
+
+func (e *Examination) advise(d device, noEthernet error) {
+	say := func(format string, a ...any) { e.Advice = append(e.Advice, fmt.Sprintf(format, a...)) }
+	if noEthernet != nil || d.driver == "lo" {
+		say("this is no Ethernet interface: the kernel's UDP is used")
+		return
+	}
+	if !d.up {
+		say("the interface is down: ip link set %s up", d.name)
+	}
+	if len(e.Capabilities) > 0 {
+		say("grant the missing capabilities (AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW CAP_BPF in the unit); they are dropped after opening")
+	}
+	if e.MemlockBytes < e.NeedBytes {
+		say("locked memory is limited to %d bytes and %d are needed: LimitMEMLOCK=infinity in the unit (root with CAP_IPC_LOCK does not need it)", e.MemlockBytes, e.NeedBytes)
+	}
+	if e.Program != 0 {
+		say("program %d is attached: only one can be, so auto takes the kernel's UDP; bpftool prog show id %[1]d tells whose it is", e.Program)
+	}
+	if e.RxQueues > maxQueues {
+		say("%d receive queues, of which %d get a socket: steer our port to one of them (ethtool -N %s flow-type udp4 dst-port 4379 action 0), or have fewer (ethtool -L %[3]s combined %[2]d)", e.RxQueues, maxQueues, d.name)
+	} else if e.RxQueues > 1 {
+		say("%d receive queues are looked at in turn: steering our port to one (ethtool -N %s flow-type udp4 dst-port 4379 action 0) makes that cheaper", e.RxQueues, d.name)
+	}
+	if e.MultiBuffer {
+		say("an MTU of %d needs several frames a packet, which costs a copy: 3500 or less does not", e.MTU)
+	}
+	if d.driver == "veth" {
+		say("a veth pair has no zero copy, and its generic mode is faster than its native one; that is the order that auto takes")
+	}
+}

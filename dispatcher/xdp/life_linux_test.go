@@ -1,0 +1,485 @@
+package xdp
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/mainzdb/mainz/dispatcher/transport"
+	"github.com/mainzdb/mainz/dispatcher/transport/transporttest"
+	"github.com/mainzdb/mainz/internal/netns"
+	"github.com/mainzdb/mainz/internal/testenv"
+)
+
+// link calls f with an interface, in its namespace.
+func (w *wire) link(t testing.TB, i int, f func(l netlink.Link) error) {
+	t.Helper()
+	err := w.ns(i).Do(func() error {
+		l, err := netlink.LinkByName([]string{nameA, nameB}[i])
+		if err != nil {
+			return err
+		}
+		return f(l)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// passes sends datagrams both ways until one has come.
+func passes(t testing.TB, a, b *transporttest.Node) {
+	t.Helper()
+	for _, p := range [][2]*transporttest.Node{{a, b}, {b, a}} {
+		from, to := p[0], p[1]
+		id := transport.PeerID(1)
+		if from == b {
+			id = 0
+		}
+		had := len(to.Got)
+		transporttest.Eventually(t, "a datagram", func() bool {
+			if buf := from.Buf(id, 5); buf != nil {
+				copy(buf, "hello")
+				from.Commit(5)
+			}
+			_ = from.Flush() // the link may be down
+			return len(to.Got) > had
+		}, a, b)
+	}
+}
+
+func TestLinkDownAndUp(t *testing.T) {
+	for _, mode := range []Mode{Generic, Copy} {
+		t.Run(string(mode), func(t *testing.T) {
+			w := newWire(t, false, 1)
+			a, b := w.net(mode).Open2(t, transport.Filter{})
+			passes(t, a, b)
+			w.link(t, 0, netlink.LinkSetDown)
+			transporttest.Eventually(t, "word of the link", func() bool { return conn(a).kernelPeers == 1 }, a, b)
+			for range 10 {
+				if buf := a.Buf(1, 4); buf != nil {
+					a.Commit(copy(buf, "lost"))
+				}
+				if err := a.Flush(); err == nil {
+					t.Error("sent through a link that is down")
+				}
+				a.Turn(t)
+			}
+			w.link(t, 0, netlink.LinkSetUp)
+			transporttest.Eventually(t, "the path again", func() bool { return conn(a).kernelPeers == 0 }, a, b)
+			passes(t, a, b)
+			if k := a.Path().Kind; k == transport.KindUDP {
+				t.Errorf("path is %v", a.Path())
+			}
+		})
+	}
+}
+
+// TestNeighbourChanges: the peer's hardware address becomes another one.
+func TestNeighbourChanges(t *testing.T) {
+	w := newWire(t, false, 1)
+	a, b := w.net(Generic).Open2(t, transport.Filter{})
+	w.link(t, 1, func(l netlink.Link) error {
+		return netlink.LinkSetHardwareAddr(l, []byte{2, 1, 2, 3, 4, 5})
+	})
+	// As a gratuitous ARP would.
+	w.link(t, 0, func(l netlink.Link) error {
+		return netlink.NeighSet(&netlink.Neigh{LinkIndex: l.Attrs().Index, State: netlink.NUD_REACHABLE,
+			IP: w.addr(1).Addr().AsSlice(), HardwareAddr: []byte{2, 1, 2, 3, 4, 5}})
+	})
+	transporttest.Eventually(t, "the new address", func() bool {
+		return conn(a).peers[0].head.last.dst == [6]byte{2, 1, 2, 3, 4, 5} && conn(b).peers[0].head.last.src == [6]byte{2, 1, 2, 3, 4, 5}
+	}, a, b)
+	passes(t, a, b)
+}
+
+func TestMTUChanges(t *testing.T) {
+	w := newWire(t, false, 1)
+	a, b := w.net(Generic).Open2(t, transport.Filter{})
+	for _, mtu := range []int{1400, 1500, 3000, 1200} {
+		if err := setMTU(t, w, mtu); err != nil {
+			t.Fatal(err)
+		}
+		transporttest.Eventually(t, fmt.Sprintf("MTU %d", mtu), func() bool {
+			return a.MTU(1) == mtu-28 && b.MTU(0) == mtu-28 && conn(a).kernelPeers+conn(b).kernelPeers == 0
+		}, a, b)
+		a.Got, b.Got = nil, nil
+		a.Send(t, 1, strings.Repeat("x", mtu-28))
+		b.Send(t, 0, strings.Repeat("y", mtu-28))
+		transporttest.Eventually(t, "datagrams of that size", func() bool { return len(a.Got) == 1 && len(b.Got) == 1 }, a, b)
+		if k := a.Path().Kind; k != transport.KindXDPGeneric {
+			t.Fatalf("MTU %d: path is %v", mtu, a.Path())
+		}
+	}
+	if s := conn(a).Stats(); s.Dropped() != 0 {
+		t.Errorf("drops: %+v", s)
+	}
+}
+
+func TestInterfaceDeleted(t *testing.T) {
+	for _, mode := range []Mode{Auto, Generic, Copy} {
+		t.Run(string(mode), func(t *testing.T) {
+			w := newWire(t, false, 1)
+			a, b := w.net(mode).Open2(t, transport.Filter{})
+			b.Close()
+			w.link(t, 0, netlink.LinkDel)
+			if mode == Auto {
+				transporttest.Eventually(t, "the kernel's way", func() bool { return a.Path().Kind == transport.KindUDP }, a)
+				p := a.Path()
+				if last := p.Refused[len(p.Refused)-1]; !errors.Is(last.Err, transport.ErrInterfaceGone) {
+					t.Errorf("path is %v", p)
+				}
+				// It lives on: the same interface comes again.
+				end := func(ns *netns.NS, name, addr string) netns.End {
+					return netns.End{NS: ns, Name: name, Addrs: []netip.Prefix{netip.MustParsePrefix(addr)}}
+				}
+				if err := netns.Veth(end(w.a, nameA, "10.77.0.1/24"), end(w.b, nameB, "10.77.0.2/24"), 1); err != nil {
+					t.Fatal(err)
+				}
+				tr, err := w.open(t, 1, Options{Mode: UDP})
+				if err != nil {
+					t.Fatal(err)
+				}
+				n := transporttest.NewNode(tr)
+				if err := n.SetPeers([]transport.Peer{{ID: 0, Addr: w.addr(0)}}); err != nil {
+					t.Fatal(err)
+				}
+				passes(t, a, n)
+				return
+			}
+			var err error
+			for i := 0; err == nil && i < 1_000_000; i++ {
+				a.Poll(1, func([]byte, transport.PeerID) {})
+				err = a.Tick(0)
+			}
+			if !errors.Is(err, transport.ErrInterfaceGone) || !strings.Contains(err.Error(), nameA) {
+				t.Errorf("a forced mode on a deleted interface: %v", err)
+			}
+		})
+	}
+}
+
+// TestPathFails: the path takes datagrams and carries none, while the kernel's
+// way works. Nothing but probes finds that out.
+func TestPathFails(t *testing.T) {
+	for _, mode := range []Mode{Auto, Generic} {
+		t.Run(string(mode), func(t *testing.T) {
+			w := newWire(t, false, 1)
+			open := func(i int, m Mode) *transporttest.Node {
+				tr, err := w.open(t, i, Options{Mode: m})
+				if err != nil {
+					t.Fatal(err)
+				}
+				return transporttest.NewNode(tr)
+			}
+			a, b := open(0, mode), open(1, UDP)
+			// Redirected datagrams go to a socket that is not looked at.
+			c := conn(a)
+			c.u.sockets[0].rx.producer = new(uint32)
+			if err := b.SetPeers([]transport.Peer{{ID: 0, Addr: w.addr(0)}}); err != nil {
+				t.Fatal(err)
+			}
+			if err := a.SetPeers([]transport.Peer{{ID: 1, Addr: w.addr(1)}}); err != nil {
+				t.Fatal(err)
+			}
+			if mode == Generic {
+				var err error
+				for i := 0; err == nil && i < 10_000_000; i++ {
+					a.Poll(32, func([]byte, transport.PeerID) {})
+					err = a.Tick(0 + timeOf(i))
+					b.Turn(t)
+				}
+				if !errors.Is(err, transport.ErrPathFailed) {
+					t.Fatalf("a path that carries nothing: %v", err)
+				}
+				return
+			}
+			transporttest.Eventually(t, "the next way", func() bool { return a.Path().Kind == transport.KindXDPNative }, a, b)
+			if p := a.Path(); !errors.Is(p.Refused[len(p.Refused)-1].Err, transport.ErrPathFailed) {
+				t.Errorf("path is %v", p)
+			}
+			passes(t, a, b)
+			proven(t, a, b)
+			passes(t, a, b)
+		})
+	}
+}
+
+// timeOf makes each turn one millisecond, so that the test does not wait for
+// the clock.
+func timeOf(i int) (d time.Duration) { return time.Duration(i) * 1_000_000 }
+
+// TestOtherTraffic: ping and an unrelated UDP service work as if we were not
+// there.
+func TestOtherTraffic(t *testing.T) {
+	for _, mode := range []Mode{Generic, Copy} {
+		t.Run(string(mode), func(t *testing.T) {
+			w := newWire(t, false, 1)
+			a, b := w.net(mode).Open2(t, transport.Filter{MinLen: 4, Prefix: []byte("MZ")})
+			socket := func(i int, typ, proto int) (fd int) {
+				err := w.ns(i).Do(func() (err error) {
+					fd, err = unix.Socket(unix.AF_INET, typ|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, proto)
+					return err
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { unix.Close(fd) })
+				return fd
+			}
+			other := func(i int) unix.Sockaddr {
+				return sockaddr(netip.AddrPortFrom(w.addr(i).Addr(), 5000))
+			}
+			client, server := socket(0, unix.SOCK_DGRAM, 0), socket(1, unix.SOCK_DGRAM, 0)
+			if err := errors.Join(unix.Bind(client, other(0)), unix.Bind(server, other(1))); err != nil {
+				t.Fatal(err)
+			}
+			icmp := socket(0, unix.SOCK_RAW, unix.IPPROTO_ICMP)
+			buf := make([]byte, 2000)
+			for i := range 20 {
+				a.Send(t, 1, "MZ among others")
+				if err := unix.Sendto(client, []byte("question"), 0, other(1)); err != nil {
+					t.Fatal(err)
+				}
+				transporttest.Eventually(t, "the question", func() bool {
+					n, _, err := unix.Recvfrom(server, buf, 0)
+					return err == nil && string(buf[:n]) == "question"
+				}, a, b)
+				if err := unix.Sendto(server, []byte("answer"), 0, other(0)); err != nil {
+					t.Fatal(err)
+				}
+				transporttest.Eventually(t, "the answer", func() bool {
+					n, _, err := unix.Recvfrom(client, buf, 0)
+					return err == nil && string(buf[:n]) == "answer"
+				}, a, b)
+				if err := unix.Sendto(icmp, echoRequest(byte(i)), 0, sockaddr(w.addr(1))); err != nil {
+					t.Fatal(err)
+				}
+				transporttest.Eventually(t, "the echo", func() bool {
+					n, _, err := unix.Recvfrom(icmp, buf, 0)
+					return err == nil && n == 28 && buf[20] == 0 && buf[27] == byte(i)
+				}, a, b)
+			}
+			transporttest.Eventually(t, "ours", func() bool { return len(b.Got) == 20 }, a, b)
+			if s := b.Stats(); s.RxKernel != 0 || s.Dropped() != 0 {
+				t.Errorf("%+v", s)
+			}
+		})
+	}
+}
+
+func echoRequest(seq byte) []byte {
+	p := []byte{8, 0, 0, 0, 0, 1, 0, seq}
+	sum := ^plainSum(p)
+	p[2], p[3] = byte(sum>>8), byte(sum)
+	return p
+}
+
+const childEnv = "MAINZ_XDP_TEST_CHILD"
+
+// TestMain is also the daemon that TestKill kills.
+func TestMain(m *testing.M) {
+	listen := os.Getenv(childEnv)
+	if listen == "" {
+		os.Exit(m.Run())
+	}
+	mode, addr, _ := strings.Cut(listen, " ")
+	tr, err := Open(Options{Listen: netip.MustParseAddrPort(addr), Mode: Mode(mode)})
+	if err != nil {
+		fmt.Println("error:", err)
+		os.Exit(1)
+	}
+	fmt.Println(tr.Path())
+	if peer := os.Getenv(childPeerEnv); peer != "" {
+		fmt.Println(unprivileged(tr, netip.MustParseAddrPort(peer)))
+		os.Exit(0)
+	}
+	select {}
+}
+
+const childPeerEnv = "MAINZ_XDP_TEST_PEER"
+
+// unprivileged drops the privileges, changes the members, and waits for a
+// datagram through the rings.
+func unprivileged(tr transport.Transport, peer netip.AddrPort) string {
+	if err := DropPrivileges(); err != nil {
+		return err.Error()
+	}
+	if fd, err := unix.Socket(unix.AF_XDP, unix.SOCK_RAW, 0); err == nil {
+		unix.Close(fd)
+		return "an AF_XDP socket without privileges"
+	}
+	if err := tr.SetPeers([]transport.Peer{{ID: 5, Addr: peer}}); err != nil {
+		return err.Error()
+	}
+	start, got := time.Now(), false
+	for time.Since(start) < 10*time.Second {
+		tr.Poll(32, func(p []byte, from transport.PeerID) { got = got || string(p) == "hello" && from == 5 })
+		if err := tr.Tick(time.Since(start)); err != nil {
+			return err.Error()
+		}
+		if s := tr.Stats(); got && tr.Path().Proven && s.RxPackets > s.RxKernel {
+			return "good"
+		}
+	}
+	return fmt.Sprintf("nothing came: %v %+v", tr.Path(), tr.Stats())
+}
+
+// TestDropPrivileges: a transport works on without them, and new members get in.
+func TestDropPrivileges(t *testing.T) {
+	w := newWire(t, false, 1)
+	tr, err := w.open(t, 1, Options{Mode: Generic})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := transporttest.NewNode(tr)
+	if err := b.SetPeers([]transport.Peer{{ID: 0, Addr: w.addr(0)}}); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), childEnv+"="+string(Generic)+" "+w.addr(0).String(), childPeerEnv+"="+w.addr(1).String())
+	out := new(strings.Builder)
+	cmd.Stdout, cmd.Stderr = out, out
+	if err := w.a.Do(cmd.Start); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- cmd.Wait() }()
+	transporttest.Eventually(t, "the child's end", func() bool {
+		if buf := b.Buf(0, 5); buf != nil {
+			b.Commit(copy(buf, "hello"))
+		}
+		_ = b.Flush()
+		select {
+		case err = <-done:
+			return true
+		default:
+			return false
+		}
+	}, b)
+	if withCgo && err == nil && strings.Contains(out.String(), "built with cgo") {
+		return // which is what it promises to say then
+	}
+	if lines := strings.Split(strings.TrimSpace(out.String()), "\n"); err != nil || lines[len(lines)-1] != "good" {
+		t.Errorf("%v: %s", err, out)
+	}
+}
+
+// TestKill: kill -9 leaves no program attached and the port and the queue free.
+func TestKill(t *testing.T) {
+	for _, mode := range []Mode{Generic, Copy} {
+		t.Run(string(mode), func(t *testing.T) {
+			w := newWire(t, false, 1)
+			attached := func() (id uint32) {
+				w.link(t, 0, func(l netlink.Link) error {
+					if x := l.Attrs().Xdp; x != nil && x.Attached {
+						id = x.ProgId
+					}
+					return nil
+				})
+				return id
+			}
+			for range 3 {
+				cmd := exec.Command("/proc/self/exe")
+				cmd.Env = append(os.Environ(), childEnv+"="+string(mode)+" "+w.addr(0).String())
+				out, err := cmd.StdoutPipe()
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := w.a.Do(cmd.Start); err != nil {
+					t.Fatal(err)
+				}
+				line, err := bufio.NewReader(out).ReadString('\n')
+				if err != nil || !strings.HasPrefix(line, "xdp-") {
+					_ = cmd.Process.Kill()
+					_ = cmd.Wait()
+					t.Fatalf("child said %q, %v", line, err)
+				}
+				id := attached()
+				if id == 0 {
+					t.Error("no program while the daemon lives")
+				}
+				if err := cmd.Process.Kill(); err != nil {
+					t.Fatal(err)
+				}
+				_ = cmd.Wait()
+				transporttest.Eventually(t, "the program to go", func() bool { return attached() == 0 })
+				transporttest.Eventually(t, "the kernel to forget it", func() bool {
+					p, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
+					if err != nil {
+						return errors.Is(err, os.ErrNotExist)
+					}
+					p.Close()
+					return false
+				})
+			}
+			// And the next daemon gets everything.
+			a, b := w.net(mode).Open2(t, transport.Filter{})
+			passes(t, a, b)
+		})
+	}
+}
+
+// TestOverload: what finds no room in the rings is counted, and nothing leaks.
+func TestOverload(t *testing.T) {
+	testenv.Need(t, testenv.Root)
+	for _, mode := range []Mode{Generic, Copy} {
+		t.Run(string(mode), func(t *testing.T) {
+			w := newWire(t, false, 1)
+			a, b := w.net(mode).Open2(t, transport.Filter{})
+			sent := 0
+			for range 200 {
+				for range 32 {
+					if buf := a.Buf(1, 100); buf != nil {
+						a.Commit(100)
+						sent++
+					}
+				}
+				if err := a.Flush(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			var lost uint64
+			transporttest.Eventually(t, "an account of all", func() bool {
+				lost = b.Stats().Drops[transport.DropNoRoom] + a.Stats().Drops[transport.DropUnsent] + dropped(t, w)
+				return uint64(len(b.Got))+lost >= uint64(sent)
+			}, b, a)
+			if uint64(len(b.Got))+lost != uint64(sent) {
+				t.Errorf("%d sent, %d received, %d lost", sent, len(b.Got), lost)
+			}
+			if lost == 0 {
+				t.Error("nothing overflowed")
+			}
+			passes(t, a, b)
+		})
+	}
+}
+
+// dropped is what the veth pair itself lost, in the direction to b.
+func dropped(t testing.TB, w *wire) (n uint64) {
+	w.link(t, 0, func(l netlink.Link) error {
+		n += l.Attrs().Statistics.TxDropped
+		return nil
+	})
+	return n
+}
+
+// wireDrops is what the veth pair lost in both directions.
+func wireDrops(t testing.TB, w *wire) (n uint64) {
+	for i := range 2 {
+		w.link(t, i, func(l netlink.Link) error {
+			n += l.Attrs().Statistics.TxDropped
+			return nil
+		})
+	}
+	return n
+}
