@@ -1,0 +1,482 @@
+package protocol
+
+import (
+	"cmp"
+	"slices"
+
+	"github.com/mainzdb/mainz/protocol/wire"
+)
+
+// claim is what an LMASTER has heard of one key in a recovery.
+type claim struct {
+	owner  PNN
+	rsn    uint64
+	copies []copyClaim
+	wants  []wantClaim
+}
+
+type copyClaim struct {
+	carrier PNN
+	bound   PNN
+	reqid   ReqID
+	token   uint64
+	rsn     uint64
+}
+
+type wantClaim struct {
+	pnn   PNN
+	reqid ReqID
+}
+
+// newMap: NEW_MAP. The map is taken, or refused for a promise that is higher.
+func (n *Node) newMap(from PNN, m *Message) Verdict {
+	ballot := m.Promise
+	if ballot < n.s.Promised || ballot < n.s.Taken || ballot == n.s.Taken && n.rv.tookHere != ballot {
+		return Refused
+	}
+	if ballot == n.s.Taken {
+		return Handled
+	}
+	var mp Map
+	for rest := m.Members; len(rest) > 0; {
+		var e wire.Member
+		e, rest, _ = wire.NextMember(rest)
+		mp.Members = append(mp.Members, e)
+	}
+	mp.index()
+	self := mp.member(n.cfg.Self)
+	if self == nil || self.Incarnation != n.cfg.Incarnation || !n.passDone {
+		return Refused
+	}
+	n.takeMap(from, ballot, mp, *self)
+	return Handled
+}
+
+func (n *Node) takeMap(leader PNN, ballot Epoch, mp Map, self wire.Member) {
+	neverOpened := n.s.Opened != n.s.Taken
+	n.s.Promised, n.s.Taken, n.s.Map = ballot, ballot, mp
+	for i := range mp.Members {
+		n.s.HighVNN = max(n.s.HighVNN, mp.Members[i].VNN)
+	}
+	n.eff.SetEpoch, n.eff.Cancel = ballot, ballot
+	n.rv = recovery{leader: leader, asked: ballot, tookHere: ballot, claimsIn: true}
+	n.state = stMapped
+	n.leaderAt = n.now
+	clear(n.tokens) // acks of older epochs free nothing: the copies are claimed
+	if self.Joiner {
+		n.newLife(self.Life)
+	} else {
+		if n.s.Memory != wire.MemoryFull {
+			n.cfg.Fault("kept its data without having any")
+		}
+		n.keepLife(neverOpened)
+	}
+	n.gate = Gate{State: GateFrozen, Epoch: ballot, Life: n.s.Life, VNN: self.VNN}
+	n.ping() // leases of the new epoch, before it opens
+	n.claimAll()
+	n.claimsAcked()
+	n.eff.Retry = true
+}
+
+// newLife: a joiner starts an empty segment; what its clients had open ends as
+// unknown.
+func (n *Node) newLife(life uint64) {
+	for _, p := range n.s.pend {
+		if p != nil && p.client != 0 && !p.abandoned {
+			n.eff.Replies = append(n.eff.Replies, Reply{Client: p.client, Cookie: p.cookie, Op: p.m.Op, Status: wire.Unknown, OPID: p.opid})
+		}
+	}
+	n.s.forget(life)
+	n.store.Reset(life)
+	clear(n.byReq)
+	n.freePend, n.pendN, n.parkedN = nil, 0, 0
+	n.dirty = n.dirty[:0]
+}
+
+// keepLife: what is volatile goes, and what belongs to nodes that are gone.
+func (n *Node) keepLife(neverOpened bool) {
+	if neverOpened && n.plant != plantKeepProvisional {
+		n.store.DropProvisional()
+	}
+	for r := n.s.recs.first; r != nil; r = r.next {
+		r.loc, r.cache, r.claim = location{}, wire.NoPNN, nil
+		for _, pk := range r.parked {
+			n.unpark(pk)
+		}
+		r.parked = r.parked[:0]
+		r.dones = slices.DeleteFunc(r.dones, func(d doneEntry) bool { return !n.alive(d.OPID) })
+		for i := range r.dones {
+			r.dones[i].token = 0
+		}
+		if r.lock.held && !n.alive(r.lock.opid) {
+			r.lock = remoteLock{}
+			n.store.Unlock(r.db, r.key)
+		}
+		for i := range r.carry {
+			n.sweepCopy(&r.carry[i])
+			r.carry[i].token = n.token(r)
+		}
+		n.touch(r)
+	}
+	for _, p := range n.s.pend {
+		if p != nil {
+			p.state, p.hops = pendNew, 0
+		}
+	}
+	n.store.Sweep(n.alive)
+}
+
+// alive: by the life, not by the node. One that crashed and joined again in an
+// epoch that never opened is a member once more, but not the one whose pieces
+// these are.
+func (n *Node) alive(o OPID) bool {
+	if n.plant == plantKeepDeadPieces {
+		return true
+	}
+	if n.plant == plantAliveByPNN {
+		return n.s.Map.member(o.PNN) != nil
+	}
+	return n.s.Map.alive(o)
+}
+
+// sweepCopy takes dead nodes' pieces and done entries out of a carried copy.
+func (n *Node) sweepCopy(c *carried) {
+	var data, tags, dones []byte
+	at := 0
+	for rest := c.tags; len(rest) > 0; {
+		t, next, _ := wire.NextTag(rest)
+		if n.alive(t.OPID) {
+			data = append(data, c.data[at:at+int(t.Len)]...)
+			tags = wire.AppendTag(tags, t)
+		}
+		at += int(t.Len)
+		rest = next
+	}
+	if len(c.tags) > 0 {
+		c.data, c.tags = data, tags
+	}
+	for rest := c.dones; len(rest) > 0; {
+		d, next, _ := wire.NextDone(rest)
+		if n.alive(d.OPID) {
+			dones = wire.AppendDone(dones, d)
+		}
+		rest = next
+	}
+	c.dones = dones
+}
+
+// batches fills messages of rows per member and sends them when they are full.
+type batches struct {
+	n    *Node
+	op   wire.Op
+	rows [wire.MaxNodes][]byte
+}
+
+func (b *batches) add(to PNN, row func(rows []byte) []byte) {
+	b.rows[to] = row(b.rows[to])
+	if len(b.rows[to]) >= b.n.cfg.ClaimBytes {
+		b.flush(to)
+	}
+}
+
+func (b *batches) flush(to PNN) {
+	if len(b.rows[to]) == 0 {
+		return
+	}
+	n := b.n
+	if to == n.cfg.Self {
+		switch b.op {
+		case wire.Claims:
+			n.claims(to, b.rows[to])
+		case wire.Verdicts:
+			n.verdicts(b.rows[to])
+		default:
+			n.resupplied(b.rows[to])
+		}
+	} else {
+		n.rv.inFlight++
+		n.send(to, Control, n.s.Taken, &Message{Op: b.op, Rows: b.rows[to]}, n.batchToken())
+	}
+	b.rows[to] = b.rows[to][:0]
+}
+
+func (b *batches) done() {
+	for i := range b.rows {
+		b.flush(PNN(i))
+	}
+}
+
+// claimAll tells the new LMASTERs what this node has and what it waits for.
+func (n *Node) claimAll() {
+	b := batches{n: n, op: wire.Claims}
+	n.store.Each(func(db uint32, key []byte, rsn uint64) {
+		c := wire.Claim{Kind: wire.ClaimOwner, DBID: db, RSN: rsn, Bound: n.cfg.Self, Key: key}
+		b.add(n.lmaster(db, key), func(rows []byte) []byte { return wire.AppendClaim(rows, &c) })
+	})
+	if n.plant != plantNoCopyClaims {
+		for r := n.s.recs.first; r != nil; r = r.next {
+			for i := range r.carry {
+				k := &r.carry[i]
+				c := wire.Claim{Kind: wire.ClaimCarried, DBID: r.db, RSN: k.rsn, Bound: k.bound, ReqID: k.reqid, Token: k.token, Key: r.key}
+				b.add(n.lmaster(r.db, r.key), func(rows []byte) []byte { return wire.AppendClaim(rows, &c) })
+			}
+		}
+	}
+	for _, p := range n.s.pend {
+		if p != nil && p.reqid != 0 {
+			c := wire.Claim{Kind: wire.ClaimWant, DBID: p.m.DBID, Bound: n.cfg.Self, ReqID: p.reqid, Key: p.m.Key}
+			b.add(n.lmaster(p.m.DBID, p.m.Key), func(rows []byte) []byte { return wire.AppendClaim(rows, &c) })
+		}
+	}
+	b.done()
+}
+
+// controlAcked: a batch of this epoch was handled.
+func (n *Node) controlAcked(token uint64) {
+	if token != n.batchToken() || n.rv.inFlight == 0 {
+		return
+	}
+	n.rv.inFlight--
+	n.claimsAcked()
+	n.maybeSettled()
+}
+
+// claimsAcked: only when all CLAIMs are handled, as CLAIMS_DONE could overtake
+// those on other links.
+func (n *Node) claimsAcked() {
+	if n.state != stMapped || n.rv.inFlight > 0 {
+		return
+	}
+	n.state = stClaimed
+	if n.rv.leader == n.cfg.Self {
+		n.finished(n.cfg.Self, claiming)
+	} else {
+		n.send(n.rv.leader, Control, n.s.Taken, &Message{Op: wire.ClaimsDone}, 0)
+	}
+}
+
+// claims at the LMASTER: noted, decided at SETTLE.
+func (n *Node) claims(from PNN, rows []byte) {
+	for len(rows) > 0 {
+		var c wire.Claim
+		c, rows, _ = wire.NextClaim(rows)
+		r := n.rec(c.DBID, c.Key)
+		if r.claim == nil {
+			r.claim = &claim{owner: wire.NoPNN}
+		}
+		k := r.claim
+		switch c.Kind {
+		case wire.ClaimOwner:
+			if k.owner != wire.NoPNN && k.owner != from {
+				n.cfg.Fault("two nodes claim to own a record")
+			}
+			k.owner, k.rsn = from, c.RSN
+		case wire.ClaimCarried:
+			k.copies = append(k.copies, copyClaim{from, c.Bound, c.ReqID, c.Token, c.RSN})
+		case wire.ClaimWant:
+			k.wants = append(k.wants, wantClaim{from, c.ReqID})
+		}
+	}
+}
+
+// settle: SETTLE, all claims of all members are in.
+func (n *Node) settle() {
+	if n.rv.settling || n.state != stClaimed {
+		return
+	}
+	n.rv.settling = true
+	n.settleClaims()
+	n.resupply()
+	n.rv.settled = true // not earlier: own verdicts come while the batches are made
+	n.maybeSettled()
+}
+
+// settleClaims decides every key this node is LMASTER of.
+func (n *Node) settleClaims() {
+	if !n.rv.claimsIn {
+		return
+	}
+	n.rv.claimsIn = false
+	b := batches{n: n, op: wire.Verdicts}
+	for r := n.s.recs.first; r != nil; r = r.next {
+		k := r.claim
+		if k == nil {
+			continue
+		}
+		keep := -1
+		if k.owner == wire.NoPNN {
+			keep = n.validCopy(k)
+		}
+		switch {
+		case k.owner != wire.NoPNN && k.owner != n.cfg.Self:
+			r.loc = location{true, k.owner, 0, k.rsn}
+		case keep >= 0 && k.copies[keep].carrier != n.cfg.Self:
+			r.loc = location{true, k.copies[keep].carrier, 0, k.copies[keep].rsn}
+		}
+		for i, c := range k.copies {
+			v := wire.Verdict{Token: c.token, Keep: i == keep}
+			b.add(c.carrier, func(rows []byte) []byte { return wire.AppendVerdict(rows, v) })
+		}
+		r.claim = nil
+		n.touch(r)
+	}
+	b.done()
+}
+
+// validCopy: one whose receiver takes part with its data and still waits under
+// that very REQID. Then it never got the record. An older copy must not win over
+// a receiver that had it, changed it, and died.
+func (n *Node) validCopy(k *claim) int {
+	keep := -1
+	for i, c := range k.copies {
+		e := n.s.Map.member(c.bound)
+		valid := e != nil && !e.Joiner && slices.Contains(k.wants, wantClaim{c.bound, c.reqid})
+		if n.plant == plantCopyWithoutWant {
+			valid = true
+		}
+		if !valid {
+			continue
+		}
+		if keep >= 0 && k.copies[keep].reqid != c.reqid && n.plant != plantCopyWithoutWant {
+			n.cfg.Fault("two valid copies of different sendings")
+		}
+		if keep < 0 || c.rsn > k.copies[keep].rsn {
+			keep = i
+		}
+	}
+	return keep
+}
+
+// verdicts at the carriers.
+func (n *Node) verdicts(rows []byte) {
+	for len(rows) > 0 {
+		var v wire.Verdict
+		v, rows, _ = wire.NextVerdict(rows)
+		r := n.tokens[v.Token]
+		if r == nil {
+			continue
+		}
+		delete(n.tokens, v.Token)
+		for i := range r.carry {
+			if r.carry[i].token != v.Token {
+				continue
+			}
+			if v.Keep {
+				n.keepCopy(r, &r.carry[i])
+			}
+			r.dropCarry(i)
+			n.touch(r)
+			break
+		}
+	}
+	n.maybeSettled()
+}
+
+// keepCopy makes a carried copy the record again.
+func (n *Node) keepCopy(r *rec, c *carried) {
+	if n.store.Look(r.db, r.key, &n.view) {
+		n.cfg.Fault("told to keep the copy of a record that is here")
+		return
+	}
+	if n.store.TryLock(r.db, r.key, true) != Locked || !n.store.Publish(r.db, r.key, &Record{RSN: c.rsn + 1, LAccessor: c.laccessor, LACount: c.lacount, Data: c.data, Tags: c.tags}, true) {
+		n.cfg.Fault("no room for a record that was here")
+		return
+	}
+	n.store.Unlock(r.db, r.key)
+	r.dones = r.dones[:0]
+	for rest := c.dones; len(rest) > 0; {
+		var d wire.Done
+		d, rest, _ = wire.NextDone(rest)
+		r.dones = append(r.dones, doneEntry{d, 0})
+	}
+}
+
+// resupply sends this node's live pieces in records it does not own to their
+// LMASTERs, in case the record is lost.
+func (n *Node) resupply() {
+	b := batches{n: n, op: wire.Resupply}
+	for _, j := range n.s.journal {
+		live := j.State == PieceLive || j.State == PieceRemoving && n.plant == plantResupplyRemoving
+		if !live || n.store.Look(j.DB, j.Key, &n.view) && !n.store.IsProvisional(j.DB, j.Key) {
+			continue
+		}
+		p := wire.Piece{DBID: j.DB, OPID: j.OPID, Key: j.Key, Data: j.Data}
+		b.add(n.lmaster(j.DB, j.Key), func(rows []byte) []byte { return wire.AppendPiece(rows, &p) })
+	}
+	b.done()
+}
+
+// resupplied at the LMASTER: a key with an owner or a kept copy has the piece
+// already; else a provisional record grows.
+func (n *Node) resupplied(rows []byte) {
+	for len(rows) > 0 {
+		var p wire.Piece
+		p, rows, _ = wire.NextPiece(rows)
+		r := n.rec(p.DBID, p.Key)
+		if r.loc.set {
+			continue
+		}
+		if n.store.Look(p.DBID, p.Key, &n.view) && !n.store.IsProvisional(p.DBID, p.Key) {
+			continue
+		}
+		if !n.store.Provisional(p.DBID, p.Key, p.OPID, p.Data, n.s.Taken) {
+			n.cfg.Fault("no room for a piece that was in the cluster")
+		}
+	}
+}
+
+// maybeSettled: verdicts for all own copies are in, own batches handled.
+func (n *Node) maybeSettled() {
+	if n.state != stClaimed || !n.rv.settled || n.rv.inFlight > 0 {
+		return
+	}
+	for r := n.s.recs.first; r != nil; r = r.next {
+		if len(r.carry) > 0 {
+			if n.plant == plantNoCopyClaims {
+				r.carry = r.carry[:0]
+				continue
+			}
+			return
+		}
+	}
+	n.state = stSettled
+	if n.rv.leader == n.cfg.Self {
+		n.finished(n.cfg.Self, settling)
+	} else {
+		n.send(n.rv.leader, Control, n.s.Taken, &Message{Op: wire.Settled}, 0)
+	}
+}
+
+// recovered: RECOVERED. One store of the opened epoch makes what was provisional
+// normal; then the gate opens and everything pending is sent anew.
+func (n *Node) recovered() {
+	if n.state != stSettled && n.plant != plantOldRecovered && n.plant != plantOldIncarnation {
+		return
+	}
+	n.s.Opened = n.s.Taken
+	n.store.OpenProvisional()
+	n.state, n.openedAt = stOpen, n.now
+	n.gate.State, n.gate.Epoch = GateOpen, n.s.Taken
+	n.rv.asked = 0
+	n.eff.Retry = true
+	n.ping()
+	var again []*pending
+	for _, p := range n.s.pend {
+		if p != nil {
+			again = append(again, p)
+		}
+	}
+	slices.SortFunc(again, func(a, b *pending) int { return cmp.Compare(a.opid.Counter, b.opid.Counter) })
+	for _, p := range again {
+		switch {
+		case p.state == 0:
+		case n.serving():
+			n.route(p)
+		default:
+			n.backoff(p, ms)
+		}
+	}
+	for r := n.s.recs.first; r != nil; r = r.next {
+		n.touch(r)
+	}
+}

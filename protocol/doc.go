@@ -1,0 +1,30 @@
+// Package protocol decides what one CTDB node does: on a packet, on a request of a
+// local client, and as time goes by. docs/protocol.md and docs/recovery.md say
+// what it does and why; this page says how to use it.
+//
+// A [Node] is a pure state machine. It owns no socket, clock, goroutine, lock or
+// random source, and never ranges over a map where the order could show. Two nodes
+// that get the same calls do the same.
+//
+// The caller's duties:
+//  1. Hand in what happens, with the time: Step (a packet), Submit, Abandon,
+//     Released, Frozen, ClientGone, Peer, Acked, Refused, Tick. One goroutine.
+//  2. After each of them, before the next: Take, and carry out the [Effects]:
+//     SetEpoch and Cancel to the link, then the Sends to the link, the Replies to
+//     the clients; gate and lease into the segment; if Freeze, a pass over the
+//     handles, then Frozen; if Retry, the link's Retry.
+//  3. Call Tick at Effects.Next, or earlier.
+//  4. Acknowledge a packet only if Step said Handled, and not before the effects of
+//     that step are in the segment.
+//  5. Keep [Stable] and the [Store] over a restart of the dispatcher, and hand them
+//     to [New] together; or neither.
+//
+// The core never waits for a record: Store.TryLock says Held, the request is
+// parked, and Released comes when the record is free.
+//
+// Tables and their bounds: pending operations [Config.MaxPending] (Submit: ErrFull);
+// requests parked for other nodes [Config.MaxParked] (NO_MEMORY to them); done
+// lists [Config.MaxDone] a record (requests wait); what is known about keys is one
+// entry for each key that has any of these, a carried copy, a remote lock, a
+// location or a cached location.
+package protocol

@@ -1,0 +1,484 @@
+package protocol
+
+import (
+	"math/bits"
+
+	"github.com/mainzdb/mainz/protocol/wire"
+)
+
+// nodeState is where a node stands between two openings of its gate.
+type nodeState uint8
+
+const (
+	stFrozen nodeState = iota
+	stPromised
+	stMapped
+	stClaimed
+	stSettled
+	stOpen
+)
+
+// Node is the protocol's state machine for one node. All methods belong to one
+// goroutine; each is one step. After a step the caller takes the effects.
+type Node struct {
+	cfg   Config
+	s     *Stable
+	store Store
+	rng   uint64 // state of the generator of jitter
+	plant plant
+	now   Instant
+
+	state    nodeState
+	gate     Gate
+	lease    Instant
+	openedAt Instant
+	started  Instant
+	passNum  uint64 // of the pass over the handles that was asked for last
+	passDone bool
+
+	byReq     map[ReqID]*pending
+	tokens    map[uint64]*rec // of carried copies and done entries under way
+	nextToken uint64
+	peers     [wire.MaxNodes]peer
+	lead      leading
+	rv        recovery
+	counter   uint64 // highest ballot counter seen
+	nextPing  Instant
+	wantedAt  Instant
+	leaderAt  Instant // a leader's word came last
+	leadDelay Instant
+
+	dirty      []*rec
+	parkedN    int
+	pendN      int
+	freePend   []*pending
+	freeParked []*parked
+	timersAt   Instant // no deadline is earlier
+
+	view    Record  // what Look answers
+	put     Record  // what Publish is given; a local one would escape
+	msg     Message // the packet in Step
+	scratch []byte
+	tagbuf  []byte
+
+	eff   Effects
+	stats Counters
+}
+
+// peer is what a node knows of another.
+type peer struct {
+	heard   Instant // our clock's reading in the newest PING that was answered
+	grantT  Instant // the same, for the newest that was granted
+	granted Instant // when we granted it a lease
+	epoch   Epoch
+	open    bool
+	met     Instant // its present incarnation
+	life    uint64
+	floor   uint64
+	letIn   Instant // join hold-off
+	hold    Instant
+}
+
+// Counters since the node's start.
+type Counters struct {
+	Requests, Redirects, Forwards, Handovers, Recoveries, Backoffs, Executed uint64
+}
+
+// New starts a node over its memory. If that is not fresh this is a warm restart:
+// the gate stays closed until a recovery is over.
+func New(now Instant, cfg Config, s *Stable, store Store) *Node {
+	cfg.defaults()
+	n := &Node{cfg: cfg, s: s, store: store, now: now, started: now, rng: cfg.Seed ^ uint64(cfg.Self)<<32, plant: plantByName(cfg.Plant),
+		byReq: map[ReqID]*pending{}, tokens: map[uint64]*rec{}, timersAt: Never}
+	n.gate = Gate{State: GateFrozen, Epoch: s.Taken, Life: s.Life}
+	n.counter = max(s.Promised.Counter(), s.Taken.Counter())
+	for i := range n.peers {
+		// We may have granted anybody a lease just before we forgot it: count it.
+		n.peers[i].granted = now
+		if n.plant == plantForgetGrants {
+			n.peers[i].granted = -Never / 2
+		}
+		n.peers[i].heard, n.peers[i].grantT = -Never/2, -Never/2
+	}
+	n.s.Map.index()
+	for i := range s.pend {
+		if p := s.pend[i]; p != nil {
+			n.pendN++
+			p.state = pendNew
+			if p.reqid != 0 {
+				n.byReq[p.reqid] = p
+			}
+		} else {
+			n.freePend = append(n.freePend, &pending{slot: i})
+		}
+	}
+	for r := s.recs.first; r != nil; r = r.next {
+		r.loc, r.cache, r.parked, r.dirty, r.claim = location{}, wire.NoPNN, r.parked[:0], false, nil
+		for i := range r.dones {
+			r.dones[i].token = 0
+		}
+		for i := range r.carry {
+			r.carry[i].token = n.token(r)
+		}
+	}
+	// A lock that the dispatcher holds for nobody was handed to it just before it died.
+	var free []*rec
+	store.Each(func(db uint32, key []byte, _ uint64) {
+		if store.Holder(db, key) == Dispatcher {
+			if r := s.recs.get(cfg.Hash(db, key), db, key); !r.lock.held {
+				free = append(free, r)
+			}
+		}
+	})
+	for _, r := range free {
+		store.Unlock(r.db, r.key)
+	}
+	n.leaderAt, n.leadDelay = now, n.jitter(5*ms)
+	n.startPass()
+	n.ping()
+	n.wanted()
+	return n
+}
+
+// jitter is up to d, by a splitmix64 generator: nothing here needs a better one,
+// and its whole state is one word.
+func (n *Node) jitter(d Instant) Instant {
+	n.rng += 0x9E3779B97F4A7C15
+	z := n.rng
+	z = (z ^ z>>30) * 0xBF58476D1CE4E5B9
+	z = (z ^ z>>27) * 0x94D049BB133111EB
+	return Instant((z ^ z>>31) % uint64(d+1))
+}
+
+func (n *Node) token(r *rec) uint64 {
+	n.nextToken++
+	n.tokens[n.nextToken] = r
+	return n.nextToken
+}
+
+// begin and finish stand around every step.
+func (n *Node) begin(now Instant) {
+	if now > n.now {
+		n.now = now
+	}
+}
+
+func (n *Node) finish() {
+	for i := 0; i < len(n.dirty); i++ { // grows while it runs; each round ends requests
+		r := n.dirty[i]
+		r.dirty = false
+		n.settleRec(r)
+	}
+	n.dirty = n.dirty[:0]
+}
+
+// touch looks at a record again before the step ends.
+func (n *Node) touch(r *rec) {
+	if !r.dirty {
+		r.dirty = true
+		n.dirty = append(n.dirty, r)
+	}
+}
+
+func (n *Node) rec(db uint32, key []byte) *rec {
+	r := n.s.recs.get(n.cfg.Hash(db, key), db, key)
+	n.touch(r)
+	return r
+}
+
+// lmaster is the node that knows where a key is, in the map taken last.
+func (n *Node) lmaster(db uint32, key []byte) PNN {
+	return n.s.Map.lmaster(n.cfg.Hash(db, key))
+}
+
+func (m *Map) lmaster(hash uint64) PNN {
+	if len(m.Members) == 0 {
+		return wire.NoPNN
+	}
+	// Not hash mod len: the buckets of a store use the low bits, and a node's own
+	// records would fill one in len of them.
+	hi, _ := bits.Mul64(hash*0x9E3779B97F4A7C15, uint64(len(m.Members)))
+	return m.Members[hi].PNN
+}
+
+func (n *Node) ownVNN() VNN { return n.s.Map.vnn(n.cfg.Self) }
+
+// leaseLive: a quorum has promised not to go on without us.
+func (n *Node) leaseLive() bool { return n.now < n.lease }
+
+// serving: requests may be executed and answered.
+func (n *Node) serving() bool {
+	return n.state == stOpen && (n.leaseLive() || n.plant == plantServeNoLease)
+}
+
+// send encodes a message for the link.
+func (n *Node) send(to PNN, ch Channel, epoch Epoch, m *Message, token uint64) {
+	if to == n.cfg.Self {
+		panic("protocol: a message to itself: " + m.Op.String())
+	}
+	from := len(n.eff.buf)
+	n.eff.buf = wire.Append(n.eff.buf, m)
+	n.eff.Sends = append(n.eff.Sends, Send{To: to, Ch: ch, Epoch: epoch, DBID: m.DBID, Token: token, at: [2]int{from, len(n.eff.buf)}})
+}
+
+// data sends a DATA message to a member, both VNNs filled in.
+func (n *Node) data(to PNN, m *Message, token uint64) {
+	m.Dest = n.s.Map.vnn(to)
+	n.send(to, Data, n.s.Taken, m, token)
+}
+
+// Take gives out the effects of all steps since the last Take.
+func (n *Node) Take(e *Effects) {
+	*e, n.eff = n.eff, Effects{Sends: e.Sends[:0], Replies: e.Replies[:0], buf: e.buf[:0]}
+	for i := range e.Sends {
+		s := &e.Sends[i]
+		s.Packet = e.buf[s.at[0]:s.at[1]:s.at[1]]
+	}
+	for i := range e.Replies {
+		r := &e.Replies[i]
+		r.Data = e.buf[r.at[0]:r.at[1]:r.at[1]]
+	}
+	e.Gate, e.Lease, e.Next = n.gate, n.lease, n.nextDeadline()
+}
+
+func (n *Node) nextDeadline() Instant {
+	next := min(n.nextPing, n.timersAt)
+	if n.state == stOpen {
+		if n.lease > n.now && n.lease != Never {
+			next = min(next, n.lease)
+		}
+	} else {
+		next = min(next, n.now+2*ms)
+	}
+	return max(next, n.now+1)
+}
+
+// Counters since the start.
+func (n *Node) Counters() Counters { return n.stats }
+
+// Step handles one packet; the link acknowledges by the verdict.
+func (n *Node) Step(now Instant, from PNN, ch Channel, epoch Epoch, dbid uint32, packet []byte) Verdict {
+	n.begin(now)
+	m := &n.msg
+	m.DBID = dbid
+	if wire.Decode(packet, m) != nil {
+		return Handled // counted by the caller; no peer of ours sends such
+	}
+	v := n.step(from, ch, epoch, m)
+	n.finish()
+	return v
+}
+
+func (n *Node) step(from PNN, ch Channel, epoch Epoch, m *Message) Verdict {
+	switch ch {
+	case Beacon:
+		n.beacon(from, epoch, m)
+		return Handled
+	case Control:
+		return n.control(from, epoch, m)
+	}
+	n.sawEpoch(epoch)
+	if epoch < n.s.Taken && n.plant != plantNoEpochCheck {
+		m := Message{Op: wire.ReplyError, Status: wire.VNNMap, Epoch: n.s.Taken}
+		n.send(from, Beacon, n.s.Taken, &m, 0)
+		if n.plant == plantAckRefused {
+			return Handled
+		}
+		return Refused
+	}
+	if n.s.Map.member(from) == nil && n.plant != plantNoEpochCheck {
+		return NotYet
+	}
+	if epoch > n.s.Taken || n.state != stOpen {
+		if n.plant == plantAckFrozen && epoch == n.s.Taken {
+			return Handled
+		}
+		if !(n.plant == plantNoEpochCheck && n.state == stOpen) {
+			return NotYet
+		}
+	}
+	if !n.leaseLive() && n.plant != plantHandleNoLease && n.plant != plantServeNoLease {
+		return NotYet
+	}
+	switch {
+	case m.Op.IsRequest():
+		return n.request(m)
+	case m.Op == wire.RequestDMaster:
+		return n.requestDMaster(from, m)
+	case m.Op == wire.ReplyDMaster:
+		return n.replyDMaster(m)
+	case m.Op == wire.ReplyRedirect:
+		n.redirected(m)
+	default:
+		n.replied(from, m)
+	}
+	return Handled
+}
+
+// Peer tells of a peer's new incarnation.
+func (n *Node) Peer(now Instant, p PNN, ev PeerEvent) {
+	n.begin(now)
+	n.peers[p].met = now
+	n.pingOne(p)
+	if ev == Restarted {
+		n.peers[p].heard, n.peers[p].grantT = -Never/2, -Never/2
+		n.peerRestarted(p)
+	}
+	n.finish()
+}
+
+// Acked: the peer has handled what was sent with this token.
+func (n *Node) Acked(now Instant, token uint64) {
+	n.begin(now)
+	if token&controlToken != 0 {
+		n.controlAcked(token)
+	} else if r := n.tokens[token]; r != nil {
+		delete(n.tokens, token)
+		n.ackedData(r, token)
+	}
+	n.finish()
+}
+
+// ackedData frees a carried copy, or a done entry whose reply has arrived. If
+// neither is there any more, r may be another key's entry by now: leave it alone.
+func (n *Node) ackedData(r *rec, token uint64) {
+	for i := range r.carry {
+		if r.carry[i].token == token {
+			r.dropCarry(i)
+			n.touch(r)
+			return
+		}
+	}
+	for i := range r.dones {
+		if r.dones[i].token == token {
+			r.dones = append(r.dones[:i], r.dones[i+1:]...)
+			n.touch(r)
+			return
+		}
+	}
+}
+
+// dropCarry frees a copy but keeps its buffers for the next.
+func (r *rec) dropCarry(i int) {
+	last := len(r.carry) - 1
+	r.carry[i], r.carry[last] = r.carry[last], r.carry[i]
+	r.carry = r.carry[:last]
+}
+
+// Refused frees nothing: the sender's copy stays a copy until a recovery decides.
+func (n *Node) Refused(now Instant, token uint64) {
+	n.begin(now)
+	if n.plant == plantAckRefused && token&controlToken == 0 {
+		if r := n.tokens[token]; r != nil {
+			n.ackedData(r, token)
+		}
+	}
+	delete(n.tokens, token)
+	n.finish()
+}
+
+// Released: a record that is waited for was handed to the dispatcher, or one that
+// is attended has changed.
+func (n *Node) Released(now Instant, db uint32, key []byte) {
+	n.begin(now)
+	r := n.rec(db, key)
+	if n.store.Holder(db, key) == Dispatcher && !r.lock.held {
+		n.store.Unlock(db, key)
+	}
+	n.finish()
+}
+
+// Frozen: the pass over the handles of this number is over.
+func (n *Node) Frozen(now Instant, pass uint64) {
+	n.begin(now)
+	if pass == n.passNum && !n.passDone {
+		n.passDone = true
+		n.passOver()
+	}
+	n.finish()
+}
+
+// Tick does what is due.
+func (n *Node) Tick(now Instant) {
+	n.begin(now)
+	if n.now >= n.nextPing {
+		n.ping()
+		n.prune()
+	}
+	n.renewLease()
+	if n.now >= n.timersAt {
+		n.timers()
+	}
+	n.recoveryTick()
+	n.finish()
+}
+
+// Suspect is an administrator's wish for a recovery.
+func (n *Node) Suspect(now Instant) {
+	n.begin(now)
+	n.suspect()
+	n.finish()
+}
+
+// due makes sure that Tick comes by then.
+func (n *Node) due(t Instant) { n.timersAt = min(n.timersAt, t) }
+
+// timers: backoffs, deadlines of parked requests, lock timeouts.
+func (n *Node) timers() {
+	n.timersAt = Never
+	if !n.serving() {
+		n.due(n.now + 2*ms)
+		return
+	}
+	for _, p := range n.s.pend {
+		if p != nil && p.state == pendBackoff {
+			if p.until <= n.now {
+				n.route(p)
+			} else {
+				n.due(p.until)
+			}
+		}
+	}
+	for r := n.s.recs.first; r != nil; r = r.next {
+		if r.lock.held {
+			if r.lock.deadline <= n.now && n.store.Holder(r.db, r.key) == Dispatcher {
+				r.lock = remoteLock{}
+				n.store.Unlock(r.db, r.key)
+				n.touch(r)
+			} else {
+				n.due(max(r.lock.deadline, n.now+ms))
+			}
+		}
+		for _, pk := range r.parked {
+			if pk.deadline <= n.now {
+				n.touch(r)
+			} else {
+				n.due(pk.deadline)
+			}
+		}
+	}
+}
+
+// prune forgets done entries whose requesters can't ask again.
+func (n *Node) prune() {
+	for r := n.s.recs.first; r != nil; r = r.next {
+		if len(r.dones) > 0 && n.pruneRec(r) {
+			n.touch(r)
+		}
+	}
+}
+
+func (n *Node) pruneRec(r *rec) bool {
+	kept := r.dones[:0]
+	for _, d := range r.dones {
+		q := &n.peers[d.OPID.PNN]
+		if q.life == d.OPID.Life && d.OPID.Counter < q.floor {
+			delete(n.tokens, d.token)
+			continue
+		}
+		kept = append(kept, d)
+	}
+	gone := len(kept) < len(r.dones)
+	r.dones = kept
+	return gone
+}

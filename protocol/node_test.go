@@ -1,0 +1,283 @@
+package protocol_test
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/mainzdb/mainz/protocol"
+	"github.com/mainzdb/mainz/protocol/link"
+	"github.com/mainzdb/mainz/protocol/wire"
+)
+
+// flat is a store that allocates nothing once its records are there.
+type flat struct {
+	recs map[string]*flatRecord
+	key  []byte
+}
+
+type flatRecord struct {
+	key    []byte
+	r      protocol.Record
+	data   []byte
+	tags   []byte
+	there  bool
+	holder protocol.ClientID
+}
+
+func (s *flat) at(db uint32, key []byte) *flatRecord {
+	s.key = append(append(s.key[:0], byte(db)), key...)
+	return s.recs[string(s.key)]
+}
+
+func (s *flat) Look(db uint32, key []byte, v *protocol.Record) bool {
+	r := s.at(db, key)
+	if r == nil || !r.there {
+		return false
+	}
+	*v = r.r
+	return true
+}
+
+func (s *flat) TryLock(db uint32, key []byte, _ bool) protocol.LockResult {
+	r := s.at(db, key)
+	if r == nil {
+		r = &flatRecord{key: append([]byte(nil), key...)}
+		s.recs[string(append([]byte{byte(db)}, key...))] = r
+	}
+	if !r.there {
+		r.there, r.r = true, protocol.Record{LAccessor: wire.NoPNN}
+	}
+	r.holder = protocol.Dispatcher
+	return protocol.Locked
+}
+
+func (s *flat) Holder(db uint32, key []byte) protocol.ClientID {
+	if r := s.at(db, key); r != nil {
+		return r.holder
+	}
+	return 0
+}
+
+func (s *flat) Unlock(db uint32, key []byte)                                   { s.at(db, key).holder = 0 }
+func (s *flat) UnlockTo(db uint32, key []byte, c protocol.ClientID)            { s.at(db, key).holder = 0 }
+func (s *flat) Remove(db uint32, key []byte)                                   { r := s.at(db, key); r.there, r.holder = false, 0 }
+func (s *flat) Attend(uint32, []byte, bool)                                    {}
+func (s *flat) Room() uint32                                                   { return 1 << 20 }
+func (s *flat) Sweep(func(wire.OPID) bool)                                     {}
+func (s *flat) DropProvisional()                                               {}
+func (s *flat) OpenProvisional()                                               {}
+func (s *flat) IsProvisional(uint32, []byte) bool                              { return false }
+func (s *flat) Reset(uint64)                                                   { clear(s.recs) }
+func (s *flat) Provisional(uint32, []byte, wire.OPID, []byte, wire.Epoch) bool { return true }
+
+func (s *flat) Touch(db uint32, key []byte, p protocol.PNN, n uint32) {
+	if r := s.at(db, key); r != nil {
+		r.r.LAccessor, r.r.LACount = p, n
+	}
+}
+
+func (s *flat) Publish(db uint32, key []byte, v *protocol.Record, _ bool) bool {
+	r := s.at(db, key)
+	r.data, r.tags = append(r.data[:0], v.Data...), append(r.tags[:0], v.Tags...)
+	r.r = *v
+	r.r.Data, r.r.Tags = r.data, r.tags
+	return true
+}
+
+func (s *flat) Each(f func(db uint32, key []byte, rsn uint64)) {
+	for _, r := range s.recs { // one database, and no test here looks at the order
+		if r.there {
+			f(1, r.key, r.r.RSN)
+		}
+	}
+}
+
+// couple is a cluster whose messages arrive at once, handled and acknowledged.
+type couple struct {
+	tb      testing.TB
+	nodes   []*protocol.Node
+	eff     []protocol.Effects
+	now     protocol.Instant
+	replies int
+	status  wire.Status
+	sent    int
+	queue   []flying
+	spare   []flying
+}
+
+type flying struct {
+	from, to int
+	s        protocol.Send
+	b        []byte
+}
+
+func newCouple(tb testing.TB, n int, policy protocol.Policy) *couple {
+	c := &couple{tb: tb, now: link.Second}
+	for i := range n {
+		c.nodes = append(c.nodes, protocol.New(c.now, protocol.Config{Self: protocol.PNN(i), Nodes: n, Incarnation: uint64(i + 1), Start: c.now, WallMS: 1e9,
+			Hash: func(_ uint32, k []byte) uint64 {
+				h := uint64(14695981039346656037)
+				for _, b := range k {
+					h = (h ^ uint64(b)) * 1099511628211
+				}
+				return h
+			},
+			Mode: func(uint32) protocol.Mode { return protocol.KV }, Policy: policy}, protocol.NewStable(), &flat{recs: map[string]*flatRecord{}}))
+		c.eff = append(c.eff, protocol.Effects{})
+	}
+	for i := 0; i < 1000 && !c.open(); i++ {
+		c.now += link.Millisecond
+		for _, n := range c.nodes {
+			n.Tick(c.now)
+		}
+		c.deliver()
+	}
+	if !c.open() {
+		tb.Fatal("the cluster does not open")
+	}
+	return c
+}
+
+func (c *couple) open() bool {
+	for i, n := range c.nodes {
+		n.Take(&c.eff[i])
+		c.take(i)
+		if c.eff[i].Gate.State != protocol.GateOpen || c.eff[i].Lease < c.now {
+			return false
+		}
+	}
+	return true
+}
+
+// take queues a node's sends; packets are copied, as a link does.
+func (c *couple) take(i int) {
+	e := &c.eff[i]
+	for _, s := range e.Sends {
+		var b []byte
+		if k := len(c.spare); k > 0 {
+			b, c.spare = c.spare[k-1].b, c.spare[:k-1]
+		}
+		c.queue = append(c.queue, flying{i, int(s.To), s, append(b[:0], s.Packet...)})
+		c.sent++
+	}
+	for _, r := range e.Replies {
+		c.replies++
+		c.status = r.Status
+	}
+	e.Sends, e.Replies = e.Sends[:0], e.Replies[:0]
+	if e.Freeze {
+		e.Freeze = false
+		c.nodes[i].Frozen(c.now, e.PassNum)
+		c.nodes[i].Take(e)
+		c.take(i)
+	}
+}
+
+func (c *couple) deliver() {
+	for i := range c.nodes {
+		c.nodes[i].Take(&c.eff[i])
+		c.take(i)
+	}
+	for at := 0; at < len(c.queue); at++ {
+		f := c.queue[at]
+		to := c.nodes[f.to]
+		v := to.Step(c.now, protocol.PNN(f.from), f.s.Ch, f.s.Epoch, f.s.DBID, f.b)
+		if v == protocol.NotYet && at < 1<<20 {
+			c.queue = append(c.queue, f)
+			continue
+		}
+		if v == protocol.Handled && f.s.Token != 0 {
+			c.nodes[f.from].Acked(c.now, f.s.Token)
+			c.nodes[f.from].Take(&c.eff[f.from])
+			c.take(f.from)
+		}
+		to.Take(&c.eff[f.to])
+		c.take(f.to)
+		c.spare = append(c.spare, f)
+	}
+	c.queue = c.queue[:0]
+}
+
+// call is one operation of a client of node i.
+func (c *couple) call(i int, m *wire.Message) {
+	before := c.replies
+	if _, err := c.nodes[i].Submit(c.now, 1, 1, m); err != nil {
+		c.tb.Fatal(err)
+	}
+	c.deliver()
+	if c.replies != before+1 || c.status != wire.OK {
+		c.tb.Fatalf("%s: %d replies, status %s", m.Op, c.replies-before, c.status)
+	}
+}
+
+// steady is what the tests and benchmarks below repeat.
+func steady(c *couple, i int) {
+	key := keys[i%len(keys)]
+	c.call(i%2, &wire.Message{Op: wire.ReqFetch, DBID: 1, Key: key, Timeout: 100})
+	c.call(1-i%2, &wire.Message{Op: wire.ReqStoreUnlock, DBID: 1, Key: key, Data: value, Timeout: 100})
+}
+
+var (
+	keys  = [][]byte{[]byte("k0"), []byte("k1"), []byte("k2"), []byte("k3")}
+	value = []byte("sixteen bytes ok")
+)
+
+// TestNoAllocation: requests and replies, and records that move with every store,
+// allocate nothing once all tables have grown.
+func TestNoAllocation(t *testing.T) {
+	for name, p := range map[string]protocol.Policy{"never": protocol.PolicyNever{}, "always": protocol.PolicyAlways{}} {
+		c := newCouple(t, 2, p)
+		i := 0
+		for range 200 {
+			steady(c, i)
+			i++
+		}
+		if n := testing.AllocsPerRun(500, func() { steady(c, i); i++ }); n != 0 {
+			t.Errorf("policy %s: %v allocations for a fetch and a store between two nodes", name, n)
+		}
+	}
+}
+
+// TestRecoveryMessages: claims are linear in the records, and go to all nodes.
+func TestRecoveryMessages(t *testing.T) {
+	for _, n := range []int{3, 5} {
+		c := newCouple(t, n, protocol.PolicyNever{})
+		const records = 2000
+		for i := range records {
+			c.call(i%n, &wire.Message{Op: wire.ReqStoreUnlock, DBID: 1, Key: []byte(fmt.Sprintf("r%d", i)), Data: value, Timeout: 100})
+		}
+		c.sent = 0
+		c.nodes[n-1].Suspect(c.now)
+		for i := 0; i < 1000 && (i < 3 || !c.open()); i++ {
+			c.now += link.Millisecond
+			for _, x := range c.nodes {
+				x.Tick(c.now)
+			}
+			c.deliver()
+		}
+		if !c.open() {
+			t.Fatalf("%d nodes: the recovery does not end", n)
+		}
+		// A claim of these keys has about 42 bytes, a batch 1,200; the rest are rounds of the leader and PINGs.
+		if limit := n*(n-1) + records/20 + 40*n*n; c.sent > limit {
+			t.Errorf("%d nodes, %d records: %d messages, more than %d", n, records, c.sent, limit)
+		}
+	}
+}
+
+func benchmarkCore(b *testing.B, p protocol.Policy) {
+	c := newCouple(b, 2, p)
+	i := 0
+	for range 200 {
+		steady(c, i)
+		i++
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		steady(c, i)
+		i++
+	}
+}
+
+func BenchmarkStay(b *testing.B) { benchmarkCore(b, protocol.PolicyNever{}) }
+func BenchmarkMove(b *testing.B) { benchmarkCore(b, protocol.PolicyAlways{}) }

@@ -1,0 +1,95 @@
+package protocol
+
+// plant is one rule left out on purpose, so that the simulator can show that its
+// checkers see it. Production never sets one.
+type plant uint8
+
+const (
+	plantNone plant = iota
+	plantNoFence
+	plantAckFrozen
+	plantSameVNN
+	plantNoCopyClaims
+	plantNoEpochCheck
+	plantKeepRSN
+	plantAckRefused
+	plantCopyWithoutWant
+	plantNoDoneList
+	plantServeNoLease
+	plantHandleNoLease
+	plantResupplyRemoving
+	plantKeepProvisional
+	plantParkBehindAny
+	plantForgetGrants
+	plantFreshCounts
+	plantGrantAfterPromise
+	plantNoPass
+	plantDeleteGivesBack
+	plantOldBallot
+	plantKeepDeadPieces
+	plantAliveByPNN
+	plantNoStickiness
+	plantNoClique
+	plantMoveLocked
+	plantJournalLate
+	plantStaleKeeps
+	plantStoreWithoutLock
+	plantOldRecovered
+	plantOldIncarnation
+	plantWaiterMoves
+	plantNoMargin
+	plantColdCounter
+	plantCount
+)
+
+// Plant is a planted bug: its name and the rule it leaves out.
+type Plant struct{ Name, Rule string }
+
+// Plants lists the bugs that Config.Plant turns on.
+var Plants = [plantCount]Plant{
+	plantNoFence:           {"no-fence", "the leader waits for the leases of nodes that have not promised"},
+	plantAckFrozen:         {"ack-frozen", "a frozen node acknowledges nothing it has not handled"},
+	plantSameVNN:           {"same-vnn", "a recovery gives out new VNNs"},
+	plantNoCopyClaims:      {"no-copy-claims", "carried copies are claimed"},
+	plantNoEpochCheck:      {"no-epoch-check", "DATA of another epoch is not handled"},
+	plantKeepRSN:           {"keep-rsn", "the RSN is raised when a record is taken over"},
+	plantAckRefused:        {"ack-refused", "a refusal frees nothing"},
+	plantCopyWithoutWant:   {"copy-without-want", "a carried copy counts only if its REQID is outstanding at a receiver that takes part"},
+	plantNoDoneList:        {"no-done-list", "an operation in the done list is not run again"},
+	plantServeNoLease:      {"serve-no-lease", "a dispatcher without a lease does not serve"},
+	plantHandleNoLease:     {"handle-no-lease", "a node without a lease handles no DATA"},
+	plantResupplyRemoving:  {"resupply-removing", "a piece under removal is not re-supplied"},
+	plantKeepProvisional:   {"keep-provisional", "provisional records of an epoch that never opened are dropped"},
+	plantParkBehindAny:     {"park-behind-any", "a request is parked behind an own one only if its via says so"},
+	plantForgetGrants:      {"forget-grants", "a node that starts counts as having granted everybody a lease"},
+	plantFreshCounts:       {"fresh-counts", "a node without memory does not count for the quorum"},
+	plantGrantAfterPromise: {"grant-after-promise", "no lease is granted after a higher promise"},
+	plantNoPass:            {"no-pass", "no PROMISE before the pass over the handles"},
+	plantDeleteGivesBack:   {"delete-gives-back", "an empty record stays while its done list is not empty"},
+	plantOldBallot:         {"old-ballot", "a ballot is above all that were seen"},
+	plantKeepDeadPieces:    {"keep-dead-pieces", "pieces of dead nodes are swept"},
+	plantAliveByPNN:        {"alive-by-pnn", "pieces belong to a life, not to a node"},
+	plantNoStickiness:      {"no-stickiness", "an open node refuses a leader from outside its epoch"},
+	plantNoClique:          {"no-clique", "all members of a map hear each other"},
+	plantMoveLocked:        {"move-locked", "a locked record does not move"},
+	plantJournalLate:       {"journal-late", "the dispatcher makes a piece live before it acknowledges the reply"},
+	plantStaleKeeps:        {"stale-keeps", "a node that missed the newest map joins empty"},
+	plantStoreWithoutLock:  {"store-without-lock", "a STORE_UNLOCK needs the lock it names"},
+	plantOldRecovered:      {"old-recovered", "RECOVERED of an older ballot opens nothing"},
+	plantOldIncarnation:    {"old-incarnation", "a restarted node does not go on with its old recovery"},
+	plantWaiterMoves:       {"waiter-moves", "a request that would have to wait moves nothing"},
+	plantNoMargin:          {"no-margin", "the fence has a margin for the drift of clocks"},
+	plantColdCounter:       {"cold-counter", "a cold start takes its ballot from the wall clock"},
+}
+
+func plantByName(name string) plant {
+	if name == "" {
+		return plantNone
+	}
+	for i := range Plants {
+		if Plants[i].Name == name {
+			return plant(i)
+		}
+	}
+	panic("protocol: no planted bug is called " + name)
+}

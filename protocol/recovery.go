@@ -1,0 +1,746 @@
+package protocol
+
+import (
+	"encoding/binary"
+	"math/bits"
+
+	"github.com/mainzdb/mainz/protocol/wire"
+)
+
+// leading is the leader's side of a recovery.
+type leading struct {
+	ballot  Epoch // 0: not leading
+	phase   leadPhase
+	began   Instant // of the phase
+	nextAsk Instant
+	prom    [wire.MaxNodes]promise
+	members Map
+	done    wire.Set // who has finished the phase
+	cold    bool
+}
+
+type leadPhase uint8
+
+const (
+	gathering leadPhase = iota
+	claiming
+	settling
+)
+
+type promise struct {
+	have    bool
+	at      Instant
+	taken   Epoch
+	mp      Map
+	memory  uint32
+	life    uint64
+	inc     uint64
+	highVNN VNN
+	heard   wire.Set
+	since   [wire.MaxNodes]Instant
+}
+
+// recovery is the member's side.
+type recovery struct {
+	leader    PNN
+	asked     Epoch // ballot of the PREPARE that waits for the pass
+	heardSent wire.Set
+	inFlight  int   // batches not acknowledged
+	settling  bool  // SETTLE was taken
+	settled   bool  // and all its batches are made
+	claimsIn  bool  // the claims heard belong to this epoch and incarnation
+	tookHere  Epoch // NEW_MAP taken by this incarnation
+}
+
+// controlToken marks tokens of CONTROL batches; the rest is the ballot they were
+// sent under, so that a late ack counts for nothing.
+const controlToken = 1 << 63
+
+func (n *Node) batchToken() uint64 { return controlToken | uint64(n.s.Taken) }
+
+// --- PING, PONG, leases
+
+func (n *Node) ping() {
+	n.nextPing = n.now + n.cfg.Heartbeat
+	for i := range n.cfg.Nodes {
+		n.pingOne(PNN(i))
+	}
+	n.renewLease()
+}
+
+func (n *Node) pingOne(to PNN) {
+	if to == n.cfg.Self {
+		return
+	}
+	n.send(to, Beacon, n.s.Taken, &Message{Op: wire.Ping, T: int64(n.now), Epoch: n.s.Taken, Open: n.state == stOpen, Life: n.s.Life, Floor: n.floor()}, 0)
+}
+
+// floor is the lowest OPID counter that may still be sent.
+func (n *Node) floor() uint64 {
+	low := n.s.opCount + 1
+	for _, p := range n.s.pend {
+		if p != nil {
+			low = min(low, p.opid.Counter)
+		}
+	}
+	return low
+}
+
+func (n *Node) quorum() int { return n.cfg.Nodes/2 + 1 }
+
+// heard is the set of nodes that both hear us and are heard.
+func (n *Node) heard() wire.Set {
+	s := wire.Set(1) << n.cfg.Self
+	for i := range n.cfg.Nodes {
+		if n.now-n.peers[i].heard < n.cfg.DeadAfter {
+			s |= 1 << i
+		}
+	}
+	return s
+}
+
+// granting: this node may promise another that no recovery ends without it.
+func (n *Node) granting(p PNN, epoch Epoch) bool {
+	return n.s.Map.member(p) != nil && epoch == n.s.Taken && n.s.Taken != 0 && (n.s.Promised == n.s.Taken || n.plant == plantGrantAfterPromise) && n.state >= stMapped
+}
+
+func (n *Node) pinged(from PNN, m *Message) {
+	q := &n.peers[from]
+	q.epoch, q.open, q.life, q.floor = m.Epoch, m.Open, m.Life, m.Floor
+	grant := n.granting(from, m.Epoch)
+	if grant {
+		q.granted = n.now
+	}
+	n.send(from, Beacon, n.s.Taken, &Message{Op: wire.Pong, T: m.T, Epoch: n.s.Taken, Open: n.state == stOpen, Grant: grant}, 0)
+}
+
+func (n *Node) ponged(from PNN, m *Message) {
+	q := &n.peers[from]
+	t := Instant(m.T)
+	if t > n.now || t < n.started {
+		return // not a clock reading of ours
+	}
+	q.epoch, q.open = m.Epoch, m.Open
+	q.heard = max(q.heard, t)
+	if m.Grant {
+		q.grantT = max(q.grantT, t)
+	}
+	n.renewLease()
+}
+
+// renewLease: the newest reading such that a quorum, this node included, granted
+// it or a later one, and the lease from there.
+func (n *Node) renewLease() {
+	need := n.quorum() - 1
+	if n.cfg.Nodes == 1 {
+		n.lease = Never
+		return
+	}
+	best := Instant(-Never / 2)
+	for i := range n.cfg.Nodes {
+		if PNN(i) == n.cfg.Self {
+			continue
+		}
+		t, k := n.peers[i].grantT, 0
+		for j := range n.cfg.Nodes {
+			if PNN(j) != n.cfg.Self && n.peers[j].grantT >= t {
+				k++
+			}
+		}
+		if k >= need {
+			best = max(best, t)
+		}
+	}
+	n.lease = max(n.lease, best+n.cfg.Lease)
+}
+
+// --- freezing
+
+// startPass closes the gate and asks for a pass over the handles.
+func (n *Node) startPass() {
+	n.gate.State = GateFrozen
+	n.passNum++
+	n.passDone = false
+	n.eff.Freeze, n.eff.PassNum = true, n.passNum
+	if n.plant == plantNoPass {
+		n.passDone = true
+	}
+}
+
+// suspect closes the gate until a recovery opens it.
+func (n *Node) suspect() {
+	if n.state != stOpen {
+		return
+	}
+	n.freeze()
+	n.leaderAt, n.leadDelay = n.now, n.jitter(5*ms)
+	n.wanted()
+}
+
+func (n *Node) freeze() {
+	n.state = stFrozen
+	n.startPass()
+	n.leaderAt = n.now
+	n.leadDelay = 2*n.cfg.StepLimit + n.cfg.Lease + n.jitter(50*ms)
+}
+
+func (n *Node) wanted() {
+	n.wantedAt = n.now + 50*ms
+	for i := range n.cfg.Nodes {
+		if PNN(i) != n.cfg.Self {
+			n.send(PNN(i), Beacon, n.s.Taken, &Message{Op: wire.RecoveryWanted, Epoch: n.s.Taken, Heard: n.heard()}, 0)
+		}
+	}
+}
+
+// sawEpoch: an epoch newer than ours exists, with us or without.
+func (n *Node) sawEpoch(e Epoch) {
+	n.counter = max(n.counter, e.Counter())
+	if e > n.s.Taken && e > n.s.Promised {
+		n.suspect()
+	}
+}
+
+func (n *Node) wantedBy(from PNN, m *Message) {
+	if n.state != stOpen {
+		return
+	}
+	if m.Epoch > n.s.Taken {
+		n.sawEpoch(m.Epoch)
+		return
+	}
+	if n.s.Map.member(from) != nil && m.Epoch == n.s.Taken {
+		n.suspect()
+		return
+	}
+	n.joinWish(from, m)
+}
+
+// joinWish: only the coordinator acts, and not again and again: a half-broken link
+// must not stop the cluster.
+func (n *Node) joinWish(from PNN, m *Message) {
+	q := &n.peers[from]
+	switch {
+	case n.s.Map.coordinator() != n.cfg.Self, !n.heard().Has(from), n.s.Map.set&^m.Heard != 0, n.now-n.openedAt < 50*ms:
+		return
+	case q.letIn != 0 && n.now-q.letIn < max(q.hold, n.cfg.JoinHold):
+		return
+	}
+	if q.letIn != 0 && n.now-q.letIn < 4*max(q.hold, n.cfg.JoinHold) {
+		q.hold = min(2*max(q.hold, n.cfg.JoinHold), 10_000*ms) // it flaps
+	} else {
+		q.hold = n.cfg.JoinHold
+	}
+	q.letIn = n.now
+	n.suspect()
+}
+
+// peerRestarted: whatever was under way with it is gone.
+func (n *Node) peerRestarted(p PNN) {
+	n.peers[p].epoch, n.peers[p].open = 0, false
+	switch {
+	case n.state == stOpen:
+		if n.s.Map.member(p) != nil {
+			n.suspect()
+		}
+	case n.lead.ballot != 0:
+		if n.lead.phase != gathering && n.lead.members.member(p) != nil {
+			n.startLeading()
+		} else {
+			n.lead.prom[p].have = false
+		}
+	}
+}
+
+// recoveryTick is the clock's part of a recovery.
+func (n *Node) recoveryTick() {
+	if n.state == stOpen {
+		n.watchMembers()
+		return
+	}
+	if n.state > stPromised && n.lead.ballot == 0 && n.now-n.leaderAt >= n.leadDelay {
+		// Its leader is gone, and the others may be open without us by now: then
+		// nobody would ever call. Seen as a member that waited for SETTLE for ever.
+		n.state = stFrozen
+	}
+	if n.now >= n.wantedAt && n.state <= stPromised && n.lead.ballot == 0 {
+		n.wanted()
+	}
+	if n.state == stPromised && n.heard() != n.rv.heardSent && n.rv.leader != n.cfg.Self {
+		n.sendPromise()
+	}
+	if n.lead.ballot != 0 {
+		n.leadTick()
+		return
+	}
+	n.mayLead()
+}
+
+// watchMembers freezes an open node that has lost a member or its lease.
+func (n *Node) watchMembers() {
+	lost := n.s.Map.set &^ n.heard()
+	if lost != 0 && n.now-n.openedAt > n.cfg.DeadAfter {
+		n.suspect()
+		return
+	}
+	if !n.leaseLive() && n.now-n.openedAt > n.cfg.Lease {
+		n.suspect()
+	}
+}
+
+// mayLead: the lowest PNN of those that hear each other leads at once, any other
+// when no leader's word has come for a long time.
+func (n *Node) mayLead() {
+	if !n.passDone {
+		return
+	}
+	h := n.heard()
+	if bits.OnesCount64(uint64(h)) < n.quorum() {
+		return
+	}
+	for i := range n.cfg.Nodes {
+		q := &n.peers[i]
+		if PNN(i) != n.cfg.Self && h.Has(PNN(i)) && q.open && q.epoch != n.s.Taken {
+			return // there is a cluster: ask to join
+		}
+	}
+	wait := n.leadDelay
+	if bits.TrailingZeros64(uint64(h)) == int(n.cfg.Self) && n.state == stFrozen {
+		wait = min(wait, n.cfg.Gather)
+	} else {
+		wait = max(wait, 2*n.cfg.StepLimit+n.cfg.Lease)
+	}
+	if n.now-n.leaderAt >= wait {
+		n.startLeading()
+	}
+}
+
+// --- the leader
+
+func (n *Node) startLeading() {
+	c := max(n.counter, n.s.Promised.Counter(), n.s.Taken.Counter()) + 1
+	if n.plant == plantOldBallot {
+		c = n.s.Taken.Counter() + 1
+	}
+	if (n.s.Memory == wire.MemoryFresh || n.lead.cold) && n.plant != plantColdCounter {
+		c = max(c, uint64(n.cfg.WallMS+int64((n.now-n.cfg.Start)/ms)))
+	}
+	cold := n.lead.cold
+	n.lead = leading{ballot: wire.Ballot(c, n.cfg.Self), began: n.now, cold: cold}
+	n.counter = max(n.counter, c)
+	n.stats.Recoveries++
+	if n.state == stOpen {
+		n.freeze()
+	}
+	n.ask()
+	n.prepared(n.cfg.Self, n.lead.ballot)
+}
+
+func (n *Node) ask() {
+	n.lead.nextAsk = n.now + 5*ms
+	for i := range n.cfg.Nodes {
+		if PNN(i) != n.cfg.Self && !n.lead.prom[i].have {
+			n.send(PNN(i), Beacon, n.lead.ballot, &Message{Op: wire.Prepare, Promise: n.lead.ballot, Epoch: n.s.Taken, Nodes: n.cfg.NodesFile}, 0)
+		}
+	}
+}
+
+func (n *Node) stopLeading() {
+	n.lead = leading{}
+	n.leaderAt, n.leadDelay = n.now, 20*ms+n.jitter(60*ms)
+	if n.state == stPromised {
+		n.state = stFrozen // nobody will use this promise, but it stays
+	}
+}
+
+func (n *Node) leadTick() {
+	l := &n.lead
+	switch l.phase {
+	case gathering:
+		if n.now >= l.nextAsk {
+			n.ask()
+		}
+		n.decide()
+		if n.lead.ballot == l.ballot && n.lead.phase == gathering && n.now-l.began > n.cfg.Lease+n.cfg.Margin+2*n.cfg.StepLimit {
+			n.stopLeading()
+		}
+	default:
+		if n.now-l.began > n.cfg.StepLimit {
+			n.startLeading()
+		}
+	}
+}
+
+func (n *Node) promised(from PNN, m *Message) {
+	l := &n.lead
+	if l.ballot == 0 || m.Promise != l.ballot || l.phase != gathering || m.Nodes != n.cfg.NodesFile {
+		return
+	}
+	p := &l.prom[from]
+	*p = promise{have: true, at: n.now, taken: m.Epoch, memory: m.Memory, life: m.Life, inc: m.Inc, highVNN: m.VNN, heard: m.Heard}
+	for rest := m.Members; len(rest) > 0; {
+		var e wire.Member
+		e, rest, _ = wire.NextMember(rest)
+		p.mp.Members = append(p.mp.Members, e)
+	}
+	p.mp.index()
+	for i := range p.since {
+		p.since[i] = Never / 4
+		if 4*i+4 <= len(m.Since) {
+			if v := binary.LittleEndian.Uint32(m.Since[4*i:]); v != ^uint32(0) {
+				p.since[i] = Instant(v) * ms
+			}
+		}
+	}
+	n.counter = max(n.counter, m.Epoch.Counter())
+	n.decide()
+}
+
+// decide whether the promises are enough, and if so make the map.
+func (n *Node) decide() {
+	l := &n.lead
+	var all, full wire.Set
+	for i := range n.cfg.Nodes {
+		if p := &l.prom[i]; p.have {
+			all |= 1 << i
+			if p.memory != wire.MemoryFresh || n.plant == plantFreshCounts {
+				full |= 1 << i
+			}
+		}
+	}
+	if !all.Has(n.cfg.Self) {
+		return
+	}
+	normal, cold := n.enough(all, full)
+	if !normal && !cold {
+		return
+	}
+	if n.heard()&^all != 0 && n.now-l.began < n.cfg.Gather {
+		return
+	}
+	if !normal && cold && l.ballot.Counter() < uint64(n.cfg.WallMS) && n.plant != plantColdCounter {
+		l.cold = true
+		n.startLeading()
+		return
+	}
+	if !n.fenced(all) {
+		return
+	}
+	members, ok := n.clique(all, full)
+	if !ok {
+		return
+	}
+	if normal, _ = n.enough(members, full&members); !normal {
+		if _, cold = n.enough(members, full&members); !cold {
+			return
+		}
+	}
+	n.makeMap(members, !normal)
+}
+
+// enough: a quorum with memory; or, for a cold start, a quorum without, or all.
+func (n *Node) enough(all, full wire.Set) (normal, cold bool) {
+	normal = bits.OnesCount64(uint64(full)) >= n.quorum()
+	cold = !normal && (bits.OnesCount64(uint64(all&^full)) >= n.quorum() || bits.OnesCount64(uint64(all)) == n.cfg.Nodes)
+	return normal, cold
+}
+
+// fenced: every lease granted to a node that has not promised is over, even by
+// the slowest clock.
+func (n *Node) fenced(all wire.Set) bool {
+	if n.plant == plantNoFence {
+		return true
+	}
+	margin := n.cfg.Margin
+	if n.plant == plantNoMargin {
+		margin = 0
+	}
+	for i := range n.cfg.Nodes {
+		if all.Has(PNN(i)) {
+			continue
+		}
+		for j := range n.cfg.Nodes {
+			if p := &n.lead.prom[j]; p.have && n.now < p.at-p.since[i]+n.cfg.Lease+margin {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// clique takes out nodes until all that are left hear each other; false: a link
+// may only be young, or too few are left.
+func (n *Node) clique(all, full wire.Set) (wire.Set, bool) {
+	if n.plant == plantNoClique {
+		return all, true
+	}
+	set := all
+	for {
+		worst, most := -1, 0
+		for i := range n.cfg.Nodes {
+			if !set.Has(PNN(i)) {
+				continue
+			}
+			missing := 0
+			for j := range n.cfg.Nodes {
+				if i != j && set.Has(PNN(j)) && (!n.lead.prom[i].heard.Has(PNN(j)) || !n.lead.prom[j].heard.Has(PNN(i))) {
+					missing++
+				}
+			}
+			if missing >= most && missing > 0 && PNN(i) != n.cfg.Self {
+				worst, most = i, missing
+			}
+		}
+		if most == 0 {
+			break
+		}
+		if n.now-n.lead.began < 3*n.cfg.Heartbeat {
+			return 0, false
+		}
+		set &^= 1 << worst
+	}
+	normal, cold := n.enough(set, full&set)
+	return set, normal || cold
+}
+
+// makeMap decides who keeps its data and sends NEW_MAP.
+func (n *Node) makeMap(members wire.Set, cold bool) {
+	l := &n.lead
+	var emax Epoch
+	var ref *Map
+	high := n.s.HighVNN
+	for i := range n.cfg.Nodes {
+		p := &l.prom[i]
+		if !p.have {
+			continue
+		}
+		high = max(high, p.highVNN)
+		for k := range p.mp.Members {
+			high = max(high, p.mp.Members[k].VNN)
+		}
+		if p.memory != wire.MemoryFresh && p.taken >= emax {
+			emax, ref = p.taken, &p.mp
+		}
+	}
+	l.members = Map{}
+	for i := range n.cfg.Nodes {
+		if !members.Has(PNN(i)) {
+			continue
+		}
+		p := &l.prom[i]
+		keep := !cold && p.memory == wire.MemoryFull && p.taken == emax
+		if !keep && !cold && p.memory == wire.MemoryFull && ref != nil {
+			e := ref.member(PNN(i))
+			keep = e != nil && !e.Joiner && e.Life == p.life
+		}
+		if n.plant == plantStaleKeeps && p.memory == wire.MemoryFull {
+			keep = true
+		}
+		high++
+		vnn := high
+		if n.plant == plantSameVNN {
+			vnn = VNN(i + 1)
+		}
+		e := wire.Member{VNN: vnn, PNN: PNN(i), Joiner: !keep, Port: n.cfg.Port, Addr: n.cfg.Addr, Incarnation: p.inc, Life: p.life}
+		if !keep {
+			e.Life = uint64(l.ballot)
+		}
+		l.members.Members = append(l.members.Members, e)
+	}
+	l.members.index()
+	l.phase, l.began, l.done = claiming, n.now, 0
+	var rows []byte
+	for i := range l.members.Members {
+		rows = wire.AppendMember(rows, &l.members.Members[i])
+	}
+	m := Message{Op: wire.NewMap, Promise: l.ballot, Members: rows}
+	for i := range l.members.Members {
+		if to := l.members.Members[i].PNN; to != n.cfg.Self {
+			n.send(to, Control, l.ballot, &m, 0)
+		}
+	}
+	n.newMap(n.cfg.Self, &m)
+}
+
+// finished: a member has done with the leader's phase.
+func (n *Node) finished(from PNN, phase leadPhase) {
+	l := &n.lead
+	if l.ballot == 0 || l.phase != phase {
+		return
+	}
+	l.done |= 1 << from
+	if l.members.set&^l.done != 0 {
+		return
+	}
+	op, next := wire.Settle, settling
+	if phase == settling {
+		op, next = wire.Recovered, gathering
+	}
+	l.phase, l.began, l.done = next, n.now, 0
+	ballot := l.ballot
+	for i := range l.members.Members {
+		if to := l.members.Members[i].PNN; to != n.cfg.Self {
+			n.send(to, Control, ballot, &Message{Op: op}, 0)
+		}
+	}
+	if op == wire.Recovered {
+		n.lead = leading{}
+		n.recovered()
+	} else {
+		n.settle()
+	}
+}
+
+// --- beacons
+
+func (n *Node) beacon(from PNN, epoch Epoch, m *Message) {
+	switch m.Op {
+	case wire.Ping:
+		n.pinged(from, m)
+		n.sawEpochOf(m.Epoch, m.Open)
+	case wire.Pong:
+		n.ponged(from, m)
+		n.sawEpochOf(m.Epoch, m.Open)
+	case wire.RecoveryWanted:
+		n.wantedBy(from, m)
+	case wire.Prepare:
+		n.prepare(from, m)
+	case wire.Promise:
+		n.promised(from, m)
+	case wire.Nack:
+		n.nacked(m)
+	case wire.ReplyError:
+		if m.Status == wire.VNNMap {
+			n.sawEpoch(m.Epoch)
+		}
+	}
+}
+
+// sawEpochOf: only an epoch that has opened says that we are left out; one that is
+// taken may be a recovery that we are part of.
+func (n *Node) sawEpochOf(e Epoch, open bool) {
+	n.counter = max(n.counter, e.Counter())
+	if open {
+		n.sawEpoch(e)
+	}
+}
+
+func (n *Node) prepare(from PNN, m *Message) {
+	n.counter = max(n.counter, m.Promise.Counter(), m.Epoch.Counter())
+	if m.Nodes != n.cfg.NodesFile {
+		return
+	}
+	if m.Promise == n.s.Promised && n.state == stPromised && n.rv.leader == from {
+		n.sendPromise()
+		return
+	}
+	if m.Promise <= n.s.Promised || m.Promise <= n.rv.asked && n.rv.leader != from {
+		n.send(from, Beacon, n.s.Taken, &Message{Op: wire.Nack, Epoch: m.Promise, Promise: max(n.s.Promised, n.rv.asked)}, 0)
+		return
+	}
+	if n.state == stOpen && n.s.Map.member(from) == nil && m.Epoch <= n.s.Taken && n.plant != plantNoStickiness {
+		n.send(from, Beacon, n.s.Taken, &Message{Op: wire.Nack, Epoch: m.Promise, Promise: n.s.Promised, Open: true}, 0)
+		return
+	}
+	if n.lead.ballot != 0 && n.lead.ballot < m.Promise {
+		n.lead = leading{}
+	}
+	n.prepared(from, m.Promise)
+}
+
+// prepared: promise this ballot, as soon as no client is inside any more.
+func (n *Node) prepared(from PNN, ballot Epoch) {
+	if n.state == stOpen {
+		n.freeze()
+	}
+	n.rv.leader, n.rv.asked = from, ballot
+	n.leaderAt = n.now
+	n.leadDelay = 2*n.cfg.StepLimit + n.cfg.Lease + n.jitter(50*ms)
+	if n.passDone {
+		n.passOver()
+	}
+}
+
+func (n *Node) passOver() {
+	if n.rv.asked == 0 || n.rv.asked <= n.s.Promised {
+		return
+	}
+	n.s.Promised = n.rv.asked
+	n.eff.Cancel = n.s.Promised
+	n.state = stPromised
+	n.sendPromise()
+}
+
+func (n *Node) sendPromise() {
+	n.rv.heardSent = n.heard()
+	var members, since []byte
+	for i := range n.s.Map.Members {
+		members = wire.AppendMember(members, &n.s.Map.Members[i])
+	}
+	for i := range n.cfg.Nodes {
+		ago := max(0, n.now-n.peers[i].granted) / ms
+		since = binary.LittleEndian.AppendUint32(since, uint32(min(ago, 1<<31)))
+	}
+	m := Message{Op: wire.Promise, Promise: n.s.Promised, Epoch: n.s.Taken, Members: members, Memory: n.s.Memory, Life: n.s.Life, VNN: n.s.HighVNN,
+		Heard: n.rv.heardSent, Since: since, Nodes: n.cfg.NodesFile, Inc: n.cfg.Incarnation}
+	if n.rv.leader == n.cfg.Self {
+		n.promised(n.cfg.Self, &m)
+	} else {
+		n.send(n.rv.leader, Beacon, n.s.Promised, &m, 0)
+	}
+}
+
+func (n *Node) nacked(m *Message) {
+	n.counter = max(n.counter, m.Promise.Counter())
+	if n.lead.ballot == 0 || m.Epoch != n.lead.ballot || n.lead.phase != gathering {
+		return
+	}
+	if m.Open || m.Promise > n.lead.ballot {
+		n.stopLeading()
+	}
+}
+
+// --- CONTROL
+
+func (n *Node) control(from PNN, ballot Epoch, m *Message) Verdict {
+	n.counter = max(n.counter, ballot.Counter())
+	if m.Op == wire.NewMap {
+		n.leaderAt = n.now
+		return n.newMap(from, m)
+	}
+	if m.Op == wire.ClaimsDone || m.Op == wire.Settled {
+		if ballot != n.lead.ballot {
+			return Refused
+		}
+		if m.Op == wire.ClaimsDone {
+			n.finished(from, claiming)
+		} else {
+			n.finished(from, settling)
+		}
+		return Handled
+	}
+	switch {
+	case ballot > n.s.Taken && ballot >= n.s.Promised:
+		return NotYet // its NEW_MAP is on the way
+	case ballot < n.s.Taken, n.plant != plantOldRecovered && (n.s.Promised > ballot || n.rv.tookHere != ballot && n.plant != plantOldIncarnation):
+		return Refused
+	case n.state == stOpen || n.s.Opened == ballot:
+		return Handled
+	}
+	switch m.Op {
+	case wire.Claims:
+		n.claims(from, m.Rows)
+	case wire.Settle:
+		n.leaderAt = n.now
+		n.settle()
+	case wire.Verdicts:
+		n.verdicts(m.Rows)
+	case wire.Resupply:
+		n.settleClaims()
+		n.resupplied(m.Rows)
+	case wire.Recovered:
+		n.leaderAt = n.now
+		n.recovered()
+	}
+	return Handled
+}

@@ -1,0 +1,354 @@
+package protocol
+
+import (
+	"errors"
+	"slices"
+
+	"github.com/mainzdb/mainz/protocol/link"
+	"github.com/mainzdb/mainz/protocol/wire"
+)
+
+// ErrFull: the table of pending operations is full; ask again when some have ended.
+var ErrFull = errors.New("too many operations are pending on this node")
+
+// Submit takes a local client's request: m holds the operation, its key, data and
+// REQTIMEOUT. Its Reply carries the cookie. The OPID is drawn here, in the step
+// that makes the pending entry: one drawn earlier could lie below a floor that is
+// on its way already, and its done entry would be forgotten.
+func (n *Node) Submit(now Instant, c ClientID, cookie uint64, m *Message) (OPID, error) {
+	n.begin(now)
+	p := n.newPending(c, cookie, m)
+	if p == nil {
+		return OPID{}, ErrFull
+	}
+	o := p.opid
+	switch {
+	case m.Op == wire.ReqConditionalAppend && n.cfg.Mode(m.DBID) == Pieces:
+		n.s.Prepare(o, c, m.DBID, m.Key, m.Data)
+	case m.Op == wire.ReqRemoveTrigger:
+		if j := n.s.Piece(m.Piece); j != nil {
+			j.State = PieceRemoving
+			p.removes = true
+		}
+	}
+	n.start(p)
+	n.finish()
+	return o, nil
+}
+
+// start a new pending operation if the gate lets it.
+func (n *Node) start(p *pending) {
+	if n.serving() {
+		n.route(p)
+	} else {
+		n.backoff(p, ms) // looked at again by the clock; the opening of the gate comes first
+		if n.state != stOpen {
+			p.state = pendNew
+		}
+	}
+}
+
+func (n *Node) newPending(c ClientID, cookie uint64, m *Message) *pending {
+	if n.pendN >= n.cfg.MaxPending {
+		return nil
+	}
+	n.pendN++
+	var p *pending
+	if k := len(n.freePend); k > 0 {
+		p, n.freePend = n.freePend[k-1], n.freePend[:k-1]
+	} else {
+		p = &pending{slot: len(n.s.pend)}
+		n.s.pend = append(n.s.pend, nil)
+	}
+	n.s.opCount++
+	*p = pending{slot: p.slot, kbuf: p.kbuf, dbuf: p.dbuf, opid: OPID{PNN: n.cfg.Self, Life: n.s.Life, Counter: n.s.opCount}, client: c, cookie: cookie,
+		deadline: n.now + Instant(m.Timeout)*ms, state: pendNew, to: wire.NoPNN}
+	p.kbuf, p.dbuf = append(p.kbuf[:0], m.Key...), append(p.dbuf[:0], m.Data...)
+	p.m = *m
+	p.m.Key, p.m.Data, p.m.OPID, p.m.Via, p.m.Hops, p.m.ReqID = p.kbuf, p.dbuf, p.opid, 0, 0, 0
+	n.s.pend[p.slot] = p
+	return p
+}
+
+func (n *Node) freePending(p *pending) {
+	if p.reqid != 0 {
+		n.endReq(p)
+	}
+	n.s.pend[p.slot] = nil
+	p.state = 0
+	n.freePend = append(n.freePend, p)
+	n.pendN--
+}
+
+// newReq names one sending. All 32 bits advance; what is outstanding is skipped.
+func (n *Node) newReq(p *pending) ReqID {
+	for {
+		n.s.reqCount++
+		if _, taken := n.byReq[n.s.reqCount]; n.s.reqCount != 0 && !taken {
+			break
+		}
+	}
+	p.reqid = n.s.reqCount
+	n.byReq[p.reqid] = p
+	return p.reqid
+}
+
+// endReq: a reply, redirect, error or REPLY_DMASTER came for this sending. What is
+// parked behind it is looked at anew.
+func (n *Node) endReq(p *pending) {
+	delete(n.byReq, p.reqid)
+	p.reqid = 0
+	n.rec(p.m.DBID, p.m.Key)
+}
+
+// route brings a pending operation to where its record should be.
+func (n *Node) route(p *pending) {
+	if p.reqid != 0 {
+		n.endReq(p)
+	}
+	p.state = pendLocal
+	n.serveLocal(p)
+}
+
+// serveLocal tries p here; it ends, is parked, or is sent out by elsewhere.
+func (n *Node) serveLocal(p *pending) {
+	r := n.rec(p.m.DBID, p.m.Key)
+	if behind, stay := n.serve(r, &p.m, n.cfg.Self, p, p.deadline, nil); stay {
+		n.park(r, &p.m, n.cfg.Self, p, p.deadline, behind)
+	}
+}
+
+// dispatch sends a pending operation to the node that should have the record.
+func (n *Node) dispatch(p *pending, to PNN, via ReqID) {
+	if to == n.cfg.Self || n.s.Map.member(to) == nil {
+		n.backoff(p, 0)
+		return
+	}
+	p.state, p.to = pendOut, to
+	p.m.ReqID, p.m.Via, p.m.Hops = n.newReq(p), via, 0
+	p.m.Src, p.m.Room = n.ownVNN(), n.store.Room()
+	p.m.Timeout = uint32(max(0, p.deadline-n.now) / ms)
+	n.stats.Requests++
+	n.data(to, &p.m, 0)
+}
+
+// backoff: nobody seems to know; ask the LMASTER again a little later.
+func (n *Node) backoff(p *pending, least Instant) {
+	if p.reqid != 0 {
+		n.endReq(p)
+	}
+	n.stats.Backoffs++
+	wait := min(300*link.Microsecond<<min(p.backoffs, 5), 5*ms)
+	p.backoffs++
+	p.state, p.hops = pendBackoff, 0
+	p.until = n.now + max(least, wait/2+n.jitter(wait/2))
+	r := n.rec(p.m.DBID, p.m.Key)
+	r.cache = wire.NoPNN
+	n.due(p.until)
+}
+
+// redirected: CTDB_REPLY_REDIRECT.
+func (n *Node) redirected(m *Message) {
+	p := n.byReq[m.ReqID]
+	if p == nil {
+		return
+	}
+	n.stats.Redirects++
+	n.endReq(p)
+	r := n.rec(p.m.DBID, p.m.Key)
+	to, ok := n.s.Map.pnn(m.DMaster)
+	if p.hops++; !ok || p.hops > n.cfg.MaxHops {
+		n.backoff(p, 0)
+		return
+	}
+	if to == n.lmaster(p.m.DBID, p.m.Key) {
+		r.cache = wire.NoPNN
+	} else if to != n.cfg.Self {
+		r.cache = to
+	}
+	p.state = pendLocal
+	if to == n.cfg.Self {
+		if m.Via != 0 && n.byReq[m.Via] != nil {
+			n.park(r, &p.m, n.cfg.Self, p, p.deadline, m.Via)
+		} else if n.mine(r) {
+			n.serveLocal(p)
+		} else {
+			n.backoff(p, 0)
+		}
+		return
+	}
+	if n.mine(r) {
+		n.serveLocal(p)
+		return
+	}
+	hops := p.hops
+	n.dispatch(p, to, m.Via)
+	p.hops = hops
+}
+
+// mine: this node owns the record, or is its LMASTER and nobody else does.
+func (n *Node) mine(r *rec) bool {
+	return n.store.Look(r.db, r.key, &n.view) || !r.loc.set && n.lmaster(r.db, r.key) == n.cfg.Self
+}
+
+// replied: a reply or an error.
+func (n *Node) replied(from PNN, m *Message) {
+	p := n.byReq[m.ReqID]
+	if p == nil {
+		return
+	}
+	if m.Op == wire.ReplyError {
+		if m.Status == wire.VNNMap {
+			n.backoff(p, 0)
+			return
+		}
+		n.answered(p, from)
+		n.complete(p, m.Status, nil, 0, 0, 0)
+		return
+	}
+	if m.Op != p.m.Op.Reply() {
+		return
+	}
+	lock := ReqID(0)
+	if m.Op == wire.ReplyFetchLocked {
+		lock = m.ReqID
+	}
+	n.answered(p, from)
+	n.complete(p, wire.OK, m.Data, m.RSN, lock, m.Why)
+}
+
+// answered ends the sending and remembers who answered.
+func (n *Node) answered(p *pending, from PNN) {
+	n.endReq(p)
+	r := n.rec(p.m.DBID, p.m.Key)
+	if from != n.cfg.Self && from != n.lmaster(p.m.DBID, p.m.Key) {
+		r.cache = from
+	} else {
+		r.cache = wire.NoPNN
+	}
+}
+
+// complete ends an operation of this node. For one that was abandoned and has had
+// an effect the dispatcher takes the effect back.
+func (n *Node) complete(p *pending, st wire.Status, data []byte, rsn uint64, lock ReqID, why uint32) {
+	j := n.journal(p, &st)
+	switch {
+	case p.removes && (st == wire.Timeout || st == wire.NoMemory):
+		// A removal is never taken back. A recovery may have left the piece out
+		// already, as one under removal; if it were called live again it would be an
+		// acknowledged piece that is in no record. So the client's waiting ends here,
+		// and the dispatcher goes on until the piece is gone, however long it takes.
+		if p.client != 0 && !p.abandoned {
+			n.reply(p, st, nil, 0, 0, 0)
+		}
+		p.client, p.deadline = 0, n.now+1000*ms
+		n.backoff(p, 5*ms)
+		return
+	case p.undo && (st == wire.Timeout || st == wire.NoMemory):
+		p.deadline = n.now + 1000*ms
+		n.backoff(p, 5*ms)
+		return
+	case p.abandoned && st == wire.OK && p.m.Op == wire.ReqFetchLocked && lock != 0:
+		n.undo(p, &Message{Op: wire.ReqUnlock, DBID: p.m.DBID, Key: p.m.Key, LockID: lock, Timeout: 1000})
+	case p.abandoned && st == wire.OK && p.m.Op == wire.ReqConditionalAppend && j != nil:
+		n.removePiece(j)
+	}
+	if p.client != 0 && !p.abandoned {
+		n.reply(p, st, data, rsn, lock, why)
+	}
+	n.freePending(p)
+}
+
+// reply to the local client that waits.
+func (n *Node) reply(p *pending, st wire.Status, data []byte, rsn uint64, lock ReqID, why uint32) {
+	from := len(n.eff.buf)
+	n.eff.buf = append(n.eff.buf, data...)
+	n.eff.Replies = append(n.eff.Replies, Reply{Client: p.client, Cookie: p.cookie, Op: p.m.Op, Status: st, RSN: rsn, OPID: p.opid, LockID: lock, Why: why, at: [2]int{from, len(n.eff.buf)}})
+}
+
+// journal brings the client's journal up to date, before the reply is
+// acknowledged: the client may be slow or dead.
+func (n *Node) journal(p *pending, st *wire.Status) *Piece {
+	switch p.m.Op {
+	case wire.ReqConditionalAppend:
+		j := n.s.Piece(p.opid)
+		if j == nil {
+			return nil
+		}
+		if *st == wire.OK {
+			if n.plant != plantJournalLate {
+				j.State = PieceLive
+			}
+			return j
+		}
+		n.s.Erase(p.opid)
+	case wire.ReqRemoveTrigger:
+		j := n.s.Piece(p.m.Piece)
+		if j == nil {
+			return nil
+		}
+		switch *st {
+		case wire.OK, wire.NotFound:
+			*st = wire.OK // not there: it was lost with its record
+			n.s.Erase(p.m.Piece)
+		case wire.Timeout, wire.NoMemory:
+		default:
+			j.State = PieceLive // refused for good: it is still in the record
+		}
+	}
+	return nil
+}
+
+// undo starts an operation of the dispatcher's own.
+func (n *Node) undo(p *pending, m *Message) {
+	u := n.newPending(0, 0, m)
+	if u == nil {
+		n.cfg.Fault("no room to take back an abandoned operation")
+		return
+	}
+	u.undo, u.removes = true, m.Op == wire.ReqRemoveTrigger
+	n.start(u)
+}
+
+func (n *Node) removePiece(j *Piece) {
+	j.State = PieceRemoving
+	n.undo(nil, &Message{Op: wire.ReqRemoveTrigger, DBID: j.DB, Key: j.Key, Data: j.Data, Piece: j.OPID, Timeout: 1000})
+}
+
+// Abandon: a local client waits no longer. The operation goes on.
+func (n *Node) Abandon(now Instant, c ClientID, cookie uint64) {
+	n.begin(now)
+	for _, p := range n.s.pend {
+		if p != nil && p.client == c && p.cookie == cookie {
+			p.abandoned = true
+		}
+	}
+	n.finish()
+}
+
+// ClientGone: a client has died; its handles and locks are recovered already. Its
+// pieces are removed, those under removal too; those with an append under way
+// when that ends.
+func (n *Node) ClientGone(now Instant, c ClientID) {
+	n.begin(now)
+	appends := map[OPID]bool{}
+	removes := map[OPID]bool{}
+	for _, p := range n.s.pend {
+		if p == nil || p.client != c {
+			continue
+		}
+		p.abandoned = true
+		switch p.m.Op {
+		case wire.ReqConditionalAppend:
+			appends[p.opid] = true
+		case wire.ReqRemoveTrigger:
+			removes[p.m.Piece] = true // goes on by itself
+		}
+	}
+	for _, j := range slices.Clone(n.s.journal) { // a removal that ends at once erases its entry
+		if j.Client == c && !appends[j.OPID] && !removes[j.OPID] {
+			n.removePiece(j)
+		}
+	}
+	n.finish()
+}

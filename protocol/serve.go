@@ -1,0 +1,582 @@
+package protocol
+
+import (
+	"bytes"
+
+	"github.com/mainzdb/mainz/protocol/wire"
+)
+
+// request: a packet from another node.
+func (n *Node) request(m *Message) Verdict {
+	src, ok := n.s.Map.pnn(m.Src)
+	if !ok || src == n.cfg.Self {
+		return Handled
+	}
+	if m.Dest != n.ownVNN() {
+		n.replyError(m, src, wire.VNNMap)
+		return Handled
+	}
+	r := n.rec(m.DBID, m.Key)
+	deadline := n.now + Instant(m.Timeout)*ms
+	if behind, stay := n.serve(r, m, src, nil, deadline, nil); stay {
+		if n.parkedN >= n.cfg.MaxParked {
+			n.replyError(m, src, wire.NoMemory)
+			return Handled
+		}
+		n.park(r, m, src, nil, deadline, behind)
+	}
+	return Handled
+}
+
+// park keeps a request until its record is free, its condition true, or the
+// record here.
+func (n *Node) park(r *rec, m *Message, src PNN, p *pending, deadline Instant, behind ReqID) {
+	var pk *parked
+	if k := len(n.freeParked); k > 0 {
+		pk, n.freeParked = n.freeParked[k-1], n.freeParked[:k-1]
+	} else {
+		pk = &parked{}
+	}
+	pk.m, pk.src, pk.p, pk.deadline, pk.behind = *m, src, p, deadline, behind
+	if p == nil {
+		pk.kbuf, pk.dbuf = append(pk.kbuf[:0], m.Key...), append(pk.dbuf[:0], m.Data...)
+		pk.m.Key, pk.m.Data = pk.kbuf, pk.dbuf
+	} else {
+		p.state = pendLocal
+	}
+	r.parked = append(r.parked, pk)
+	n.parkedN++
+	n.due(deadline)
+}
+
+func (n *Node) unpark(pk *parked) {
+	pk.p, pk.m = nil, Message{}
+	n.freeParked = append(n.freeParked, pk)
+	n.parkedN--
+}
+
+// settleRec looks at a record at the end of a step: at what waits for it, then
+// whether anything keeps it here.
+func (n *Node) settleRec(r *rec) {
+	if n.serving() {
+		n.drain(r)
+		n.giveBack(r)
+	}
+	if r.idle() {
+		n.s.recs.drop(r)
+	}
+}
+
+// drain tries what is parked, in order.
+func (n *Node) drain(r *rec) {
+	for i := 0; i < len(r.parked); {
+		pk := r.parked[i]
+		if pk.behind != 0 && n.byReq[pk.behind] == nil {
+			pk.behind = 0
+			pk.m.Via = 0
+		}
+		if pk.behind != 0 && pk.deadline > n.now && !n.store.Look(r.db, r.key, &n.view) {
+			i++
+			continue
+		}
+		m := &pk.m
+		if pk.p != nil {
+			m = &pk.p.m
+		}
+		if pk.behind != 0 && pk.deadline <= n.now && !n.store.Look(r.db, r.key, &n.view) {
+			r.parked = append(r.parked[:i], r.parked[i+1:]...)
+			n.answer(m, pk.src, pk.p, wire.Timeout, nil, 0, 0)
+			n.unpark(pk)
+			continue
+		}
+		_, stay := n.serve(r, m, pk.src, pk.p, pk.deadline, pk)
+		if stay {
+			i++
+			continue
+		}
+		if i < len(r.parked) && r.parked[i] == pk { // a handover has emptied the queue
+			r.parked = append(r.parked[:i], r.parked[i+1:]...)
+		}
+		n.unpark(pk)
+	}
+}
+
+// giveBack: an empty record goes back to its LMASTER, but not before its done list
+// is empty: an operation that is sent again must find it.
+func (n *Node) giveBack(r *rec) {
+	if !n.store.Look(r.db, r.key, &n.view) {
+		return
+	}
+	n.store.Attend(r.db, r.key, len(r.parked) > 0)
+	if !n.view.Empty() || len(r.parked) > 0 || r.lock.held {
+		return
+	}
+	if len(r.dones) > 0 && n.plant != plantDeleteGivesBack {
+		return
+	}
+	if n.store.Holder(r.db, r.key) != 0 || n.store.TryLock(r.db, r.key, false) != Locked {
+		return
+	}
+	rsn := n.view.RSN
+	n.store.Remove(r.db, r.key)
+	r.dones = r.dones[:0]
+	if l := n.lmaster(r.db, r.key); l != n.cfg.Self {
+		n.data(l, &Message{Op: wire.RequestDMaster, DBID: r.db, Src: n.ownVNN(), DMaster: n.s.Map.vnn(l), Key: r.key, RSN: rsn + 1}, 0)
+	}
+}
+
+// serve decides about one request at this node. stay: it is to wait here, behind
+// one of our own REQIDs or, if that is 0, for its record. pk: it waits already.
+func (n *Node) serve(r *rec, m *Message, src PNN, p *pending, deadline Instant, pk *parked) (behind ReqID, stay bool) {
+	own := n.store.Look(r.db, r.key, &n.view)
+	if !own && (n.lmaster(r.db, r.key) != n.cfg.Self || r.loc.set) {
+		return n.elsewhere(r, m, src, p)
+	}
+	if !n.serving() {
+		return 0, true
+	}
+	if !own {
+		n.view = Record{LAccessor: wire.NoPNN}
+	}
+	if p != nil && p.abandoned && p.client != 0 && !p.removes {
+		n.complete(p, wire.Timeout, nil, 0, 0, 0) // nobody waits, and it has not run
+		return 0, false
+	}
+	if n.plant != plantNoDoneList {
+		for _, d := range r.dones {
+			if d.OPID == m.OPID {
+				n.answer(m, src, p, d.Status, nil, 0, 0)
+				return 0, false
+			}
+		}
+	}
+	return 0, !n.execute(r, m, src, p, deadline, pk)
+}
+
+// elsewhere: the record is not here.
+func (n *Node) elsewhere(r *rec, m *Message, src PNN, p *pending) (behind ReqID, stay bool) {
+	l := n.lmaster(r.db, r.key)
+	if p != nil {
+		switch {
+		case l == n.cfg.Self:
+			n.dispatch(p, r.loc.pnn, r.loc.reqid)
+		case r.cache != wire.NoPNN:
+			n.dispatch(p, r.cache, 0)
+		default:
+			n.dispatch(p, l, 0)
+		}
+		return 0, false
+	}
+	if n.plant == plantParkBehindAny {
+		for _, q := range n.s.pend {
+			if q != nil && q.reqid != 0 && q.m.DBID == r.db && bytes.Equal(q.m.Key, r.key) {
+				return q.reqid, true
+			}
+		}
+	} else if m.Via != 0 && n.byReq[m.Via] != nil {
+		return m.Via, true // the record is on its way to us
+	}
+	if l != n.cfg.Self {
+		n.redirect(m, src, l, 0)
+		return 0, false
+	}
+	if r.loc.pnn == src || m.Hops >= n.cfg.MaxHops {
+		n.redirect(m, src, r.loc.pnn, r.loc.reqid)
+		return 0, false
+	}
+	n.stats.Forwards++
+	f := *m
+	f.Via, f.Hops = r.loc.reqid, m.Hops+1
+	n.data(r.loc.pnn, &f, 0)
+	return 0, false
+}
+
+func (n *Node) redirect(m *Message, src, to PNN, via ReqID) {
+	n.data(src, &Message{Op: wire.ReplyRedirect, DBID: m.DBID, Src: n.ownVNN(), ReqID: m.ReqID, DMaster: n.s.Map.vnn(to), Via: via}, 0)
+}
+
+func (n *Node) replyError(m *Message, src PNN, st wire.Status) {
+	n.data(src, &Message{Op: wire.ReplyError, DBID: m.DBID, Src: n.ownVNN(), ReqID: m.ReqID, Status: st, Epoch: n.s.Taken}, 0)
+}
+
+// answer ends a request, of another node or of a client here.
+func (n *Node) answer(m *Message, src PNN, p *pending, st wire.Status, data []byte, rsn uint64, why uint32) {
+	n.answerToken(m, src, p, st, data, rsn, why, 0)
+}
+
+func (n *Node) answerToken(m *Message, src PNN, p *pending, st wire.Status, data []byte, rsn uint64, why uint32, token uint64) {
+	switch {
+	case p != nil:
+		n.complete(p, st, data, rsn, 0, why)
+	case n.s.Map.member(src) == nil:
+	case st != wire.OK:
+		n.replyError(m, src, st)
+	default:
+		n.data(src, &Message{Op: m.Op.Reply(), DBID: m.DBID, Src: n.ownVNN(), ReqID: m.ReqID, Data: data, RSN: rsn, Why: why}, token)
+	}
+}
+
+// wait: what can't be done now ends or stays.
+func (n *Node) wait(m *Message, src PNN, p *pending, deadline Instant, st wire.Status) (ended bool) {
+	if deadline > n.now {
+		return false
+	}
+	n.answer(m, src, p, st, nil, 0, 0)
+	return true
+}
+
+// execute runs a request at the DMASTER; false: it has to wait. n.view is the
+// record as it stands.
+func (n *Node) execute(r *rec, m *Message, src PNN, p *pending, deadline Instant, pk *parked) bool {
+	n.stats.Executed++
+	if p == nil && len(r.dones) >= n.cfg.MaxDone && !n.pruneRec(r) {
+		return n.wait(m, src, p, deadline, wire.NoMemory)
+	}
+	mode := n.cfg.Mode(r.db)
+	switch {
+	case mode == NoMode:
+		n.answer(m, src, p, wire.NoDB, nil, 0, 0)
+		return true
+	case m.Op == wire.ReqFetch:
+		if p == nil && n.store.Holder(r.db, r.key) == 0 && n.moves(r, m, src) {
+			return n.handover(r, m, src, pk)
+		}
+		n.answer(m, src, p, wire.OK, n.view.Data, n.view.RSN, 0)
+		return true
+	case m.Op == wire.ReqWatch:
+		if n.view.RSN != m.RSN {
+			n.answer(m, src, p, wire.OK, nil, n.view.RSN, wire.WatchChanged)
+			return true
+		}
+		if deadline > n.now {
+			n.attend(r)
+			return false
+		}
+		n.answer(m, src, p, wire.OK, nil, n.view.RSN, wire.WatchTimeout)
+		return true
+	case m.Op == wire.ReqUnlock || m.Op == wire.ReqStoreUnlock && m.LockID != 0:
+		n.unlock(r, m, src, p, mode)
+		return true
+	case m.Op == wire.ReqFetchLocked && r.lock.held && r.lock.opid == m.OPID:
+		r.lock.reqid = m.ReqID // asked again after a recovery
+		n.answer(m, src, p, wire.OK, n.view.Data, n.view.RSN, 0)
+		return true
+	}
+	st, data, tags := n.plan(r, m, src, mode)
+	switch st {
+	case wire.OK:
+	case wire.Condition:
+		if deadline > n.now {
+			if p == nil && n.plant == plantWaiterMoves && n.store.Holder(r.db, r.key) == 0 && n.cfg.Policy.Move(m.Op, src, src, 1<<20) {
+				return n.handover(r, m, src, pk)
+			}
+			n.attend(r)
+			return false
+		}
+		fallthrough
+	default:
+		n.answer(m, src, p, st, nil, 0, 0)
+		return true
+	}
+	if r.lock.held && n.plant != plantMoveLocked {
+		return n.wait(m, src, p, deadline, wire.Timeout)
+	}
+	if n.plant == plantMoveLocked && r.lock.held && p == nil && n.moves(r, m, src) {
+		r.lock = remoteLock{}
+		return n.handover(r, m, src, pk)
+	}
+	switch n.store.TryLock(r.db, r.key, false) {
+	case Held:
+		return n.wait(m, src, p, deadline, wire.Timeout)
+	case NoSpace:
+		n.answer(m, src, p, wire.NoMemory, nil, 0, 0)
+		return true
+	}
+	n.store.Look(r.db, r.key, &n.view) // TryLock may have made it
+	if p == nil && n.moves(r, m, src) {
+		return n.handover(r, m, src, pk)
+	}
+	if m.Op == wire.ReqFetchLocked {
+		n.lockFor(r, m, src, p)
+		return true
+	}
+	n.commit(r, m, src, p, data, tags)
+	return true
+}
+
+// attend a record on which a request waits for a change.
+func (n *Node) attend(r *rec) {
+	if !n.store.Look(r.db, r.key, &n.view) {
+		if n.store.TryLock(r.db, r.key, false) != Locked {
+			return
+		}
+		n.store.Unlock(r.db, r.key)
+	}
+	n.store.Attend(r.db, r.key, true)
+}
+
+// lockFor gives the lock that the dispatcher holds to who asked.
+func (n *Node) lockFor(r *rec, m *Message, src PNN, p *pending) {
+	if p != nil {
+		n.store.UnlockTo(r.db, r.key, p.client)
+		n.complete(p, wire.OK, n.view.Data, n.view.RSN, 0, 0)
+		return
+	}
+	r.lock = remoteLock{held: true, opid: m.OPID, reqid: m.ReqID, deadline: n.now + Instant(m.LockTimeout)*ms}
+	n.due(r.lock.deadline)
+	n.answer(m, src, p, wire.OK, n.view.Data, n.view.RSN, 0)
+}
+
+// unlock: UNLOCK, and STORE_UNLOCK of a lock.
+func (n *Node) unlock(r *rec, m *Message, src PNN, p *pending, mode Mode) {
+	held := r.lock.held && r.lock.reqid == m.LockID && r.lock.opid.PNN == src
+	if n.plant == plantStoreWithoutLock && m.Op == wire.ReqStoreUnlock && n.store.Holder(r.db, r.key) == 0 {
+		held = n.store.TryLock(r.db, r.key, false) == Locked
+	}
+	switch {
+	case !held:
+		n.answer(m, src, p, wire.NotLocked, nil, 0, 0)
+		return
+	case m.Op == wire.ReqStoreUnlock && mode == Pieces && (len(m.Data) > 0 || !n.view.Empty()):
+		n.answer(m, src, p, wire.Mode, nil, 0, 0)
+		return
+	}
+	r.lock = remoteLock{}
+	if m.Op == wire.ReqStoreUnlock {
+		n.commit(r, m, src, p, m.Data, nil)
+		return
+	}
+	n.store.Unlock(r.db, r.key)
+	n.done(r, m, src, p)
+}
+
+// plan says what a request would make of the record in n.view, or why it can't.
+func (n *Node) plan(r *rec, m *Message, src PNN, mode Mode) (st wire.Status, data, tags []byte) {
+	switch m.Op {
+	case wire.ReqFetchLocked:
+		return wire.OK, nil, nil
+	case wire.ReqStoreUnlock:
+		if mode == Pieces && (len(m.Data) > 0 || !n.view.Empty()) {
+			return wire.Mode, nil, nil
+		}
+		return wire.OK, m.Data, nil
+	case wire.ReqDelete:
+		if mode == Pieces && !n.view.Empty() {
+			return wire.Mode, nil, nil
+		}
+		return wire.OK, nil, nil
+	case wire.ReqConditionalAppend:
+		yes, known := n.cfg.Conditions.Check(m.Cond, n.view.Data, n.view.Tags, m.Data)
+		if !known {
+			return wire.NoCondition, nil, nil
+		}
+		if !yes {
+			return wire.Condition, nil, nil
+		}
+		if len(n.view.Data)+len(m.Data) > wire.MaxData {
+			return wire.TooBig, nil, nil
+		}
+		n.scratch = append(append(n.scratch[:0], n.view.Data...), m.Data...)
+		n.tagbuf = n.tagbuf[:0]
+		if mode == Pieces {
+			n.tagbuf = wire.AppendTag(append(n.tagbuf, n.view.Tags...), wire.Tag{OPID: m.OPID, Len: uint32(len(m.Data))})
+		}
+		return wire.OK, n.scratch, n.tagbuf
+	case wire.ReqRemoveTrigger:
+		if mode == KV {
+			i := bytes.Index(n.view.Data, m.Data)
+			if i < 0 || len(m.Data) == 0 {
+				return wire.NotFound, nil, nil
+			}
+			n.scratch = append(append(n.scratch[:0], n.view.Data[:i]...), n.view.Data[i+len(m.Data):]...)
+			return wire.OK, n.scratch, nil
+		}
+		if m.Piece.PNN != src {
+			return wire.Mode, nil, nil // only the owner's node
+		}
+		n.scratch, n.tagbuf = n.scratch[:0], n.tagbuf[:0]
+		at, found := 0, false
+		for rest := n.view.Tags; len(rest) > 0; {
+			t, next, _ := wire.NextTag(rest)
+			if t.OPID == m.Piece {
+				found = true
+			} else {
+				n.scratch = append(n.scratch, n.view.Data[at:at+int(t.Len)]...)
+				n.tagbuf = wire.AppendTag(n.tagbuf, t)
+			}
+			at += int(t.Len)
+			rest = next
+		}
+		if !found {
+			return wire.NotFound, nil, nil
+		}
+		return wire.OK, n.scratch, n.tagbuf
+	}
+	return wire.BadPacket, nil, nil
+}
+
+// commit publishes a new value and releases the lock.
+func (n *Node) commit(r *rec, m *Message, src PNN, p *pending, data, tags []byte) {
+	n.put = Record{RSN: n.view.RSN + 1, LAccessor: n.view.LAccessor, LACount: n.view.LACount, Data: data, Tags: tags}
+	if !n.store.Publish(r.db, r.key, &n.put, false) {
+		n.store.Unlock(r.db, r.key)
+		n.answer(m, src, p, wire.NoMemory, nil, 0, 0)
+		return
+	}
+	n.store.Unlock(r.db, r.key)
+	n.done(r, m, src, p)
+}
+
+// done notes a success for another node with the record and answers.
+func (n *Node) done(r *rec, m *Message, src PNN, p *pending) {
+	n.touch(r) // what waits may go on; it may be empty now
+	if p != nil {
+		n.complete(p, wire.OK, nil, 0, 0, 0)
+		return
+	}
+	t := n.token(r)
+	r.dones = append(r.dones, doneEntry{wire.Done{OPID: m.OPID, Status: wire.OK}, t})
+	n.answerToken(m, src, p, wire.OK, nil, 0, 0, t)
+}
+
+// moves counts the access and asks the policy.
+func (n *Node) moves(r *rec, m *Message, src PNN) bool {
+	acc, count := n.cfg.Policy.Count(src, n.view.LAccessor, n.view.LACount)
+	n.store.Touch(r.db, r.key, acc, count)
+	n.view.LAccessor, n.view.LACount = acc, count
+	return n.cfg.Policy.Move(m.Op, src, acc, count) && len(n.view.Data) <= int(m.Room) && (m.Op != wire.ReqFetch || !n.view.Empty())
+}
+
+// handover passes the record on to the node that asked, through the LMASTER.
+// Preconditions: the request could be completed now; nobody holds the record but
+// the dispatcher.
+func (n *Node) handover(r *rec, m *Message, to PNN, pk *parked) bool {
+	switch n.store.TryLock(r.db, r.key, false) {
+	case Held, NoSpace:
+		return false
+	}
+	n.store.Look(r.db, r.key, &n.view)
+	n.stats.Handovers++
+	c := n.carry(r, to, m.ReqID, &n.view)
+	for _, d := range r.dones {
+		c.dones = wire.AppendDone(c.dones, d.Done)
+		delete(n.tokens, d.token)
+	}
+	r.dones = r.dones[:0]
+	n.store.Remove(r.db, r.key)
+	if l := n.lmaster(r.db, r.key); l == n.cfg.Self {
+		r.loc = location{true, to, m.ReqID, c.rsn}
+		n.sendRecord(wire.ReplyDMaster, to, r, c, to)
+	} else {
+		n.sendRecord(wire.RequestDMaster, l, r, c, to)
+	}
+	// The queue follows its record; redirecting it would let all who wait race
+	// after the record, seven redirects an operation on a hot one.
+	for _, q := range r.parked {
+		if q == pk {
+			continue
+		}
+		switch {
+		case q.p != nil:
+			n.dispatch(q.p, to, m.ReqID)
+		case q.src == to:
+			n.redirect(&q.m, q.src, to, m.ReqID)
+		default:
+			f := q.m
+			f.Via, f.Timeout = m.ReqID, uint32(max(0, q.deadline-n.now)/ms)
+			n.data(to, &f, 0)
+		}
+		n.unpark(q)
+	}
+	r.parked = r.parked[:0]
+	return true
+}
+
+// carry makes a carried copy of a record.
+func (n *Node) carry(r *rec, bound PNN, reqid ReqID, v *Record) *carried {
+	k := len(r.carry)
+	if cap(r.carry) > k {
+		r.carry = r.carry[:k+1]
+	} else {
+		r.carry = append(r.carry, carried{})
+	}
+	c := &r.carry[k]
+	*c = carried{token: n.token(r), bound: bound, reqid: reqid, rsn: v.RSN, laccessor: v.LAccessor, lacount: v.LACount,
+		data: append(c.data[:0], v.Data...), tags: append(c.tags[:0], v.Tags...), dones: c.dones[:0]}
+	return c
+}
+
+// sendRecord sends REQUEST_DMASTER or REPLY_DMASTER with a carried copy.
+func (n *Node) sendRecord(op wire.Op, dest PNN, r *rec, c *carried, bound PNN) {
+	n.data(dest, &Message{Op: op, DBID: r.db, Src: n.ownVNN(), ReqID: c.reqid, DMaster: n.s.Map.vnn(bound), Key: r.key, Data: c.data, RSN: c.rsn,
+		LAccessor: n.s.Map.vnn(c.laccessor), LACount: c.lacount, Dones: c.dones, Tags: c.tags}, c.token)
+}
+
+// requestDMaster at the LMASTER: the record passes through, or stays.
+func (n *Node) requestDMaster(from PNN, m *Message) Verdict {
+	r := n.rec(m.DBID, m.Key)
+	to, ok := n.s.Map.pnn(m.DMaster)
+	if !ok || n.lmaster(m.DBID, m.Key) != n.cfg.Self || !r.loc.set || r.loc.pnn != from || m.RSN < r.loc.rsn && m.ReqID != 0 {
+		n.cfg.Fault("REQUEST_DMASTER from a node that is not the location")
+		n.suspect()
+		return Handled
+	}
+	for i := len(r.carry) - 1; i >= 0; i-- {
+		if r.carry[i].bound == from { // it has arrived there, or it could not come from there
+			delete(n.tokens, r.carry[i].token)
+			r.dropCarry(i)
+		}
+	}
+	if m.ReqID == 0 && len(m.Data) == 0 { // given back, empty
+		r.loc = location{}
+		return Handled
+	}
+	if to == n.cfg.Self {
+		r.loc = location{}
+		n.become(r, m)
+		return Handled
+	}
+	r.loc = location{true, to, m.ReqID, m.RSN}
+	acc, _ := n.s.Map.pnn(m.LAccessor)
+	c := n.carry(r, to, m.ReqID, &Record{RSN: m.RSN, LAccessor: acc, LACount: m.LACount, Data: m.Data, Tags: m.Tags})
+	c.dones = append(c.dones, m.Dones...)
+	n.sendRecord(wire.ReplyDMaster, to, r, c, to)
+	return Handled
+}
+
+// replyDMaster at the new DMASTER.
+func (n *Node) replyDMaster(m *Message) Verdict {
+	n.become(n.rec(m.DBID, m.Key), m)
+	return Handled
+}
+
+// become the owner of a record that has arrived, even if nobody waits for it any
+// more; then end the REQID by which it travelled and serve what waits behind it.
+func (n *Node) become(r *rec, m *Message) {
+	acc, _ := n.s.Map.pnn(m.LAccessor)
+	rsn := m.RSN + 1
+	if n.plant == plantKeepRSN {
+		rsn = m.RSN
+	}
+	if n.store.Look(r.db, r.key, &n.view) {
+		n.cfg.Fault("a record arrived that is here already")
+	}
+	n.put = Record{RSN: rsn, LAccessor: acc, LACount: m.LACount, Data: m.Data, Tags: m.Tags}
+	if n.store.TryLock(r.db, r.key, true) != Locked || !n.store.Publish(r.db, r.key, &n.put, true) {
+		n.cfg.Fault("no room for a record that was promised room")
+		return
+	}
+	r.cache, r.loc = wire.NoPNN, location{}
+	r.dones = r.dones[:0]
+	for rest := m.Dones; len(rest) > 0; {
+		var d wire.Done
+		d, rest, _ = wire.NextDone(rest)
+		r.dones = append(r.dones, doneEntry{d, 0})
+	}
+	n.store.Unlock(r.db, r.key)
+	if p := n.byReq[m.ReqID]; p != nil {
+		n.endReq(p)
+		p.state = pendLocal
+		n.serveLocal(p)
+	}
+}

@@ -1,0 +1,507 @@
+package sim
+
+import (
+	"fmt"
+	"sort"
+	"strings"
+
+	"github.com/mainzdb/mainz/protocol"
+	"github.com/mainzdb/mainz/protocol/wire"
+)
+
+// checker sees all nodes at once, as no node does.
+type checker struct {
+	c        *Cluster
+	failures []Failure
+	working  bool // clients begin new operations
+	draining bool // the end: all must be answered
+	hist     map[string][]*histOp
+	keys     []string // of hist, in the order they came up
+	nextVal  int
+	owner    map[string]protocol.OPID // piece → whose it is, once that is known
+	lastRSN  map[string]uint64
+	maps     map[protocol.Epoch]string
+	vnns     map[protocol.VNN]protocol.Epoch
+	openings map[protocol.Epoch]bool
+	snaps    map[protocol.Epoch]*snapshot
+	newest   protocol.Epoch
+	acked    int
+	recovs   int
+}
+
+// Failure is a broken invariant.
+type Failure struct {
+	Check string
+	What  string
+}
+
+func (f Failure) String() string { return f.Check + ": " + f.What }
+
+// histOp is one operation in the history of its key, or something that happened
+// to the key.
+type histOp struct {
+	kind   string // fetch put delete append cas remove, reset sweep maybe
+	arg    string
+	expect string // cas
+	out    string
+	no     bool // condition false
+	call   instant
+	ret    instant // 0: not known to have ended
+	dead   map[string]bool
+	ops    []*histOp
+	void   bool // known to have done nothing
+}
+
+func newChecker(c *Cluster) *checker {
+	return &checker{c: c, working: true, hist: map[string][]*histOp{}, owner: map[string]protocol.OPID{}, lastRSN: map[string]uint64{},
+		maps: map[protocol.Epoch]string{}, vnns: map[protocol.VNN]protocol.Epoch{}, openings: map[protocol.Epoch]bool{}, snaps: map[protocol.Epoch]*snapshot{}}
+}
+
+func (k *checker) fail(check, format string, args ...any) {
+	if len(k.failures) < 10 {
+		k.failures = append(k.failures, Failure{check, fmt.Sprintf("at %.3f ms: ", float64(k.c.now)/1e6) + fmt.Sprintf(format, args...)})
+		k.c.trace("FAIL %v", k.failures[len(k.failures)-1])
+	}
+}
+
+func (k *checker) value() []byte {
+	k.nextVal++
+	return []byte(fmt.Sprintf("v%06d.", k.nextVal))
+}
+
+func (k *checker) piece(exclusive bool) []byte {
+	k.nextVal++
+	mode := "S"
+	if exclusive {
+		mode = "X"
+	}
+	return []byte(fmt.Sprintf("%s%07d", mode, k.nextVal))
+}
+
+func (k *checker) add(key string, h *histOp) {
+	if _, ok := k.hist[key]; !ok {
+		k.keys = append(k.keys, key)
+	}
+	k.hist[key] = append(k.hist[key], h)
+}
+
+// invoke notes that an operation begins.
+func (k *checker) invoke(o *operation) *histOp {
+	h := &histOp{call: o.call, arg: string(o.m.Data)}
+	switch o.m.Op {
+	case wire.ReqFetch:
+		h.kind = "fetch"
+	case wire.ReqFetchLocked:
+		h.kind = "fetch"
+	case wire.ReqStoreUnlock:
+		h.kind = "put"
+		if o.read != nil || o.m.LockID != 0 || o.cl.locked != nil {
+			h.kind, h.expect = "cas", string(o.read)
+		}
+	case wire.ReqDelete:
+		h.kind, h.arg = "put", ""
+	case wire.ReqConditionalAppend:
+		h.kind = "append"
+	case wire.ReqRemoveTrigger:
+		h.kind = "remove"
+	default: // UNLOCK and WATCH change nothing
+		return h
+	}
+	k.add(name(o.db, []byte(o.key)), h)
+	return h
+}
+
+// returned notes how it ended.
+func (k *checker) returned(o *operation, st wire.Status, data []byte) {
+	h := o.hist
+	h.ret, h.out = k.c.now, string(data)
+	k.c.trace("client %d.%d %s %q = %s %q", o.cl.h.pnn, o.cl.id, o.m.Op, o.key, st, data)
+	switch {
+	case st == wire.OK:
+		k.acked++
+	case st == wire.Timeout && h.kind == "remove":
+		h.ret = 0 // it goes on
+	case st == wire.Condition && h.kind == "append":
+		h.no = true
+	default:
+		h.void = true
+		if st == wire.Internal || st == wire.BadPacket || st == wire.NoDB || st == wire.Mode || st == wire.NoCondition {
+			k.fail("status", "%s of %q by client %d.%d ends with %s", o.m.Op, o.key, o.cl.h.pnn, o.cl.id, st)
+		}
+	}
+}
+
+func (k *checker) piecesOwner(o *operation, opid protocol.OPID) {
+	if o.db == dbPieces && o.m.Op == wire.ReqConditionalAppend {
+		k.owner[string(o.m.Data)] = opid
+	}
+}
+
+// mayRemove: the dispatcher may take this piece away from now on.
+func (k *checker) mayRemove(m mine) {
+	k.add(name(dbPieces, []byte(m.key)), &histOp{kind: "remove", arg: m.data, call: k.c.now})
+}
+
+// S1, when a record appears at a node.
+func (k *checker) owns(h *host, r *record) {
+	if !serving(h) {
+		return
+	}
+	for _, o := range k.c.hosts {
+		if o != h && serving(o) {
+			if x := o.seg.recs[name(r.db, []byte(r.key))]; x != nil && x.prov == 0 {
+				k.fail("S1", "%q is owned by node %d and node %d, both with an open gate and a live lease", r.key, h.pnn, o.pnn)
+			}
+		}
+	}
+}
+
+func serving(h *host) bool { return h.seg.live() }
+
+// published: S5.
+func (k *checker) published(h *host, r *record) {
+	k.owns(h, r)
+	n := name(r.db, []byte(r.key))
+	if h.stable.Taken < k.newest {
+		return // voted out: a write there counts for nothing
+	}
+	if r.rsn <= k.lastRSN[n] && serving(h) {
+		k.fail("S5", "RSN of %q at node %d is %d after %d", r.key, h.pnn, r.rsn, k.lastRSN[n])
+	}
+	k.lastRSN[n] = r.rsn
+}
+
+func (k *checker) removed(h *host, r *record) {
+	if len(r.data) == 0 {
+		delete(k.lastRSN, name(r.db, []byte(r.key)))
+	}
+}
+
+// bypassSuccess: a client says that its update counts. The node must not be out
+// of the cluster by then.
+func (k *checker) bypassSuccess(h *host, s *segment) {
+	if k.newest > s.gate.Epoch {
+		for _, o := range k.c.hosts {
+			if o.up && o.seg.gate.Epoch == k.newest {
+				if !inMap(o.stable, h.pnn, s.life) {
+					k.fail("bypass", "an update at node %d counts, though epoch %x is open without it", h.pnn, k.newest)
+				}
+				return
+			}
+		}
+	}
+}
+
+func inMap(s *protocol.Stable, p protocol.PNN, life uint64) bool {
+	for _, m := range s.Map.Members {
+		if m.PNN == p && m.Life == life {
+			return true
+		}
+	}
+	return false
+}
+
+// lifeEnds: a segment's records are gone for good, also for a recovery that has
+// seen them already.
+func (k *checker) lifeEnds(h *host) {
+	gone := map[string]bool{}
+	for n := range h.seg.recs {
+		gone[n] = true
+	}
+	for _, o := range k.c.hosts {
+		o.stable.EachCarried(func(db uint32, key []byte, bound protocol.PNN, _ protocol.ReqID, _ uint64) {
+			if o == h || bound == h.pnn {
+				gone[name(db, key)] = true
+			}
+		})
+	}
+	for e, s := range k.snaps {
+		if !k.openings[e] {
+			for n := range gone {
+				s.legit[n] = true
+			}
+		}
+	}
+}
+
+// snapshot is what the cluster held when the first node took a map.
+type snapshot struct {
+	at    instant
+	legit map[string]bool
+	some  map[string]bool // non-empty somewhere
+}
+
+// took: S6, and the state before the first claim.
+func (k *checker) took(h *host, e protocol.Epoch) {
+	m := fmt.Sprint(h.stable.Map.Members)
+	if old, ok := k.maps[e]; ok && old != m {
+		k.fail("S6", "epoch %x has two maps: %s and %s", e, old, m)
+	}
+	k.maps[e] = m
+	k.c.trace("node %d takes epoch %x map %s", h.pnn, e, m)
+	if k.snaps[e] == nil {
+		cold := true
+		for _, m := range h.stable.Map.Members {
+			cold = cold && m.Joiner
+		}
+		if cold {
+			clear(k.vnns) // also if it never opens: the next may be made from its members
+		}
+		k.snaps[e] = k.snapshot(h, e)
+	}
+}
+
+type copied struct {
+	bound   protocol.PNN
+	carrier protocol.PNN
+	rsn     uint64
+}
+
+func (k *checker) snapshot(h *host, e protocol.Epoch) *snapshot {
+	s := &snapshot{at: k.c.now, legit: map[string]bool{}, some: map[string]bool{}}
+	keeps := map[protocol.PNN]bool{}
+	for _, m := range h.stable.Map.Members {
+		keeps[m.PNN] = !m.Joiner
+	}
+	all := map[string]bool{}
+	for key := range k.hist {
+		all[key] = true
+	}
+	copies := map[string][]copied{}
+	for _, o := range k.c.hosts {
+		o.stable.EachCarried(func(db uint32, key []byte, bound protocol.PNN, _ protocol.ReqID, rsn uint64) {
+			n := name(db, key)
+			copies[n] = append(copies[n], copied{bound, o.pnn, rsn})
+		})
+	}
+	for key := range all {
+		owned, safe := false, false
+		for _, o := range k.c.hosts {
+			if r := o.seg.recs[key]; r != nil && r.prov == 0 {
+				owned = true
+				if keeps[o.pnn] {
+					safe = true
+					s.some[key] = len(r.data) > 0
+				}
+			}
+		}
+		if owned {
+			s.legit[key] = !safe
+			continue
+		}
+		s.legit[key] = true
+		var top uint64
+		for _, c := range copies[key] {
+			top = max(top, c.rsn)
+		}
+		for _, c := range copies[key] {
+			if c.rsn == top && keeps[c.carrier] && keeps[c.bound] {
+				s.legit[key] = false
+			}
+		}
+	}
+	return s
+}
+
+// gateOpens: S1 for all that the node has.
+func (k *checker) gateOpens(h *host) {
+	if k.c.figures {
+		return // a million records are not looked at one by one
+	}
+	for _, r := range h.seg.sorted() {
+		k.owns(h, r)
+	}
+}
+
+// opened: the first member opens an epoch; what was lost is lost now.
+func (k *checker) opened(h *host) {
+	e := h.stable.Taken
+	if k.openings[e] {
+		return
+	}
+	k.openings[e] = true
+	k.recovs++
+	if e < k.newest {
+		k.fail("S6", "epoch %x opens after epoch %x", e, k.newest)
+	}
+	k.newest = e
+	cold := true
+	for _, m := range h.stable.Map.Members {
+		cold = cold && m.Joiner
+	}
+	if cold {
+		clear(k.vnns)
+	}
+	for _, m := range h.stable.Map.Members {
+		if was, ok := k.vnns[m.VNN]; ok {
+			k.fail("S6", "VNN %d of epoch %x is given out again in epoch %x", m.VNN, was, e)
+		}
+		k.vnns[m.VNN] = e
+	}
+	s := k.snaps[e]
+	members := map[protocol.PNN]bool{}
+	for _, m := range h.stable.Map.Members {
+		members[m.PNN] = true
+	}
+	for _, key := range append([]string(nil), k.keys...) {
+		var now *record
+		owners := 0
+		for _, o := range k.c.hosts {
+			if r := o.seg.recs[key]; r != nil && members[o.pnn] && o.stable.Taken == e {
+				now = r
+				owners++
+			}
+		}
+		if owners > 1 {
+			k.fail("S1", "%q is owned by %d members when epoch %x opens", key, owners, e)
+		}
+		if !s.legit[key] {
+			if now == nil && s.some[key] {
+				k.fail("lost", "%q is lost in epoch %x, though its owner or a carrier and its receiver are members", key, e)
+			}
+			if key[0] == dbPieces {
+				k.add(key, &histOp{kind: "sweep", call: s.at, ret: k.c.now, dead: k.deadPieces(h.stable)})
+			}
+			continue
+		}
+		data := ""
+		if now != nil {
+			data = string(now.data)
+		}
+		delete(k.lastRSN, key)
+		k.lost(key, s.at, data)
+	}
+}
+
+func (k *checker) deadPieces(s *protocol.Stable) map[string]bool {
+	dead := map[string]bool{}
+	for piece, o := range k.owner {
+		if !inMap(s, o.PNN, o.Life) {
+			dead[piece] = true
+		}
+	}
+	return dead
+}
+
+// lost: the key begins anew with what was re-supplied. Operations under way may
+// have been seen before they went with the record, and be done again.
+func (k *checker) lost(key string, from instant, data string) {
+	r := &histOp{kind: "reset", out: data, call: from, ret: k.c.now}
+	for _, h := range k.hist[key] {
+		if h.kind != "fetch" && h.kind != "reset" && h.kind != "sweep" && h.kind != "maybe" && h.ret == 0 && h.call < k.c.now {
+			k.add(key, &histOp{kind: "maybe", ops: []*histOp{h}, call: h.call, ret: k.c.now})
+		}
+	}
+	k.add(key, r)
+}
+
+// quiet tells what is still under way; "" is nothing.
+func (k *checker) quiet() string {
+	var busy []string
+	var epoch protocol.Epoch
+	for _, h := range k.c.hosts {
+		switch {
+		case !h.up:
+			busy = append(busy, fmt.Sprintf("node %d is down", h.pnn))
+			continue
+		case h.seg.gate.State != protocol.GateOpen:
+			busy = append(busy, fmt.Sprintf("node %d: gate %d", h.pnn, h.seg.gate.State))
+		case epoch != 0 && h.seg.gate.Epoch != epoch:
+			busy = append(busy, fmt.Sprintf("node %d: epoch %x", h.pnn, h.seg.gate.Epoch))
+		}
+		epoch = h.seg.gate.Epoch
+		if n := h.stable.Pending(); n > 0 {
+			busy = append(busy, fmt.Sprintf("node %d: %d pending", h.pnn, n))
+		}
+		h.stable.EachCarried(func(_ uint32, key []byte, bound protocol.PNN, reqid protocol.ReqID, _ uint64) {
+			busy = append(busy, fmt.Sprintf("node %d carries %q for %d, reqid %d", h.pnn, key, bound, reqid))
+		})
+		for _, cl := range h.clients {
+			if cl.alive && !cl.idle {
+				what := "holds a lock"
+				if cl.wait != nil {
+					what = fmt.Sprintf("waits for %s %q since %.3f", cl.wait.m.Op, cl.wait.key, float64(cl.wait.call)/1e6)
+				}
+				busy = append(busy, fmt.Sprintf("client %d.%d %s", h.pnn, cl.id, what))
+			}
+		}
+	}
+	return strings.Join(busy, "; ")
+}
+
+// final looks at pieces and owners when all is quiet: S4, S8.
+func (k *checker) final() {
+	where := map[string]*record{}
+	for _, h := range k.c.hosts {
+		for _, r := range h.seg.sorted() {
+			n := name(r.db, []byte(r.key))
+			if where[n] != nil {
+				k.fail("S1", "%q has two owners in the end", r.key)
+			}
+			where[n] = r
+		}
+	}
+	claimed := map[string]bool{}
+	for _, h := range k.c.hosts {
+		for _, cl := range h.clients {
+			if !cl.alive || cl.seg != h.seg {
+				continue
+			}
+			for _, m := range cl.pieces {
+				claimed[m.data] = true
+				if r := where[name(dbPieces, []byte(m.key))]; r == nil || !hasPiece(r, m.opid) {
+					if k.c.unsureOf(cl, m) {
+						continue
+					}
+					k.fail("S4", "piece %s of client %d.%d is not in %q", m.data, h.pnn, cl.id, m.key)
+				}
+			}
+		}
+		h.stable.EachPiece(func(j *protocol.Piece) {
+			if j.State != protocol.PieceLive {
+				return
+			}
+			claimed[string(j.Data)] = true
+			if r := where[name(j.DB, j.Key)]; r == nil || !hasPiece(r, j.OPID) {
+				k.fail("S4", "piece %s of client %d.%d is live in the journal and not in %q", j.Data, h.pnn, j.Client, j.Key)
+			}
+		})
+	}
+	names := make([]string, 0, len(where))
+	for n := range where {
+		names = append(names, n)
+	}
+	sort.Strings(names)
+	for _, n := range names {
+		r := where[n]
+		if r.db != dbPieces {
+			continue
+		}
+		for i := 0; i+pieceLen <= len(r.data); i += pieceLen {
+			if p := string(r.data[i : i+pieceLen]); !claimed[p] {
+				k.fail("S4", "piece %s in %q belongs to nobody", p, r.key)
+			}
+		}
+	}
+}
+
+// unsureOf: the append ended as unknown, so it may not have happened.
+func (c *Cluster) unsureOf(cl *client, m mine) bool {
+	for _, h := range c.check.hist[name(dbPieces, []byte(m.key))] {
+		if h.kind == "append" && h.arg == m.data && h.ret == 0 {
+			return true
+		}
+	}
+	return false
+}
+
+func hasPiece(r *record, o protocol.OPID) bool {
+	for rest := r.tags; len(rest) > 0; {
+		t, next, _ := wire.NextTag(rest)
+		if t.OPID == o {
+			return true
+		}
+		rest = next
+	}
+	return false
+}

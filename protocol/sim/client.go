@@ -1,0 +1,697 @@
+package sim
+
+import (
+	"bytes"
+	"fmt"
+
+	"github.com/mainzdb/mainz/protocol"
+	"github.com/mainzdb/mainz/protocol/wire"
+)
+
+// client is one process attached to a node's segment: one operation at a time, by
+// bypass if the record is here and the dice say so, else through the dispatcher.
+type client struct {
+	h      *host
+	id     protocol.ClientID
+	seg    *segment
+	alive  bool
+	busy   bool // inside an update
+	locked *record
+	cookie uint64
+	wait   *operation // submitted, not answered
+	opid   uint64     // own counter for bypass appends
+	pieces []mine
+	idle   bool // between operations
+	manual bool // a script says what it does next
+	lock   *operation
+}
+
+// mine is a piece this client has put into the cluster.
+type mine struct {
+	key  string
+	opid protocol.OPID
+	data string
+}
+
+func (h *host) attach() *client {
+	h.nextID++
+	cl := &client{h: h, id: h.nextID, seg: h.seg, alive: true}
+	h.clients = append(h.clients, cl)
+	cl.next(h.c.between(0, 20*ms))
+	return cl
+}
+
+// step does f after a client's usual time for a few instructions, or a long one.
+func (cl *client) step(f func()) {
+	c := cl.h.c
+	d := c.between(us/2, 3*us)
+	if c.faults && c.chance(c.mix.Stall) {
+		d = c.between(ms, 90*ms)
+	}
+	c.after(d, func() {
+		if cl.alive {
+			f()
+		}
+	})
+}
+
+func (cl *client) next(d instant) {
+	cl.idle = true
+	if cl.manual {
+		return
+	}
+	cl.h.c.after(d, func() {
+		if cl.alive {
+			cl.idle = false
+			cl.begin()
+		}
+	})
+}
+
+// die: killed, wherever it is. What it was doing is not known to have happened.
+func (cl *client) die(why string) {
+	if !cl.alive {
+		return
+	}
+	c := cl.h.c
+	c.trace("client %d.%d dies: %s", cl.h.pnn, cl.id, why)
+	cl.alive = false
+	if o := cl.wait; o != nil {
+		o.unknown()
+		if o.m.Op == wire.ReqConditionalAppend && o.db == dbPieces {
+			c.check.mayRemove(mine{o.key, o.opid, string(o.m.Data)}) // if it succeeds
+		}
+	}
+	if cl.busy {
+		cl.busy = false
+		cl.seg.busy--
+	}
+	if cl.seg != cl.h.seg {
+		return
+	}
+	for _, r := range cl.seg.sorted() {
+		if r.holder == cl.id {
+			cl.seg.release(r, true)
+		}
+	}
+	for _, m := range cl.pieces {
+		c.check.mayRemove(m)
+	}
+	// The dispatcher notices by itself, after a while; or finds it at its start.
+	seg := cl.seg
+	var tell func()
+	tell = func() {
+		switch {
+		case seg != cl.h.seg:
+		case !cl.h.up || cl.h.paused:
+			c.after(2*ms, tell)
+		default:
+			cl.h.run(func() { cl.h.node.ClientGone(cl.h.now(), cl.id) })
+		}
+	}
+	c.after(c.between(50*us, 2*ms), tell)
+}
+
+// release a record lock: to the dispatcher if that waits; tell it of a change.
+func (s *segment) release(r *record, changed bool) {
+	r.holder = 0
+	tell := r.attended && changed
+	if r.waits {
+		r.waits, r.holder, tell = false, protocol.Dispatcher, true
+	}
+	if !tell {
+		return
+	}
+	h, db, key := s.h, r.db, []byte(r.key)
+	ring := func() {
+		if s != h.seg || !h.up {
+			return // a restart looks at all records
+		}
+		h.run(func() {
+			if s == h.seg {
+				h.node.Released(h.now(), db, key)
+			}
+		})
+	}
+	h.c.after(h.c.between(us, 20*us), ring)
+}
+
+// look at gate and lease as a local client does.
+func (s *segment) live() bool {
+	return s.gate.State == protocol.GateOpen && s.h.now() < s.lease
+}
+
+// begin the next operation.
+func (cl *client) begin() {
+	c := cl.h.c
+	if !c.check.working {
+		cl.idle = true
+		return
+	}
+	if cl.seg != cl.h.seg || cl.seg.gate.State == protocol.GateDead {
+		cl.seg, cl.pieces, cl.locked = cl.h.seg, nil, nil // attaches anew
+	}
+	if c.hot {
+		o := &operation{cl: cl, db: dbKV, key: "hot", m: wire.Message{Op: wire.ReqFetchLocked, DBID: dbKV, Key: []byte("hot"), Timeout: 20_000, LockTimeout: 5000}}
+		o.start()
+		return
+	}
+	if c.rng.IntN(100) < 45 {
+		cl.pieceOp()
+	} else {
+		cl.kvOp()
+	}
+}
+
+func (cl *client) timeout() uint32 {
+	if cl.h.c.chance(0.3) {
+		return 0
+	}
+	return uint32(cl.h.c.rng.IntN(300))
+}
+
+func (cl *client) kvOp() {
+	c := cl.h.c
+	key := fmt.Sprintf("k%d", c.rng.IntN(c.mix.Keys))
+	o := &operation{cl: cl, db: dbKV, key: key, m: wire.Message{DBID: dbKV, Key: []byte(key), Timeout: cl.timeout()}}
+	switch r := c.rng.IntN(100); {
+	case r < 30:
+		o.m.Op = wire.ReqFetch
+	case r < 45:
+		o.m.Op = wire.ReqStoreUnlock
+		o.m.Data = c.check.value()
+	case r < 55:
+		o.m.Op = wire.ReqDelete
+	case r < 70:
+		o.m.Op, o.m.Cond = wire.ReqConditionalAppend, condAlways
+		o.m.Data = c.check.value()
+	default:
+		o.m.Op, o.m.LockTimeout = wire.ReqFetchLocked, uint32(20+c.rng.IntN(200))
+	}
+	o.start()
+}
+
+func (cl *client) pieceOp() {
+	c := cl.h.c
+	key := fmt.Sprintf("p%d", c.rng.IntN(c.mix.Keys))
+	o := &operation{cl: cl, db: dbPieces, key: key, m: wire.Message{DBID: dbPieces, Key: []byte(key), Timeout: cl.timeout()}}
+	switch r := c.rng.IntN(100); {
+	case r < 25:
+		o.m.Op = wire.ReqFetch
+	case r < 30:
+		o.m.Op, o.m.LockTimeout = wire.ReqFetchLocked, uint32(20+c.rng.IntN(200))
+	case r < 35:
+		o.m.Op, o.m.RSN = wire.ReqWatch, uint64(c.rng.IntN(20))
+	case r < 65 && len(cl.pieces) < 4 || len(cl.pieces) == 0:
+		o.m.Op, o.m.Cond = wire.ReqConditionalAppend, condShare
+		o.m.Data = c.check.piece(c.chance(0.4))
+	default:
+		i := c.rng.IntN(len(cl.pieces))
+		p := cl.pieces[i]
+		o.key, o.m.Key = p.key, []byte(p.key)
+		o.m.Op, o.m.Piece, o.m.Data = wire.ReqRemoveTrigger, p.opid, []byte(p.data)
+	}
+	o.start()
+}
+
+// operation is one call of a client, by whichever way.
+type operation struct {
+	cl     *client
+	db     uint32
+	key    string
+	m      wire.Message
+	call   instant
+	lockID protocol.ReqID // of a remote lock
+	read   []byte         // what FETCH_LOCKED returned
+	cookie uint64
+	opid   protocol.OPID
+	ended  bool
+	hist   *histOp
+}
+
+func (o *operation) start() {
+	c := o.cl.h.c
+	o.call = c.now
+	o.hist = c.check.invoke(o)
+	o.cl.wait = o
+	r := o.cl.seg.recs[name(o.db, []byte(o.key))]
+	if r != nil && c.chance(0.7) && o.m.Op != wire.ReqWatch {
+		if o.m.Op == wire.ReqFetch {
+			o.bypassRead()
+		} else {
+			o.bypassUpdate()
+		}
+		return
+	}
+	o.submit()
+}
+
+// submit goes through the dispatcher. A dispatcher that is down, or a segment
+// whose life has ended, is waited for as the client's library does.
+func (o *operation) submit() {
+	cl := o.cl
+	h, c := cl.h, cl.h.c
+	if o.ended {
+		return
+	}
+	if cl.seg != h.seg {
+		o.unknown()
+		cl.next(ms)
+		return
+	}
+	if !h.up || h.paused { // the submission stays in its ring
+		c.after(2*ms, func() {
+			if cl.alive {
+				o.submit()
+			}
+		})
+		return
+	}
+	cl.cookie++
+	o.cookie = cl.cookie
+	submitted := false
+	h.run(func() {
+		if o.ended || cl.seg != h.seg || !cl.alive {
+			if cl.alive && !o.ended {
+				o.unknown()
+				cl.next(ms)
+			}
+			return
+		}
+		opid, err := h.node.Submit(h.now(), cl.id, o.cookie, &o.m)
+		if err != nil {
+			c.check.fail("table", "node %d: %v", h.pnn, err)
+			return
+		}
+		submitted = true
+		o.opid = opid
+		c.check.piecesOwner(o, opid)
+	})
+	_ = submitted
+	// A client that has waited long enough gives up; the operation goes on.
+	patience := c.between(sec, 3*sec)
+	if cl.manual || c.hot {
+		patience = 30 * sec
+	}
+	if c.faults && c.chance(0.05) {
+		patience = c.between(us, 50*ms)
+	}
+	c.after(patience, func() {
+		if !cl.alive || o.ended {
+			return
+		}
+		if c.check.draining && cl.seg == h.seg && h.up {
+			return // in the end everything must be answered
+		}
+		o.unknown()
+		if o.m.Op == wire.ReqConditionalAppend && o.db == dbPieces {
+			c.check.mayRemove(mine{o.key, o.opid, string(o.m.Data)})
+		}
+		cookie := o.cookie
+		if cl.seg == h.seg && h.up {
+			h.run(func() { h.node.Abandon(h.now(), cl.id, cookie) })
+		}
+		cl.next(c.between(0, 5*ms))
+	})
+}
+
+// reply brings a dispatcher's answer to the client that waits for it.
+func (h *host) reply(r protocol.Reply) {
+	seg := h.seg
+	for _, cl := range h.clients {
+		if cl.id != r.Client || !cl.alive {
+			continue
+		}
+		h.c.after(h.c.between(us, 10*us), func() {
+			o := cl.wait
+			if !cl.alive || o == nil || o.ended || o.cookie != r.Cookie {
+				if cl.alive && r.Op == wire.ReqFetchLocked && r.Status == wire.OK && r.LockID == 0 && seg == h.seg {
+					// The answer to a call that was given up: the library lets go of the lock.
+					for _, x := range seg.sorted() {
+						if x.holder == cl.id && cl.locked != x {
+							seg.release(x, false)
+						}
+					}
+				}
+				return
+			}
+			o.answered(r)
+		})
+		return
+	}
+}
+
+// answered by the dispatcher.
+func (o *operation) answered(r protocol.Reply) {
+	cl := o.cl
+	c := cl.h.c
+	if r.Status == wire.Unknown {
+		o.unknown()
+		cl.next(c.between(0, 5*ms))
+		return
+	}
+	if o.m.Op == wire.ReqFetchLocked && r.Status == wire.OK {
+		o.lockID, o.read = r.LockID, r.Data
+		o.done(wire.OK, r.Data)
+		var rec *record
+		if r.LockID == 0 {
+			rec = cl.seg.recs[name(o.db, []byte(o.key))]
+			cl.locked = rec
+		}
+		cl.hold(o, rec)
+		return
+	}
+	if o.m.Op == wire.ReqConditionalAppend && o.db == dbPieces && r.Status == wire.OK {
+		cl.pieces = append(cl.pieces, mine{o.key, r.OPID, string(o.m.Data)})
+	}
+	o.finishRemove(r.Status)
+	o.done(r.Status, r.Data)
+	cl.next(cl.think())
+}
+
+func (cl *client) think() instant {
+	c := cl.h.c
+	if c.chance(0.2) {
+		return c.between(0, 30*ms)
+	}
+	return c.between(0, ms)
+}
+
+// finishRemove: the piece is no longer this client's.
+func (o *operation) finishRemove(st wire.Status) {
+	if o.m.Op != wire.ReqRemoveTrigger || st == wire.Condition {
+		return
+	}
+	ps := o.cl.pieces
+	for i := range ps {
+		if ps[i].opid == o.m.Piece {
+			o.cl.pieces = append(ps[:i:i], ps[i+1:]...)
+			return
+		}
+	}
+}
+
+// hold a lock for a while, then store, delete or unlock.
+func (cl *client) hold(o *operation, rec *record) {
+	c := cl.h.c
+	if cl.manual {
+		cl.lock, cl.idle = o, true
+		return
+	}
+	d := c.between(10*us, 2*ms)
+	if c.faults && c.chance(0.05) {
+		d = c.between(0, 250*ms)
+	}
+	c.after(d, func() {
+		if !cl.alive {
+			return
+		}
+		u := &operation{cl: cl, db: o.db, key: o.key, m: wire.Message{Op: wire.ReqUnlock, DBID: o.db, Key: []byte(o.key), LockID: o.lockID}}
+		u.read = o.read
+		if o.db == dbKV && c.chance(0.7) {
+			u.m.Op = wire.ReqStoreUnlock
+			if c.chance(0.8) {
+				u.m.Data = c.check.value()
+			}
+		}
+		u.call = c.now
+		u.hist = c.check.invoke(u)
+		cl.wait = u
+		if rec == nil {
+			u.submit()
+			return
+		}
+		cl.locked = nil
+		u.unlockHere(rec)
+	})
+}
+
+// unlockHere commits under the client's own lock. Not busy: a locked record does
+// not move, and the claimed RSN is a lower bound.
+func (o *operation) unlockHere(r *record) {
+	cl := o.cl
+	if cl.seg.gate.State == protocol.GateDead || r.holder != cl.id {
+		o.unknown()
+		cl.next(ms)
+		return
+	}
+	if o.m.Op == wire.ReqStoreUnlock {
+		r.set(o.m.Data, nil, r.rsn+1)
+		cl.h.c.check.published(cl.h, r)
+	}
+	cl.seg.release(r, o.m.Op == wire.ReqStoreUnlock)
+	cl.step(func() { o.validate(0) })
+}
+
+// bypassRead: gate, lease, own; snapshot; the same gate, lease.
+func (o *operation) bypassRead() {
+	cl := o.cl
+	s := cl.seg
+	r := s.recs[name(o.db, []byte(o.key))]
+	if !s.live() || r == nil || r.prov != 0 {
+		o.submit()
+		return
+	}
+	word, data := s.word, r.data
+	cl.step(func() {
+		if cl.h.c.opt.Plant != plantNoValidateRead && (s.word != word || !s.live()) {
+			o.submit()
+			return
+		}
+		o.done(wire.OK, data)
+		cl.next(cl.think())
+	})
+}
+
+// bypassUpdate: journal prepared; busy; lock; gate, lease, own; journal live;
+// commit and release; not busy; validate.
+func (o *operation) bypassUpdate() {
+	cl := o.cl
+	s, c := cl.seg, cl.h.c
+	var j *protocol.Piece
+	if o.m.Op == wire.ReqConditionalAppend && o.db == dbPieces {
+		cl.opid++
+		o.opid = protocol.OPID{PNN: cl.h.pnn, Life: s.life, Counter: 1<<63 | uint64(cl.id)<<40 | cl.opid}
+		j = cl.h.stable.Prepare(o.opid, cl.id, o.db, []byte(o.key), o.m.Data)
+		c.check.piecesOwner(o, o.opid)
+	}
+	slow := func() {
+		if j != nil && cl.seg == cl.h.seg {
+			cl.h.stable.Erase(o.opid)
+		}
+		o.submit()
+	}
+	cl.setBusy(c.opt.Plant != plantNoBusy)
+	cl.step(func() {
+		r := s.recs[name(o.db, []byte(o.key))]
+		if r == nil || r.holder != 0 || r.prov != 0 {
+			cl.setBusy(false)
+			slow()
+			return
+		}
+		r.holder = cl.id
+		cl.step(func() {
+			if s.recs[name(o.db, []byte(o.key))] != r || !s.live() {
+				cl.letGo(r)
+				slow()
+				return
+			}
+			st, data, tags := o.outcome(r)
+			if st == wire.OK && cl.h.room == 0 && len(data) > len(r.data) {
+				st = wire.NoMemory
+			}
+			if st != wire.OK {
+				cl.letGo(r)
+				if st == wire.Condition && o.m.Timeout > 0 {
+					slow()
+					return
+				}
+				if j != nil {
+					cl.h.stable.Erase(o.opid)
+				}
+				o.finishRemove(st)
+				o.done(st, nil)
+				cl.next(cl.think())
+				return
+			}
+			if o.m.Op == wire.ReqFetchLocked {
+				o.read = r.data
+				cl.setBusy(false)
+				o.done(wire.OK, r.data)
+				cl.locked = r
+				cl.hold(o, r)
+				return
+			}
+			if j != nil && c.opt.Plant != plantLiveLate {
+				j.State = protocol.PieceLive
+			}
+			var rm *protocol.Piece
+			if o.m.Op == wire.ReqRemoveTrigger && o.db == dbPieces {
+				if rm = cl.h.stable.Piece(o.m.Piece); rm != nil {
+					rm.State = protocol.PieceRemoving
+				}
+			}
+			cl.step(func() {
+				r.set(data, tags, r.rsn+1)
+				c.check.published(cl.h, r)
+				if c.opt.Plant == plantNoRing {
+					r.waits = false
+				}
+				s.release(r, true)
+				if c.opt.Plant == plantLiveLate && j != nil {
+					cl.setBusy(false)
+					cl.step(func() {
+						j.State = protocol.PieceLive
+						o.validate(0)
+					})
+					return
+				}
+				if rm != nil {
+					cl.h.stable.Erase(o.m.Piece)
+				}
+				cl.setBusy(false)
+				cl.step(func() { o.validate(0) })
+			})
+		})
+	})
+}
+
+func (cl *client) setBusy(on bool) {
+	if cl.busy == on {
+		return
+	}
+	cl.busy = on
+	if on {
+		cl.seg.busy++
+	} else {
+		cl.seg.busy--
+	}
+}
+
+func (cl *client) letGo(r *record) {
+	if r.holder == cl.id {
+		cl.seg.release(r, false)
+	}
+	cl.setBusy(false)
+}
+
+// outcome of an update by bypass: what the dispatcher would do.
+func (o *operation) outcome(r *record) (st wire.Status, data, tags []byte) {
+	switch o.m.Op {
+	case wire.ReqStoreUnlock:
+		return wire.OK, o.m.Data, nil
+	case wire.ReqConditionalAppend:
+		yes, _ := o.cl.h.c.conf.Check(o.m.Cond, r.data, r.tags, o.m.Data)
+		if !yes {
+			return wire.Condition, nil, nil
+		}
+		data = append(bytes.Clone(r.data), o.m.Data...)
+		if o.db == dbPieces {
+			tags = wire.AppendTag(bytes.Clone(r.tags), wire.Tag{OPID: o.opid, Len: uint32(len(o.m.Data))})
+		}
+		return wire.OK, data, tags
+	case wire.ReqRemoveTrigger:
+		at, found := 0, false
+		for rest := r.tags; len(rest) > 0; {
+			t, next, _ := wire.NextTag(rest)
+			if t.OPID == o.m.Piece {
+				found = true
+			} else {
+				data, tags = append(data, r.data[at:at+int(t.Len)]...), wire.AppendTag(tags, t)
+			}
+			at += int(t.Len)
+			rest = next
+		}
+		if !found {
+			return wire.OK, r.data, r.tags
+		}
+		return wire.OK, data, tags
+	}
+	return wire.OK, nil, nil // DELETE; FETCH_LOCKED
+}
+
+// validate an update by bypass: it counts if the life goes on and the lease was
+// live after it, or the gate opens again in the same life.
+func (o *operation) validate(waited instant) {
+	cl := o.cl
+	s, c := cl.seg, cl.h.c
+	if c.opt.Plant == plantNoValidate {
+		waited = -1
+	}
+	switch {
+	case waited == -1 || s.gate.State == protocol.GateOpen && s.live():
+		if waited != -1 {
+			c.check.bypassSuccess(cl.h, s)
+		}
+		if o.m.Op == wire.ReqConditionalAppend && o.db == dbPieces {
+			cl.pieces = append(cl.pieces, mine{o.key, o.opid, string(o.m.Data)})
+		}
+		o.finishRemove(wire.OK)
+		o.done(wire.OK, nil)
+		cl.next(cl.think())
+	case s.gate.State == protocol.GateDead || s != cl.h.seg || waited > 4*sec:
+		o.unknown()
+		if o.m.Op == wire.ReqConditionalAppend && o.db == dbPieces && s == cl.h.seg {
+			cl.pieces = append(cl.pieces, mine{o.key, o.opid, string(o.m.Data)})
+		}
+		cl.next(ms)
+	default:
+		c.after(ms, func() {
+			if cl.alive {
+				o.validate(waited + ms)
+			}
+		})
+	}
+}
+
+// done: the client knows how it ended.
+func (o *operation) done(st wire.Status, data []byte) {
+	if o.ended {
+		panic("sim: an operation ends twice")
+	}
+	o.ended = true
+	o.cl.wait = nil
+	o.cl.h.c.check.returned(o, st, data)
+}
+
+// unknown: it may have happened or not, now or later.
+func (o *operation) unknown() {
+	if !o.ended {
+		o.ended = true
+		o.cl.wait = nil
+		o.finishRemove(wire.OK) // the journal knows whether the piece is there
+	}
+}
+
+// conditions are the two functions the simulated clients use.
+type conditions struct{}
+
+const (
+	condAlways = 1
+	condShare  = 2 // an exclusive piece ('X') stands alone
+)
+
+func (conditions) Check(id uint32, data, tags, piece []byte) (yes, known bool) {
+	switch id {
+	case condAlways:
+		return true, true
+	case condShare:
+		return compatible(string(data), string(piece)), true
+	}
+	return false, false
+}
+
+// pieceLen: a letter for the mode and seven of the running number.
+const pieceLen = 8
+
+func compatible(data, piece string) bool {
+	if piece[0] == 'X' {
+		return len(data) == 0
+	}
+	for i := 0; i < len(data); i += pieceLen {
+		if data[i] == 'X' {
+			return false
+		}
+	}
+	return true
+}

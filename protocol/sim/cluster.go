@@ -1,0 +1,533 @@
+package sim
+
+import (
+	"container/heap"
+	"encoding/binary"
+	"fmt"
+	"hash"
+	"hash/fnv"
+	"math/rand/v2"
+
+	"github.com/mainzdb/mainz/protocol"
+	"github.com/mainzdb/mainz/protocol/link"
+	"github.com/mainzdb/mainz/protocol/wire"
+)
+
+type instant = protocol.Instant
+
+const (
+	us  = link.Microsecond
+	ms  = link.Millisecond
+	sec = link.Second
+)
+
+// Options of a run. Zero values are drawn from the seed.
+type Options struct {
+	Seed  uint64
+	Nodes int    // 2 to 64; 0: drawn, 2 to 7
+	Plant string // a planted bug, of protocol.Plants or of Plants here
+	Quiet bool   // no faults
+	Trace func(line string)
+	// Millis of virtual time with faults; 0: drawn.
+	Millis int
+	// Aim draws more of the faults that the planted bug needs.
+	Aim bool
+	// Mix, if not nil, is used instead of one that is drawn.
+	Mix *Mix
+}
+
+// Mix is what was drawn: printed with the seed.
+type Mix struct {
+	Nodes, Clients     int
+	Millis             int
+	Loss, Repeat       float64
+	Delay, Tail        instant
+	Drift              float64 // rates within 1 ± Drift
+	Crash, Warm, Pause float64 // events per second of the cluster
+	Cut, OneWay        float64
+	Kill               float64
+	Full               float64 // stores without room
+	Stall              float64 // chance that a client is slow inside an operation
+	Policy             string
+	Keys               int
+}
+
+func (m Mix) String() string {
+	return fmt.Sprintf("nodes %d clients %d ms %d loss %.2f repeat %.2f delay %dus tail %dus drift %.3f crash %.1f warm %.1f pause %.1f cut %.1f oneway %.1f kill %.1f full %.1f stall %.2f policy %s keys %d",
+		m.Nodes, m.Clients, m.Millis, m.Loss, m.Repeat, m.Delay/us, m.Tail/us, m.Drift, m.Crash, m.Warm, m.Pause, m.Cut, m.OneWay, m.Kill, m.Full, m.Stall, m.Policy, m.Keys)
+}
+
+// Cluster is one run.
+type Cluster struct {
+	opt     Options
+	mix     Mix
+	rng     *rand.Rand
+	now     instant // real time, which no node sees
+	events  events
+	seq     uint64
+	hosts   []*host
+	cutTo   [wire.MaxNodes]wire.Set // from → to whom nothing gets through
+	check   *checker
+	faults  bool
+	hash    hash.Hash64
+	steps   uint64
+	cmsgs   uint64 // DATA messages
+	conf    conditions
+	rules   []rule
+	fixed   bool            // every datagram takes mix.Delay
+	hot     bool            // all clients lock and store one record
+	figures bool            // for measuring, not for checking
+	control map[wire.Op]int // messages of recoveries, if it is not nil
+}
+
+type event struct {
+	at  instant
+	seq uint64
+	f   func()
+}
+
+type events []event
+
+func (e events) Len() int { return len(e) }
+func (e events) Less(i, j int) bool {
+	return e[i].at < e[j].at || e[i].at == e[j].at && e[i].seq < e[j].seq
+}
+func (e events) Swap(i, j int) { e[i], e[j] = e[j], e[i] }
+func (e *events) Push(v any)   { *e = append(*e, v.(event)) }
+func (e *events) Pop() any {
+	old := *e
+	v := old[len(old)-1]
+	old[len(old)-1].f = nil
+	*e = old[:len(old)-1]
+	return v
+}
+
+// after runs f in d of real time.
+func (c *Cluster) after(d instant, f func()) {
+	c.seq++
+	heap.Push(&c.events, event{c.now + max(d, 0), c.seq, f})
+}
+
+func (c *Cluster) trace(format string, args ...any) {
+	if c.opt.Trace != nil {
+		c.opt.Trace(fmt.Sprintf("%10.3f  ", float64(c.now)/1e6) + fmt.Sprintf(format, args...))
+	}
+}
+
+func (c *Cluster) chance(p float64) bool { return c.rng.Float64() < p }
+
+func (c *Cluster) between(a, b instant) instant { return a + instant(c.rng.Int64N(int64(b-a)+1)) }
+
+// host is one node's machine.
+type host struct {
+	c       *Cluster
+	pnn     protocol.PNN
+	rate    float64
+	offset  instant
+	up      bool // the dispatcher runs
+	paused  bool
+	backlog []func()
+	node    *protocol.Node
+	link    *link.Link
+	stable  *protocol.Stable
+	seg     *segment
+	eff     protocol.Effects
+	clients []*client
+	nextID  protocol.ClientID
+	start   int // how often it was started
+	tickAt  instant
+	room    uint32
+	inc     uint64
+}
+
+// clock is the host's own reading of real time t.
+func (h *host) clock(t instant) instant { return h.offset + instant(float64(t)*h.rate) }
+
+func (h *host) now() instant { return h.clock(h.c.now) }
+
+// run does f on the dispatcher's thread: later, if that stands still; never, if
+// the dispatcher was restarted meanwhile.
+func (h *host) run(f func()) {
+	if !h.up {
+		return
+	}
+	if h.paused {
+		if len(h.backlog) < 2000 {
+			h.backlog = append(h.backlog, f)
+		}
+		return
+	}
+	f()
+	h.flush()
+}
+
+// later is run after d of real time, by this incarnation.
+func (h *host) later(d instant, f func()) {
+	start := h.start
+	h.c.after(d, func() {
+		if h.start == start {
+			h.run(f)
+		}
+	})
+}
+
+// boot starts the dispatcher over whatever memory there is.
+func (h *host) boot() {
+	h.start++
+	h.up, h.paused, h.backlog = true, false, nil
+	h.inc = h.c.rng.Uint64() | 1
+	l, err := link.New(link.Config{Self: h.pnn, Nodes: len(h.c.hosts), Incarnation: h.inc, Cluster: 0x6d7a})
+	if err != nil {
+		panic(err)
+	}
+	h.link = l
+	h.link.SetEpoch(h.stable.Taken)
+	for _, r := range h.seg.recs {
+		r.waits = false
+	}
+	h.eff = protocol.Effects{}
+	plant := h.c.opt.Plant
+	if !isCorePlant(plant) {
+		plant = ""
+	}
+	h.node = protocol.New(h.now(), protocol.Config{Self: h.pnn, Nodes: len(h.c.hosts), Incarnation: h.inc, Seed: h.c.rng.Uint64(), WallMS: int64(1_700_000_000_000 + h.c.now/ms), Start: h.now(),
+		Hash: hashKey, Mode: modeOf, Conditions: h.c.conf, Policy: policyByName(h.c.mix.Policy), Plant: plant, MaxPending: 4096, MaxParked: 4096,
+		Fault: func(what string) { h.c.check.fail("fault", "node %d: %s", h.pnn, what) }}, h.stable, hostStore{h})
+	h.tickAt = 0
+	h.flush()
+}
+
+func hashKey(db uint32, key []byte) uint64 {
+	f := fnv.New64a()
+	var b [4]byte
+	binary.LittleEndian.PutUint32(b[:], db)
+	f.Write(b[:])
+	f.Write(key)
+	v := f.Sum64()
+	v ^= v >> 29
+	return v * 0xbf58476d1ce4e5b9
+}
+
+const (
+	dbKV     = 1
+	dbPieces = 2
+)
+
+func modeOf(db uint32) protocol.Mode {
+	switch db {
+	case dbKV:
+		return protocol.KV
+	case dbPieces:
+		return protocol.Pieces
+	}
+	return protocol.NoMode
+}
+
+func policyByName(s string) protocol.Policy {
+	switch s {
+	case "always":
+		return protocol.PolicyAlways{}
+	case "never":
+		return protocol.PolicyNever{}
+	case "adaptive":
+		return protocol.PolicyAdaptive(3)
+	}
+	return protocol.PolicyPlan(2)
+}
+
+// flush carries out what the node and the link want done.
+func (h *host) flush() {
+	for range 100 {
+		h.node.Take(&h.eff)
+		e := &h.eff
+		if e.SetEpoch != 0 {
+			h.link.SetEpoch(e.SetEpoch)
+			h.c.check.took(h, e.SetEpoch)
+		}
+		if e.Cancel != 0 {
+			h.link.Cancel(h.now(), e.Cancel)
+		}
+		for i := range e.Sends {
+			s := &e.Sends[i]
+			if h.c.opt.Trace != nil {
+				h.c.traceSend(h, s)
+			}
+			if s.Ch == protocol.Data {
+				h.c.cmsgs++
+			} else if h.c.control != nil {
+				h.c.control[wire.Op(binary.LittleEndian.Uint32(s.Packet))]++
+			}
+			h.link.Send(h.now(), s.To, s.Ch, s.Epoch, s.DBID, s.Packet, s.Token)
+		}
+		for i := range e.Replies {
+			r := e.Replies[i]
+			r.Data = append([]byte(nil), r.Data...)
+			h.reply(r)
+		}
+		h.setGate(e)
+		if e.Freeze {
+			h.pass(e.PassNum)
+		}
+		h.transmit()
+		if !e.Retry || !h.link.Holding() {
+			break
+		}
+		h.link.Retry(h.now(), handler{h})
+	}
+	next := min(h.eff.Next, h.link.Next())
+	at := instant(float64(next-h.offset)/h.rate) + 1
+	if next == protocol.Never {
+		at = h.c.now + sec
+	}
+	at = max(at, h.c.now+us)
+	if h.tickAt == 0 || at < h.tickAt || h.tickAt <= h.c.now {
+		h.tickAt = at
+		h.later(at-h.c.now, func() {
+			h.link.Tick(h.now())
+			h.node.Tick(h.now())
+			if h.tickAt <= h.c.now {
+				h.tickAt = 0
+			}
+		})
+	}
+}
+
+func (h *host) setGate(e *protocol.Effects) {
+	s := h.seg
+	if s.gate != e.Gate {
+		was := s.gate.State
+		s.gate = e.Gate
+		s.word++
+		if e.Gate.State == protocol.GateOpen && was != protocol.GateOpen {
+			h.c.trace("node %d OPEN epoch %x", h.pnn, e.Gate.Epoch)
+			h.c.check.gateOpens(h)
+		} else if was != e.Gate.State {
+			h.c.trace("node %d gate %d epoch %x", h.pnn, e.Gate.State, e.Gate.Epoch)
+		}
+	}
+	s.lease = e.Lease
+}
+
+// transmit puts the link's datagrams on the wire.
+func (h *host) transmit() {
+	c := h.c
+	for _, d := range h.link.Take() {
+		to := c.hosts[d.To]
+		b := append([]byte(nil), d.Bytes...)
+		c.hash.Write(b[:64])
+		for n := 1; n > 0; n-- {
+			if c.faults && c.chance(c.mix.Repeat) {
+				n++
+			}
+			if c.cutTo[h.pnn].Has(d.To) || c.faults && c.chance(c.mix.Loss) {
+				continue
+			}
+			delay := c.between(c.mix.Delay/2, c.mix.Delay)
+			if c.fixed {
+				delay = c.mix.Delay
+			}
+			if lost, more := c.apply(b, &delay); lost {
+				continue
+			} else {
+				n += more
+			}
+			if c.faults && c.chance(0.02) {
+				delay += c.between(0, c.mix.Tail)
+			}
+			c.after(delay, func() {
+				if to.up {
+					to.run(func() { to.link.Receive(to.now(), b, handler{to}) })
+				}
+			})
+		}
+	}
+}
+
+// handler is the host as its link sees it.
+type handler struct{ *host }
+
+func (h handler) Step(now instant, from wire.PNN, ch link.Channel, epoch wire.Epoch, dbid uint32, p []byte) link.Verdict {
+	v := h.node.Step(now, from, ch, epoch, dbid, p)
+	h.c.traceStep(h.host, from, ch, p, v)
+	return v
+}
+func (h handler) Acked(now instant, token uint64)                     { h.node.Acked(now, token) }
+func (h handler) Refused(now instant, token uint64)                   { h.node.Refused(now, token) }
+func (h handler) Peer(now instant, p wire.PNN, ev protocol.PeerEvent) { h.node.Peer(now, p, ev) }
+
+func (c *Cluster) traceSend(h *host, s *protocol.Send) {
+	var m wire.Message
+	m.DBID = s.DBID
+	if wire.Decode(s.Packet, &m) != nil || m.Op == wire.Ping || m.Op == wire.Pong {
+		return
+	}
+	c.trace("%d > %d  %s", h.pnn, s.To, describe(&m, s.Epoch))
+}
+
+func (c *Cluster) traceStep(h *host, from wire.PNN, ch link.Channel, p []byte, v link.Verdict) {
+	if c.opt.Trace == nil || v == link.Handled {
+		return
+	}
+	var m wire.Message
+	if wire.Decode(p, &m) == nil {
+		c.trace("%d < %d  %s: %s", h.pnn, from, m.Op, [...]string{"handled", "not yet", "refused"}[v])
+	}
+}
+
+func describe(m *wire.Message, epoch wire.Epoch) string {
+	s := m.Op.String()
+	if len(m.Key) > 0 {
+		s += fmt.Sprintf(" %q", m.Key)
+	}
+	if m.ReqID != 0 {
+		s += fmt.Sprintf(" reqid %d", m.ReqID)
+	}
+	if m.Via != 0 {
+		s += fmt.Sprintf(" via %d", m.Via)
+	}
+	switch m.Op {
+	case wire.RequestDMaster, wire.ReplyDMaster:
+		s += fmt.Sprintf(" rsn %d to VNN %d data %q", m.RSN, m.DMaster, m.Data)
+	case wire.ReplyError:
+		s += " " + m.Status.String()
+	case wire.ReplyRedirect:
+		s += fmt.Sprintf(" to VNN %d", m.DMaster)
+	case wire.Prepare, wire.Promise, wire.NewMap:
+		s += fmt.Sprintf(" ballot %x", m.Promise)
+	default:
+		if len(m.Data) > 0 {
+			s += fmt.Sprintf(" data %q", m.Data)
+		}
+	}
+	if m.Op.IsRequest() {
+		s += fmt.Sprintf(" op %d.%d", m.OPID.PNN, m.OPID.Counter)
+	}
+	return s + fmt.Sprintf(" (epoch %x)", epoch)
+}
+
+// pass looks at the handles until each was seen outside. A client that stays
+// inside for too long is killed.
+func (h *host) pass(num uint64) {
+	seg := h.seg
+	limit := h.c.now + 60*ms
+	var look func()
+	look = func() {
+		if seg != h.seg {
+			return
+		}
+		if seg.busy > 0 && h.c.now > limit {
+			for _, cl := range h.clients {
+				if cl.alive && cl.busy && cl.seg == seg {
+					cl.die("evicted")
+				}
+			}
+		}
+		if seg.busy > 0 {
+			h.later(200*us, look)
+			return
+		}
+		h.node.Frozen(h.now(), num)
+	}
+	h.later(h.c.between(5*us, 50*us), look)
+}
+
+// newLife: the node is a joiner and starts an empty segment.
+func (h *host) newLife(life uint64) {
+	h.seg.gate.State = protocol.GateDead
+	h.seg.word++
+	h.c.check.lifeEnds(h)
+	h.seg = newSegment(h, life)
+	h.c.trace("node %d new life %x", h.pnn, life)
+}
+
+// crash ends the dispatcher; cold: the memory goes with it, and the clients.
+func (h *host) crash(cold bool) {
+	if !h.up {
+		return
+	}
+	h.c.trace("node %d crash cold=%v", h.pnn, cold)
+	h.up, h.node, h.link, h.backlog = false, nil, nil, nil
+	h.start++
+	if cold {
+		for _, cl := range h.clients {
+			cl.die("crash")
+		}
+		h.seg.gate.State = protocol.GateDead
+		h.seg.word++
+		h.c.check.lifeEnds(h)
+		h.seg = newSegment(h, 0)
+		h.stable = protocol.NewStable()
+	}
+}
+
+func (h *host) pause(d instant) {
+	if !h.up || h.paused {
+		return
+	}
+	h.c.trace("node %d pause %dms", h.pnn, d/ms)
+	h.paused = true
+	start := h.start
+	h.c.after(d, func() {
+		if h.start == start {
+			h.resume()
+		}
+	})
+}
+
+func (h *host) resume() {
+	if !h.paused {
+		return
+	}
+	h.c.trace("node %d resumes", h.pnn)
+	h.paused = false
+	work := h.backlog
+	h.backlog = nil
+	start := h.start
+	for _, f := range work {
+		if h.start != start {
+			return
+		}
+		h.run(f)
+	}
+	if h.up {
+		h.tickAt = 0
+		h.flush()
+	}
+}
+
+// rule is one mishap that a script asks for: to the next datagram that carries
+// a message of this opcode.
+type rule struct {
+	op    wire.Op
+	verb  string // lose, repeat, late
+	delay instant
+}
+
+// apply the first rule that fits a datagram, once.
+func (c *Cluster) apply(b []byte, delay *instant) (lost bool, more int) {
+	if len(c.rules) == 0 {
+		return false, 0
+	}
+	var h wire.Header
+	payload, err := wire.DecodeHeader(b, 0x6d7a, &h)
+	if err != nil || len(payload) < 4 {
+		return false, 0
+	}
+	op := wire.Op(binary.LittleEndian.Uint32(payload))
+	for i, r := range c.rules {
+		if r.op != op {
+			continue
+		}
+		c.rules = append(c.rules[:i:i], c.rules[i+1:]...)
+		c.trace("    (%s: %s %d > %d)", r.verb, op, h.Src, h.Dst)
+		switch r.verb {
+		case "lose":
+			return true, 0
+		case "repeat":
+			return false, 1
+		}
+		*delay += r.delay
+		return false, 0
+	}
+	return false, 0
+}

@@ -1,0 +1,120 @@
+package sim
+
+import (
+	"flag"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/mainzdb/mainz/protocol/wire"
+)
+
+var figures = flag.Bool("figures", false, "print the table of docs/recovery.md, which takes a minute and 2 GiB")
+
+// loaded is a cluster that is open, with records spread evenly over its nodes.
+func loaded(t testing.TB, nodes, records int, policy string) *scenario {
+	s := &scenario{keys: map[string]scriptKey{}}
+	if err := s.cluster([]string{fmt.Sprint(nodes), policy}); err != nil {
+		t.Fatal(err)
+	}
+	s.c.opt.Trace = nil
+	s.c.figures = true
+	s.c.check.working = false
+	for i := range records {
+		h := s.c.hosts[i%nodes]
+		key := fmt.Sprintf("record %d", i)
+		h.seg.recs[name(dbKV, []byte(key))] = &record{db: dbKV, key: key, rsn: 1, accessor: wire.NoPNN, data: []byte("v")}
+	}
+	return s
+}
+
+// recover measures from the first closed gate to the last one open, and counts
+// what is sent but for PING and PONG.
+func (s *scenario) recover(t testing.TB, alive func(h *host) bool) (frozen instant, messages, claims, leader int) {
+	s.c.control = map[wire.Op]int{}
+	var from instant
+	for range 40_000 {
+		s.c.until(s.c.now + 50*us)
+		closed := false
+		for _, h := range s.c.hosts {
+			closed = closed || alive(h) && !serving(h)
+		}
+		if closed && from == 0 {
+			from = s.c.now
+		}
+		if !closed && from != 0 {
+			for op, n := range s.c.control {
+				switch op {
+				case wire.Ping, wire.Pong:
+					continue
+				case wire.Claims:
+					claims = n
+				case wire.Prepare, wire.NewMap, wire.Settle, wire.Recovered:
+					leader += n
+				}
+				messages += n
+			}
+			return s.c.now - from, messages, claims, leader
+		}
+	}
+	t.Fatal("the recovery does not end")
+	return
+}
+
+// TestRecoveryGrowth: the leader's messages are linear in the nodes, claims are
+// at most n(n-1) + records/batch, and no node is sent all of them.
+func TestRecoveryGrowth(t *testing.T) {
+	type row struct{ nodes, records int }
+	rows := []row{{3, 1000}, {8, 1000}, {16, 4000}}
+	if *figures {
+		rows = []row{{3, 1000}, {4, 1000}, {8, 1000}, {16, 1000}, {32, 1000}, {64, 1000}, {4, 10_000}, {4, 100_000}, {16, 100_000}, {64, 100_000}, {4, 1_000_000}, {16, 1_000_000}}
+	}
+	for _, r := range rows {
+		s := loaded(t, r.nodes, r.records, "never")
+		all := func(*host) bool { return true }
+		start := time.Now()
+		s.c.hosts[r.nodes-1].crash(false)
+		s.c.hosts[r.nodes-1].boot()
+		ms1, n1, c1, l1 := s.recover(t, all)
+		cpu := time.Since(start)
+		dead := s.c.hosts[r.nodes-1]
+		dead.crash(true)
+		ms2, n2, c2, l2 := s.recover(t, func(h *host) bool { return h != dead })
+		t.Logf("| %d | %d | %.1f, %d (%d) | %.1f, %d (%d) | %v |", r.nodes, r.records, float64(ms1)/1e6, n1, c1, float64(ms2)/1e6, n2, c2, cpu.Round(time.Millisecond))
+		const batch = 24 // claims of these keys in one
+		for _, c := range []int{c1, c2} {
+			if limit := r.nodes*(r.nodes-1) + r.records/batch; c > limit {
+				t.Errorf("%d nodes, %d records: %d CLAIMs, more than %d", r.nodes, r.records, c, limit)
+			}
+		}
+		for _, l := range []int{l1, l2} {
+			if l > 8*r.nodes {
+				t.Errorf("%d nodes: %d messages of the leader", r.nodes, l)
+			}
+		}
+	}
+}
+
+// TestHotRecord: sixteen nodes lock and store one record in turn. The queue follows
+// the record, so hardly anybody is redirected, and nobody has to back off.
+func TestHotRecord(t *testing.T) {
+	for _, nodes := range []int{3, 16} {
+		s := loaded(t, nodes, 0, "always")
+		c := s.c
+		c.hot, c.check.working = true, true
+		for _, h := range c.hosts {
+			h.attach()
+		}
+		c.until(c.now + 3*sec)
+		var redirects, backoffs, moves uint64
+		for _, h := range c.hosts {
+			n := h.node.Counters()
+			redirects, backoffs, moves = redirects+n.Redirects, backoffs+n.Backoffs, moves+n.Handovers
+		}
+		ops := c.check.acked / 2 // a lock and what releases it
+		t.Logf("%d nodes: %d operations, %d handovers, %d redirects, %d backoffs", nodes, ops, moves, redirects, backoffs)
+		if ops < 500 || float64(redirects) > 0.2*float64(ops) || backoffs > uint64(ops)/100 {
+			t.Errorf("%d nodes: %d operations, %d redirects, %d backoffs", nodes, ops, redirects, backoffs)
+		}
+	}
+}

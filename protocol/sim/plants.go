@@ -1,0 +1,80 @@
+package sim
+
+import "github.com/mainzdb/mainz/protocol"
+
+// Plants are the bugs that are planted in the simulated clients: rules of the
+// bypass, which is not the core's.
+var Plants = []protocol.Plant{
+	{Name: plantNoValidate, Rule: "an update by bypass is validated after the access"},
+	{Name: plantNoValidateRead, Rule: "a read by bypass is validated after the access"},
+	{Name: plantNoBusy, Rule: "a client inside an update is marked busy"},
+	{Name: plantLiveLate, Rule: "a piece is journaled as live before the commit"},
+	{Name: plantNoRing, Rule: "who releases a record that the dispatcher waits for hands it over"},
+}
+
+const (
+	plantNoValidate     = "bypass-no-validate"
+	plantNoValidateRead = "bypass-read-no-validate"
+	plantNoBusy         = "bypass-no-busy"
+	plantLiveLate       = "bypass-live-late"
+	plantNoRing         = "bypass-no-ring"
+)
+
+func isCorePlant(name string) bool {
+	for _, p := range Plants {
+		if p.Name == name {
+			return false
+		}
+	}
+	return true
+}
+
+// AllPlants are the core's and the clients'.
+func AllPlants() []protocol.Plant {
+	return append(append([]protocol.Plant(nil), protocol.Plants[1:]...), Plants...)
+}
+
+// aims are mixes of faults for the bugs that random mixes seldom show.
+var aims = map[string]func(m *Mix){
+	"no-pass":             slowClients,
+	plantNoBusy:           slowClients,
+	plantLiveLate:         slowClients,
+	plantNoValidate:       slowClients,
+	plantNoValidateRead:   slowClients,
+	"serve-no-lease":      zombies,
+	"handle-no-lease":     zombies,
+	"grant-after-promise": zombies,
+	"no-margin":           func(m *Mix) { zombies(m); m.Drift = 0.03 },
+	"no-clique":           func(m *Mix) { m.OneWay, m.Nodes = 4, max(3, m.Nodes) },
+	"no-stickiness":       func(m *Mix) { m.OneWay, m.Nodes = 4, max(3, m.Nodes) },
+	"resupply-removing":   func(m *Mix) { deaths(m); m.Policy, m.Loss = "never", 0.1 },
+	"keep-provisional":    deaths,
+	"alive-by-pnn":        deaths,
+	"delete-gives-back":   func(m *Mix) { restarts(m); m.Policy = "never" },
+	"ack-refused":         restarts,
+	"old-ballot":          restarts,
+	"old-recovered":       restarts,
+	"old-incarnation":     restarts,
+	"copy-without-want":   deaths,
+	"cold-counter":        deaths,
+}
+
+// slowClients stop inside their operations while nodes freeze.
+func slowClients(m *Mix) {
+	m.Stall, m.Warm, m.Crash, m.Cut, m.Keys, m.Clients, m.Nodes = 0.25, 3, 6, 3, 1, 3, max(3, m.Nodes)
+}
+
+// zombies wake up after their lease.
+func zombies(m *Mix) {
+	m.Pause, m.Cut, m.Keys, m.Nodes, m.Clients = 8, 2, 1, max(3, m.Nodes), 3
+}
+
+// deaths in short order, and joiners that flap.
+func deaths(m *Mix) {
+	m.Crash, m.Warm, m.Keys, m.Clients, m.Tail = 8, 3, 1, 3, 30*ms
+}
+
+// restarts with late messages.
+func restarts(m *Mix) {
+	m.Warm, m.Loss, m.Repeat, m.Tail, m.Keys, m.Clients, m.Policy = 8, 0.15, 0.1, 30*ms, 1, 3, "always"
+}

@@ -1,0 +1,307 @@
+package sim
+
+import (
+	"container/heap"
+	"fmt"
+	"hash/fnv"
+	"math/rand/v2"
+	"time"
+
+	"github.com/mainzdb/mainz/protocol"
+	"github.com/mainzdb/mainz/protocol/wire"
+)
+
+// Result of a run.
+type Result struct {
+	Seed      uint64
+	Mix       Mix
+	Failures  []Failure
+	Hash      uint64 // of every datagram sent: the same for the same seed and code
+	Acked     int    // operations that returned success
+	Recovered int    // epochs opened
+	Undecided int    // histories that took too long to check
+	Steps     uint64
+	Virtual   time.Duration
+	Histories int // of keys, checked
+}
+
+func (h *histOp) line() string {
+	end := "?"
+	if h.ret != 0 {
+		end = fmt.Sprintf("%.3f", float64(h.ret)/1e6)
+	}
+	s := fmt.Sprintf("%10.3f %10s %s %q", float64(h.call)/1e6, end, h.kind, h.arg)
+	if h.expect != "" {
+		s += fmt.Sprintf(" expect %q", h.expect)
+	}
+	if h.out != "" {
+		s += fmt.Sprintf(" = %q", h.out)
+	}
+	if h.no {
+		s += " no"
+	}
+	if h.void {
+		s += " (nothing)"
+	}
+	for _, o := range h.ops {
+		s += " of " + o.line()
+		return s
+	}
+	return s + "\n"
+}
+
+// draw the mix of faults from the seed.
+func draw(o Options, rng *rand.Rand) Mix {
+	pick := func(p, most float64) float64 {
+		if rng.Float64() > p {
+			return 0
+		}
+		return rng.Float64() * most
+	}
+	m := Mix{Nodes: o.Nodes, Millis: o.Millis}
+	if m.Nodes == 0 {
+		m.Nodes = []int{2, 3, 3, 3, 4, 5, 5, 7}[rng.IntN(8)]
+	}
+	if m.Millis == 0 {
+		m.Millis = 300 + rng.IntN(1700)
+	}
+	m.Clients = 1 + rng.IntN(3)
+	m.Loss, m.Repeat = pick(0.5, 0.1), pick(0.5, 0.1)
+	m.Delay, m.Tail = instant(20+rng.IntN(200))*us, instant(rng.IntN(30))*ms
+	m.Drift = pick(0.4, 0.02)
+	m.Crash, m.Warm, m.Pause = pick(0.6, 3), pick(0.6, 3), pick(0.6, 3)
+	m.Cut, m.OneWay = pick(0.4, 2), pick(0.3, 1.5)
+	m.Kill, m.Stall = pick(0.5, 5), pick(0.4, 0.02)
+	m.Full = pick(0.3, 3)
+	m.Policy = []string{"plan", "always", "never", "adaptive", "always"}[rng.IntN(5)]
+	m.Keys = 1 + rng.IntN(4)
+	return m
+}
+
+// Run simulates one seed.
+func Run(o Options) (res Result) {
+	rng := rand.New(rand.NewPCG(o.Seed, 0x6d61696e7a))
+	c := &Cluster{opt: o, rng: rng, faults: !o.Quiet, hash: fnv.New64a()}
+	c.mix = draw(o, rng)
+	if aim := aims[o.Plant]; o.Aim && aim != nil {
+		aim(&c.mix)
+	}
+	if o.Mix != nil {
+		c.mix = *o.Mix
+	}
+	c.check = newChecker(c)
+	res.Seed, res.Mix = o.Seed, c.mix
+	c.trace("seed %d: %v", o.Seed, c.mix)
+	defer func() {
+		if r := recover(); r != nil && o.Trace == nil {
+			c.check.fail("panic", "%v", r)
+			res.Failures = c.check.failures
+		} else if r != nil {
+			panic(r)
+		}
+	}()
+	for i := range c.mix.Nodes {
+		rate := 1.0
+		if c.faults {
+			rate += (2*rng.Float64() - 1) * c.mix.Drift
+		}
+		h := &host{c: c, pnn: protocol.PNN(i), rate: rate, offset: instant(1+rng.IntN(1000)) * sec, stable: protocol.NewStable(), room: 1 << 20}
+		h.seg = newSegment(h, 0)
+		c.hosts = append(c.hosts, h)
+	}
+	for _, h := range c.hosts {
+		c.after(c.between(0, 5*ms), h.boot)
+	}
+	for _, h := range c.hosts {
+		for range c.mix.Clients {
+			h.attach()
+		}
+	}
+	if c.faults {
+		c.plan()
+	}
+	c.until(instant(c.mix.Millis) * ms)
+	c.heal()
+	c.check.settle()
+	res.Undecided = c.check.linearizable(2 * time.Second)
+	res.Failures, res.Hash, res.Acked, res.Recovered, res.Steps = c.check.failures, c.hash.Sum64(), c.check.acked, c.check.recovs, c.steps
+	res.Virtual = time.Duration(c.now)
+	res.Histories = len(c.check.keys)
+	return res
+}
+
+// until runs all events up to t.
+func (c *Cluster) until(t instant) {
+	for len(c.events) > 0 && c.events[0].at <= t {
+		e := heap.Pop(&c.events).(event)
+		c.now = e.at
+		c.steps++
+		e.f()
+		if len(c.check.failures) > 0 && c.opt.Trace == nil {
+			return
+		}
+		if c.steps > 20_000_000 {
+			c.check.fail("endless", "20 million events")
+			return
+		}
+	}
+	c.now = t
+}
+
+// plan the faults: each kind is a Poisson process of its own.
+func (c *Cluster) plan() {
+	every := func(perSecond float64, f func()) {
+		if perSecond == 0 {
+			return
+		}
+		var next func()
+		next = func() {
+			if !c.faults {
+				return
+			}
+			f()
+			c.after(instant(c.rng.ExpFloat64()*float64(sec)/perSecond), next)
+		}
+		c.after(instant(c.rng.ExpFloat64()*float64(sec)/perSecond)+20*ms, next)
+	}
+	any := func() *host { return c.hosts[c.rng.IntN(len(c.hosts))] }
+	m := &c.mix
+	every(m.Crash, func() { c.restart(any(), true) })
+	every(m.Warm, func() {
+		if c.chance(0.1) { // all dispatchers at once
+			for _, h := range c.hosts {
+				c.restart(h, false)
+			}
+			return
+		}
+		c.restart(any(), false)
+	})
+	every(m.Pause, func() { any().pause(c.between(ms, 500*ms)) })
+	every(m.Cut, c.partition)
+	every(m.OneWay, func() {
+		a, b := any(), any()
+		if a == b {
+			return
+		}
+		c.trace("cut %d > %d", a.pnn, b.pnn)
+		c.cutTo[a.pnn] |= 1 << b.pnn
+		c.after(c.between(10*ms, 600*ms), func() { c.cutTo[a.pnn] &^= 1 << b.pnn })
+	})
+	every(m.Full, func() {
+		h := any()
+		c.trace("node %d is full", h.pnn)
+		h.room = 0
+		c.after(c.between(ms, 300*ms), func() { h.room = 1 << 20 })
+	})
+	every(m.Kill, func() {
+		h := any()
+		if len(h.clients) == 0 {
+			return
+		}
+		h.clients[c.rng.IntN(len(h.clients))].die("kill -9")
+		if c.check.working {
+			h.attach()
+		}
+	})
+}
+
+// restart a node: cold, it comes back with nothing and with new clients.
+func (c *Cluster) restart(h *host, cold bool) {
+	if !h.up {
+		return
+	}
+	h.crash(cold)
+	d := c.between(0, 30*ms)
+	if c.chance(0.3) {
+		d = c.between(0, 500*ms)
+	}
+	start := h.start
+	c.after(d, func() {
+		if h.start != start {
+			return
+		}
+		h.boot()
+		for i := 0; cold && i < c.mix.Clients; i++ {
+			h.attach()
+		}
+	})
+}
+
+// partition the cluster in two for a while.
+func (c *Cluster) partition() {
+	side := wire.Set(c.rng.Uint64()) & (1<<len(c.hosts) - 1)
+	c.trace("partition %b", side)
+	for i := range c.hosts {
+		for j := range c.hosts {
+			if side.Has(protocol.PNN(i)) != side.Has(protocol.PNN(j)) {
+				c.cutTo[i] |= 1 << j
+			}
+		}
+	}
+	c.after(c.between(10*ms, 600*ms), func() {
+		c.trace("partition heals")
+		c.cutTo = [wire.MaxNodes]wire.Set{}
+	})
+}
+
+// heal ends all faults; from now on everything has to finish.
+func (c *Cluster) heal() {
+	c.trace("HEAL")
+	c.faults = false
+	c.cutTo = [wire.MaxNodes]wire.Set{}
+	for _, h := range c.hosts {
+		h.room = 1 << 20
+		h.resume()
+		if !h.up {
+			h.start++ // no other start
+			h.boot()
+		}
+	}
+	c.until(c.now + 300*ms)
+	c.check.working = false
+	c.check.draining = true
+}
+
+// settle: S7, S8, S4.
+func (k *checker) settle() {
+	c := k.c
+	busy := "?"
+	for range 400 {
+		if len(k.failures) > 0 && c.opt.Trace == nil {
+			return
+		}
+		c.until(c.now + 50*ms)
+		if busy = k.quiet(); busy == "" {
+			break
+		}
+	}
+	if busy != "" {
+		k.fail("S7", "20 s after the last fault: %s", busy)
+		return
+	}
+	// S8: every key can be had from every node.
+	done := 0
+	want := 0
+	for _, h := range c.hosts {
+		cl := &client{h: h, id: 3000 + protocol.ClientID(h.pnn), seg: h.seg, alive: true, idle: true}
+		h.clients = append(h.clients, cl)
+		for _, key := range k.keys {
+			want++
+			o := &operation{cl: cl, db: uint32(key[0]), key: key[1:], m: wire.Message{Op: wire.ReqFetch, DBID: uint32(key[0]), Key: []byte(key[1:]), Timeout: 1000}}
+			cl.idle = false
+			o.call = c.now
+			o.hist = k.invoke(o)
+			cl.wait = o
+			o.submit()
+			for i := 0; i < 400 && !o.ended; i++ {
+				c.until(c.now + 5*ms)
+			}
+			if !o.ended {
+				k.fail("S8", "%q can't be fetched from node %d", key[1:], h.pnn)
+				return
+			}
+			done++
+		}
+	}
+	k.final()
+}

@@ -1,0 +1,386 @@
+package sim
+
+import (
+	"fmt"
+	"hash/fnv"
+	"math/rand/v2"
+	"strconv"
+	"strings"
+
+	"github.com/mainzdb/mainz/protocol"
+	"github.com/mainzdb/mainz/protocol/wire"
+)
+
+// Script runs a scenario on a cluster without any faults of its own and returns
+// its transcript: each command behind "> ", then every message and change of
+// state until the next. At the end everything is healed and checked like a seed.
+//
+//	cluster 3 always          nodes and policy; runs until all are open
+//	key a lmaster=1 [pieces]  a key that node 1 is the LMASTER of
+//	do 2 store a hello        a client of node 2, through the dispatcher, until it is answered
+//	go 2.2 lock a timeout=500 the node's second client; does not wait
+//	bypass 2 fetch a          the same by bypass, until it is answered
+//	    fetch, store V, delete, append V, piece S|X, remove, lock, unlock, storeunlock V, watch RSN
+//	run 20ms
+//	lose|repeat|late OP [by]  the next datagram that carries this message
+//	cut 0>1 | cut 0,1|2       one way; or between two sides
+//	heal                      all links
+//	cold N | warm N           node N crashes, its memory with it or not
+//	boot N | pause N | resume N | kill N.M
+//	count                     DATA messages since the last count
+//	#                         a comment
+func Script(script string) (transcript string, failures []Failure) {
+	s := &scenario{keys: map[string]scriptKey{}}
+	for _, line := range strings.Split(script, "\n") {
+		line = strings.TrimSpace(line)
+		switch {
+		case line == "":
+			continue
+		case line[0] == '#':
+			s.out.WriteString(line + "\n")
+			continue
+		}
+		s.out.WriteString("> " + line + "\n")
+		if err := s.command(strings.Fields(line)); err != nil {
+			s.out.WriteString("ERROR " + err.Error() + "\n")
+			return s.out.String(), []Failure{{"script", line + ": " + err.Error()}}
+		}
+	}
+	if s.c == nil {
+		return s.out.String(), []Failure{{"script", "no cluster"}}
+	}
+	s.c.opt.Trace = func(line string) {
+		if strings.Contains(line, "FAIL ") {
+			s.out.WriteString(line + "\n")
+		}
+	}
+	s.c.rules = nil
+	s.c.heal()
+	s.c.check.settle()
+	if n := s.c.check.linearizable(0); n > 0 {
+		s.c.check.fail("S3", "%d histories undecided", n)
+	}
+	return s.out.String(), s.c.check.failures
+}
+
+type scenario struct {
+	c    *Cluster
+	out  strings.Builder
+	keys map[string]scriptKey
+	sent uint64
+}
+
+type scriptKey struct {
+	db  uint32
+	key string
+}
+
+func (s *scenario) command(f []string) error {
+	if f[0] != "cluster" && s.c == nil {
+		return fmt.Errorf("the first command is cluster")
+	}
+	switch f[0] {
+	case "cluster":
+		return s.cluster(f[1:])
+	case "key":
+		return s.key(f[1:])
+	case "do", "go", "bypass":
+		return s.client(f)
+	case "run":
+		d, err := duration(f[1])
+		if err == nil {
+			s.c.until(s.c.now + d)
+		}
+		return err
+	case "lose", "repeat", "late":
+		return s.rule(f)
+	case "cut":
+		return s.cut(f[1])
+	case "heal":
+		s.c.cutTo = [wire.MaxNodes]wire.Set{}
+		return nil
+	case "count":
+		fmt.Fprintf(&s.out, "%d messages\n", s.c.cmsgs-s.sent)
+		s.sent = s.c.cmsgs
+		return nil
+	}
+	h, rest, err := s.host(f[1])
+	if err != nil {
+		return err
+	}
+	switch f[0] {
+	case "cold", "warm":
+		h.crash(f[0] == "cold")
+	case "boot":
+		if h.up {
+			return fmt.Errorf("node %d is up", h.pnn)
+		}
+		h.boot()
+	case "pause":
+		h.pause(3600 * sec)
+	case "resume":
+		h.resume()
+	case "kill":
+		s.clientOf(h, rest).die("kill -9")
+	default:
+		return fmt.Errorf("no such command: %s", f[0])
+	}
+	return nil
+}
+
+func duration(v string) (instant, error) {
+	n, unit := v, ms
+	if k, ok := strings.CutSuffix(v, "us"); ok {
+		n, unit = k, us
+	} else if k, ok := strings.CutSuffix(v, "ms"); ok {
+		n = k
+	}
+	d, err := strconv.Atoi(n)
+	return instant(d) * unit, err
+}
+
+func (s *scenario) cluster(f []string) error {
+	n, err := strconv.Atoi(f[0])
+	if err != nil || n < 1 || n > wire.MaxNodes || len(f) < 2 {
+		return fmt.Errorf("want a number of nodes and a policy")
+	}
+	c := &Cluster{rng: rand.New(rand.NewPCG(1, 2)), hash: fnv.New64a(), fixed: true}
+	c.mix = Mix{Nodes: n, Delay: 50 * us, Policy: f[1], Keys: 1}
+	if len(f) > 2 {
+		c.opt.Plant = f[2]
+	}
+	c.check = newChecker(c)
+	s.c = c
+	for i := range n {
+		h := &host{c: c, pnn: protocol.PNN(i), rate: 1, offset: sec, stable: protocol.NewStable(), room: 1 << 20}
+		h.seg = newSegment(h, 0)
+		c.hosts = append(c.hosts, h)
+	}
+	for _, h := range c.hosts {
+		h.boot()
+	}
+	for i := 0; i < 1000 && !s.allOpen(); i++ {
+		c.until(c.now + ms)
+	}
+	if !s.allOpen() {
+		return fmt.Errorf("the cluster does not open")
+	}
+	c.until(c.now + 50*ms)
+	c.opt.Trace = func(line string) { s.out.WriteString(strings.TrimRight(line, " ") + "\n") }
+	return nil
+}
+
+func (s *scenario) allOpen() bool {
+	for _, h := range s.c.hosts {
+		if !serving(h) {
+			return false
+		}
+	}
+	return true
+}
+
+func (s *scenario) key(f []string) error {
+	if len(f) < 2 || !strings.HasPrefix(f[1], "lmaster=") {
+		return fmt.Errorf("want a name and lmaster=N")
+	}
+	h, _, err := s.host(strings.TrimPrefix(f[1], "lmaster="))
+	if err != nil {
+		return err
+	}
+	db := uint32(dbKV)
+	if len(f) > 2 && f[2] == "pieces" {
+		db = dbPieces
+	}
+	for i := range 10000 {
+		k := f[0] + strconv.Itoa(i)
+		if s.c.hosts[0].stable.LMaster(hashKey(db, []byte(k))) == h.pnn {
+			s.keys[f[0]] = scriptKey{db, k}
+			return nil
+		}
+	}
+	return fmt.Errorf("no such key")
+}
+
+func (s *scenario) host(v string) (h *host, rest string, err error) {
+	v, rest, _ = strings.Cut(v, ".")
+	n, err := strconv.Atoi(v)
+	if err != nil || n < 0 || n >= len(s.c.hosts) {
+		return nil, "", fmt.Errorf("no node %s", v)
+	}
+	return s.c.hosts[n], rest, nil
+}
+
+// clientOf finds or makes a node's client by its number, 1 if there is none.
+func (s *scenario) clientOf(h *host, number string) *client {
+	want := 1
+	if number != "" {
+		want, _ = strconv.Atoi(number)
+	}
+	for {
+		n := 0
+		for _, cl := range h.clients {
+			if cl.alive {
+				if n++; n == want {
+					return cl
+				}
+			}
+		}
+		h.nextID++
+		h.clients = append(h.clients, &client{h: h, id: h.nextID, seg: h.seg, alive: true, manual: true, idle: true})
+	}
+}
+
+func (s *scenario) rule(f []string) error {
+	r := rule{verb: f[0]}
+	for op := range wire.Op(128) {
+		if op.Valid() && op.String() == f[1] {
+			r.op = op
+		}
+	}
+	if r.op == 0 {
+		return fmt.Errorf("no message is called %s", f[1])
+	}
+	if f[0] == "late" {
+		d, err := duration(f[2])
+		if err != nil {
+			return err
+		}
+		r.delay = d
+	}
+	s.c.rules = append(s.c.rules, r)
+	return nil
+}
+
+func (s *scenario) cut(v string) error {
+	if from, to, ok := strings.Cut(v, ">"); ok {
+		a, _, err1 := s.host(from)
+		b, _, err2 := s.host(to)
+		if err1 != nil || err2 != nil {
+			return fmt.Errorf("no such link")
+		}
+		s.c.cutTo[a.pnn] |= 1 << b.pnn
+		return nil
+	}
+	left, right, ok := strings.Cut(v, "|")
+	if !ok {
+		return fmt.Errorf("want 0>1 or 0,1|2")
+	}
+	for _, l := range strings.Split(left, ",") {
+		for _, r := range strings.Split(right, ",") {
+			a, _, err1 := s.host(l)
+			b, _, err2 := s.host(r)
+			if err1 != nil || err2 != nil {
+				return fmt.Errorf("no such link")
+			}
+			s.c.cutTo[a.pnn] |= 1 << b.pnn
+			s.c.cutTo[b.pnn] |= 1 << a.pnn
+		}
+	}
+	return nil
+}
+
+// client does one operation: verb, node[.client], operation, key, arguments.
+func (s *scenario) client(f []string) error {
+	if len(f) < 4 {
+		return fmt.Errorf("want a node, an operation and a key")
+	}
+	h, number, err := s.host(f[1])
+	if err != nil {
+		return err
+	}
+	k, ok := s.keys[f[3]]
+	if !ok {
+		return fmt.Errorf("no key %s", f[3])
+	}
+	cl := s.clientOf(h, number)
+	if !cl.idle {
+		return fmt.Errorf("client %d.%d is at work", h.pnn, cl.id)
+	}
+	if cl.seg != h.seg {
+		cl.seg, cl.pieces, cl.locked, cl.lock = h.seg, nil, nil, nil
+	}
+	o := &operation{cl: cl, db: k.db, key: k.key, m: wire.Message{DBID: k.db, Key: []byte(k.key)}}
+	arg := ""
+	for _, a := range f[4:] {
+		if v, ok := strings.CutPrefix(a, "timeout="); ok {
+			n, err := strconv.Atoi(v)
+			if err != nil {
+				return err
+			}
+			o.m.Timeout = uint32(n)
+		} else {
+			arg = a
+		}
+	}
+	rec, err := o.build(f[2], arg)
+	if err != nil {
+		return err
+	}
+	o.call = s.c.now
+	o.hist = s.c.check.invoke(o)
+	cl.wait, cl.idle = o, false
+	switch {
+	case rec != nil:
+		cl.locked = nil
+		o.unlockHere(rec)
+	case f[0] == "bypass" && o.m.Op == wire.ReqFetch:
+		o.bypassRead()
+	case f[0] == "bypass":
+		o.bypassUpdate()
+	default:
+		o.submit()
+	}
+	for i := 0; i < 4000 && f[0] != "go" && !o.ended; i++ {
+		s.c.until(s.c.now + ms/2)
+	}
+	if f[0] != "go" && !o.ended {
+		return fmt.Errorf("no answer for 2 s")
+	}
+	return nil
+}
+
+// build fills in the request; rec: the record whose lock the client holds here.
+func (o *operation) build(verb, arg string) (rec *record, err error) {
+	cl := o.cl
+	switch verb {
+	case "fetch":
+		o.m.Op = wire.ReqFetch
+	case "store":
+		o.m.Op, o.m.Data = wire.ReqStoreUnlock, []byte(arg)
+	case "delete":
+		o.m.Op = wire.ReqDelete
+	case "append":
+		o.m.Op, o.m.Cond, o.m.Data = wire.ReqConditionalAppend, condAlways, []byte(arg)
+	case "piece":
+		o.m.Op, o.m.Cond, o.m.Data = wire.ReqConditionalAppend, condShare, cl.h.c.check.piece(arg == "X")
+	case "remove":
+		if len(cl.pieces) == 0 {
+			return nil, fmt.Errorf("the client has no piece")
+		}
+		p := cl.pieces[len(cl.pieces)-1]
+		o.m.Op, o.m.Piece, o.m.Data = wire.ReqRemoveTrigger, p.opid, []byte(p.data)
+	case "lock":
+		o.m.Op, o.m.LockTimeout = wire.ReqFetchLocked, 500
+	case "watch":
+		n, _ := strconv.Atoi(arg)
+		o.m.Op, o.m.RSN = wire.ReqWatch, uint64(n)
+	case "unlock", "storeunlock":
+		if cl.lock == nil {
+			return nil, fmt.Errorf("the client has no lock")
+		}
+		o.m.Op, o.m.LockID, o.read = wire.ReqUnlock, cl.lock.lockID, cl.lock.read
+		if verb == "storeunlock" {
+			o.m.Op, o.m.Data = wire.ReqStoreUnlock, []byte(arg)
+			if o.read == nil {
+				o.read = []byte{}
+			}
+		}
+		if cl.lock.lockID == 0 {
+			rec = cl.locked
+		}
+		cl.lock = nil
+	default:
+		return nil, fmt.Errorf("no such operation: %s", verb)
+	}
+	return rec, nil
+}

@@ -1,0 +1,226 @@
+package sim
+
+import (
+	"bytes"
+	"cmp"
+	"slices"
+
+	"github.com/mainzdb/mainz/protocol"
+	"github.com/mainzdb/mainz/protocol/wire"
+)
+
+// record is one entry of a simulated segment.
+type record struct {
+	db       uint32
+	key      string
+	rsn      uint64
+	accessor protocol.PNN
+	count    uint32
+	data     []byte
+	tags     []byte
+	holder   protocol.ClientID
+	waits    bool // the dispatcher waits for the lock
+	attended bool
+	prov     protocol.Epoch // provisional in this epoch
+}
+
+// segment is a node's shared memory in one life: records, gate and lease.
+type segment struct {
+	h     *host
+	life  uint64
+	gate  protocol.Gate
+	word  uint64 // change counter of the gate
+	lease protocol.Instant
+	recs  map[string]*record
+	busy  int // handles inside an update
+}
+
+func newSegment(h *host, life uint64) *segment {
+	return &segment{h: h, life: life, gate: protocol.Gate{State: protocol.GateFrozen}, recs: map[string]*record{}}
+}
+
+func name(db uint32, key []byte) string { return string([]byte{byte(db)}) + string(key) }
+
+// sorted is the segment's records in a fixed order.
+func (s *segment) sorted() []*record {
+	rs := make([]*record, 0, len(s.recs))
+	for _, r := range s.recs {
+		rs = append(rs, r)
+	}
+	slices.SortFunc(rs, func(a, b *record) int {
+		return cmp.Or(cmp.Compare(a.db, b.db), cmp.Compare(a.key, b.key))
+	})
+	return rs
+}
+
+// set replaces the value; readers keep what they have.
+func (r *record) set(data, tags []byte, rsn uint64) {
+	r.data, r.tags, r.rsn = bytes.Clone(data), bytes.Clone(tags), rsn
+}
+
+// hostStore is protocol.Store over whatever segment the host has now.
+type hostStore struct{ h *host }
+
+func (s hostStore) rec(db uint32, key []byte) *record { return s.h.seg.recs[name(db, key)] }
+
+func (s hostStore) Look(db uint32, key []byte, v *protocol.Record) bool {
+	r := s.rec(db, key)
+	if r == nil {
+		return false
+	}
+	*v = protocol.Record{RSN: r.rsn, LAccessor: r.accessor, LACount: r.count, Data: r.data, Tags: r.tags}
+	return true
+}
+
+func (s hostStore) TryLock(db uint32, key []byte, arriving bool) protocol.LockResult {
+	r := s.rec(db, key)
+	if r == nil {
+		if s.h.room == 0 && !arriving {
+			return protocol.NoSpace
+		}
+		r = &record{db: db, key: string(key), accessor: wire.NoPNN}
+		s.h.seg.recs[name(db, key)] = r
+		s.h.c.check.owns(s.h, r)
+	}
+	if r.holder == 0 {
+		r.holder = protocol.Dispatcher
+	}
+	if r.holder != protocol.Dispatcher {
+		r.waits = true
+		return protocol.Held
+	}
+	return protocol.Locked
+}
+
+func (s hostStore) Holder(db uint32, key []byte) protocol.ClientID {
+	if r := s.rec(db, key); r != nil {
+		return r.holder
+	}
+	return 0
+}
+
+// held is the record, which the dispatcher must hold.
+func (s hostStore) held(db uint32, key []byte) *record {
+	r := s.rec(db, key)
+	if r == nil || r.holder != protocol.Dispatcher {
+		panic("sim: the dispatcher uses a record that it does not hold")
+	}
+	return r
+}
+
+func (s hostStore) Unlock(db uint32, key []byte) { s.held(db, key).holder = 0 }
+
+func (s hostStore) UnlockTo(db uint32, key []byte, c protocol.ClientID) {
+	s.held(db, key).holder = c
+}
+
+func (s hostStore) Publish(db uint32, key []byte, v *protocol.Record, arriving bool) bool {
+	r := s.held(db, key)
+	if !arriving && s.h.room == 0 && len(v.Data) > len(r.data) {
+		return false
+	}
+	r.accessor, r.count = v.LAccessor, v.LACount
+	r.set(v.Data, v.Tags, v.RSN)
+	s.h.c.check.published(s.h, r)
+	return true
+}
+
+func (s hostStore) Remove(db uint32, key []byte) {
+	r := s.held(db, key)
+	s.h.c.check.removed(s.h, r)
+	delete(s.h.seg.recs, name(db, key))
+}
+
+func (s hostStore) Touch(db uint32, key []byte, accessor protocol.PNN, count uint32) {
+	if r := s.rec(db, key); r != nil {
+		r.accessor, r.count = accessor, count
+	}
+}
+
+func (s hostStore) Attend(db uint32, key []byte, on bool) {
+	if r := s.rec(db, key); r != nil {
+		r.attended = on
+	}
+}
+
+func (s hostStore) Room() uint32 { return s.h.room }
+
+func (s hostStore) Each(f func(db uint32, key []byte, rsn uint64)) {
+	for _, r := range s.h.seg.sorted() {
+		f(r.db, []byte(r.key), r.rsn)
+	}
+}
+
+func (s hostStore) Sweep(keep func(o protocol.OPID) bool) {
+	for _, r := range s.h.seg.sorted() {
+		var data, tags []byte
+		at := 0
+		for rest := r.tags; len(rest) > 0; {
+			t, next, _ := wire.NextTag(rest)
+			if keep(t.OPID) {
+				data, tags = append(data, r.data[at:at+int(t.Len)]...), wire.AppendTag(tags, t)
+			}
+			at += int(t.Len)
+			rest = next
+		}
+		if len(tags) != len(r.tags) {
+			r.set(data, tags, r.rsn+1)
+		}
+	}
+}
+
+func (s hostStore) Provisional(db uint32, key []byte, o protocol.OPID, piece []byte, epoch protocol.Epoch) bool {
+	r := s.rec(db, key)
+	if r == nil {
+		r = &record{db: db, key: string(key), accessor: wire.NoPNN, prov: epoch, rsn: 1}
+		s.h.seg.recs[name(db, key)] = r
+	}
+	var data, tags []byte
+	at, placed := 0, false
+	place := func() {
+		data, tags, placed = append(data, piece...), wire.AppendTag(tags, wire.Tag{OPID: o, Len: uint32(len(piece))}), true
+	}
+	for rest := r.tags; len(rest) > 0; {
+		t, next, _ := wire.NextTag(rest)
+		if t.OPID == o {
+			return true
+		}
+		if !placed && less(o, t.OPID) {
+			place()
+		}
+		data, tags = append(data, r.data[at:at+int(t.Len)]...), wire.AppendTag(tags, t)
+		at += int(t.Len)
+		rest = next
+	}
+	if !placed {
+		place()
+	}
+	r.set(data, tags, r.rsn)
+	return true
+}
+
+func less(a, b protocol.OPID) bool {
+	return cmp.Or(cmp.Compare(a.PNN, b.PNN), cmp.Compare(a.Life, b.Life), cmp.Compare(a.Counter, b.Counter)) < 0
+}
+
+func (s hostStore) DropProvisional() {
+	for k, r := range s.h.seg.recs {
+		if r.prov != 0 {
+			delete(s.h.seg.recs, k)
+		}
+	}
+}
+
+func (s hostStore) OpenProvisional() {
+	s.h.c.check.opened(s.h) // before anything that waited runs
+	for _, r := range s.h.seg.recs {
+		r.prov = 0
+	}
+}
+
+func (s hostStore) IsProvisional(db uint32, key []byte) bool {
+	r := s.rec(db, key)
+	return r != nil && r.prov != 0
+}
+
+func (s hostStore) Reset(life uint64) { s.h.newLife(life) }

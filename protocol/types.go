@@ -1,0 +1,241 @@
+package protocol
+
+import (
+	"github.com/mainzdb/mainz/protocol/link"
+	"github.com/mainzdb/mainz/protocol/wire"
+)
+
+// The link's words, which the core's callers need as well.
+type (
+	Instant   = link.Instant
+	Verdict   = link.Verdict
+	Channel   = link.Channel
+	PeerEvent = link.PeerEvent
+	PNN       = wire.PNN
+	VNN       = wire.VNN
+	Epoch     = wire.Epoch
+	ReqID     = wire.ReqID
+	OPID      = wire.OPID
+	Message   = wire.Message
+)
+
+const (
+	Handled   = link.Handled
+	NotYet    = link.NotYet
+	Refused   = link.Refused
+	Data      = link.Data
+	Control   = link.Control
+	Beacon    = link.Beacon
+	Met       = link.Met
+	Restarted = link.Restarted
+	Never     = link.Never
+	ms        = link.Millisecond
+)
+
+// ClientID is a client's slot on this node; 0 is none. Dispatcher holds the locks
+// that are held for other nodes.
+type ClientID uint32
+
+const Dispatcher ClientID = 4095
+
+// Mode of a database.
+type Mode uint8
+
+const (
+	NoMode Mode = iota // this node does not know the database
+	KV
+	Pieces
+)
+
+// Conditions are the functions that decide conditional appends. Pure.
+type Conditions interface {
+	// Check tells whether piece may be appended to a record of these bytes.
+	Check(id uint32, data, tags, piece []byte) (yes, known bool)
+}
+
+// Config of a node. Zero durations and limits take the defaults given.
+type Config struct {
+	Self        PNN
+	Nodes       int
+	Incarnation uint64
+	Port        uint16
+	Addr        [16]byte
+	NodesFile   uint32 // version of the nodes file
+	Seed        uint64 // of the jitter
+	WallMS      int64  // the wall clock when the node's own clock showed Start
+	Start       Instant
+
+	Hash       func(db uint32, key []byte) uint64
+	Mode       func(db uint32) Mode
+	Conditions Conditions
+	Policy     Policy // default PolicyPlan(3)
+
+	Heartbeat Instant // 20 ms
+	DeadAfter Instant // 200 ms
+	Lease     Instant // 150 ms
+	Margin    Instant // 10 ms
+	StepLimit Instant // 150 ms: a step of a recovery that takes longer starts over
+	Gather    Instant // 10 ms: for promises that are not needed
+	JoinHold  Instant // 400 ms
+	MaxHops   uint32  // 8
+
+	MaxPending int // operations of local clients: 65,536
+	MaxParked  int // requests that wait at this node: 65,536
+	MaxDone    int // entries of a record's done list: 64
+	ClaimBytes int // bytes of a CLAIM, VERDICT or RESUPPLY batch: 1,200
+
+	// Plant turns one rule off, by name, for the simulator alone; see Plants.
+	Plant string
+	// Fault is told of a broken promise between nodes; nil panics.
+	Fault func(what string)
+}
+
+func (c *Config) defaults() {
+	def := func(v *Instant, d Instant) {
+		if *v == 0 {
+			*v = d
+		}
+	}
+	num := func(v *int, d int) {
+		if *v == 0 {
+			*v = d
+		}
+	}
+	def(&c.Heartbeat, 20*ms)
+	def(&c.DeadAfter, 200*ms)
+	def(&c.Lease, 150*ms)
+	def(&c.Margin, 10*ms)
+	def(&c.StepLimit, 150*ms)
+	def(&c.Gather, 10*ms)
+	def(&c.JoinHold, 400*ms)
+	num(&c.MaxPending, 65536)
+	num(&c.MaxParked, 65536)
+	num(&c.MaxDone, 64)
+	num(&c.ClaimBytes, 1200)
+	if c.MaxHops == 0 {
+		c.MaxHops = 8
+	}
+	if c.Policy == nil {
+		c.Policy = PolicyPlan(3)
+	}
+	if c.Fault == nil {
+		c.Fault = func(what string) { panic("protocol: " + what) }
+	}
+}
+
+// GateState is what local clients see before anything else.
+type GateState uint8
+
+const (
+	GateDead GateState = iota
+	GateFrozen
+	GateOpen
+)
+
+// Gate is the gate's line in the segment.
+type Gate struct {
+	State GateState
+	Epoch Epoch
+	Life  uint64
+	VNN   VNN
+}
+
+// Send is one message for the link.
+type Send struct {
+	To     PNN
+	Ch     Channel
+	Epoch  Epoch
+	DBID   uint32
+	Token  uint64 // comes back by Acked or Refused, if it is not 0
+	Packet []byte
+	at     [2]int
+}
+
+// Reply ends an operation of a local client.
+type Reply struct {
+	Client ClientID
+	Cookie uint64
+	Op     wire.Op
+	Status wire.Status
+	Data   []byte
+	RSN    uint64
+	OPID   OPID
+	LockID ReqID // FETCH_LOCKED, if the lock is at another node; 0: the client's slot holds it here
+	Why    uint32
+	at     [2]int
+}
+
+// Effects is what a step wants done. Its slices are the node's and are used again
+// by the Take after the next.
+type Effects struct {
+	// SetEpoch and Cancel, if not 0, go to the link before the Sends.
+	SetEpoch Epoch
+	Cancel   Epoch
+	Sends    []Send
+	Replies  []Reply
+	Gate     Gate
+	Lease    Instant // local clients may work until then
+	// Freeze: pass over the handles, then call Frozen with the number.
+	Freeze  bool
+	PassNum uint64
+	// Retry: what the node could not take before, it may take now.
+	Retry bool
+	// Next is when Tick has something to do.
+	Next Instant
+	buf  []byte
+}
+
+// Map is the VNN map of one epoch.
+type Map struct {
+	Members []wire.Member
+	place   [wire.MaxNodes]int8 // PNN → index+1
+	set     wire.Set
+}
+
+func (m *Map) index() {
+	m.place, m.set = [wire.MaxNodes]int8{}, 0
+	for i := range m.Members {
+		m.place[m.Members[i].PNN] = int8(i + 1)
+		m.set |= 1 << m.Members[i].PNN
+	}
+}
+
+// member returns a node's line, or nil.
+func (m *Map) member(p PNN) *wire.Member {
+	if p >= wire.MaxNodes || m.place[p] == 0 {
+		return nil
+	}
+	return &m.Members[m.place[p]-1]
+}
+
+// pnn finds a member by its VNN.
+func (m *Map) pnn(v VNN) (PNN, bool) {
+	for i := range m.Members {
+		if m.Members[i].VNN == v {
+			return m.Members[i].PNN, true
+		}
+	}
+	return wire.NoPNN, false
+}
+
+func (m *Map) vnn(p PNN) VNN {
+	if e := m.member(p); e != nil {
+		return e.VNN
+	}
+	return 0
+}
+
+// coordinator is the member with the lowest PNN.
+func (m *Map) coordinator() PNN {
+	low := wire.NoPNN
+	for i := range m.Members {
+		low = min(low, m.Members[i].PNN)
+	}
+	return low
+}
+
+// alive tells whether the life that drew an OPID goes on in this map.
+func (m *Map) alive(o OPID) bool {
+	e := m.member(o.PNN)
+	return e != nil && e.Life == o.Life
+}
