@@ -1,0 +1,106 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+
+	"github.com/mainzdb/mainz/ltdb"
+)
+
+// kind is a kind of error: its exit code, the name in JSON, and the next step
+// if the error itself has none.
+type kind struct {
+	code int
+	name string
+	hint string
+}
+
+var (
+	failure      = &kind{1, "failure", ""}
+	usage        = &kind{2, "usage", "see mainz --help"}
+	notRunning   = &kind{3, "not_running", "is the directory the right one? a store is made by the first client that may create it"}
+	permission   = &kind{4, "permission", "run as a member of the group that owns the directory"}
+	incompatible = &kind{5, "incompatible", "upgrade the side that the message names, or create the segment anew"}
+	timeout      = &kind{6, "timeout", ""}
+	degraded     = &kind{7, "degraded", ""}
+	notFound     = &kind{8, "not_found", ""}
+	busy         = &kind{9, "busy", "try again when the holder is done"}
+	noSpace      = &kind{10, "no_space", "make room in the ramdisk, or ask for a smaller segment"}
+)
+
+// kinds says what an error that wraps one of these is. The first match counts.
+var kinds = []struct {
+	target error
+	kind   *kind
+}{
+	{ltdb.ErrNotRunning, notRunning},
+	{ltdb.ErrStale, notRunning},
+	{ltdb.ErrPermission, permission},
+	{ltdb.ErrIncompatible, incompatible},
+	{ltdb.ErrCorrupt, degraded},
+	{ltdb.ErrNotFound, notFound},
+	{ltdb.ErrNoDatabase, notFound},
+	{ltdb.ErrLocked, busy},
+	{ltdb.ErrInUse, busy},
+	{ltdb.ErrNoSpace, noSpace},
+	{ltdb.ErrNoSlots, noSpace},
+	{ltdb.ErrNoHandles, noSpace},
+	{ltdb.ErrTooManyLocks, noSpace},
+	{context.DeadlineExceeded, timeout},
+	{os.ErrDeadlineExceeded, timeout},
+	{fs.ErrPermission, permission},
+}
+
+// problem is an error whose kind the command itself knows, or that has a next
+// step of its own.
+type problem struct {
+	kind *kind
+	err  error
+	hint string
+}
+
+func (p *problem) Error() string { return p.err.Error() }
+func (p *problem) Unwrap() error { return p.err }
+
+// classify finds an error's kind and next step.
+func classify(err error) (*kind, string) {
+	if p, ok := errors.AsType[*problem](err); ok {
+		if p.hint == "" {
+			return p.kind, p.kind.hint
+		}
+		return p.kind, p.hint
+	}
+	for _, k := range kinds {
+		if errors.Is(err, k.target) {
+			return k.kind, k.kind.hint
+		}
+	}
+	return failure, failure.hint
+}
+
+// printError prints the error and returns the exit code.
+func printError(w io.Writer, err error, asJSON bool) int {
+	k, hint := classify(err)
+	if asJSON {
+		type body struct {
+			Code    int    `json:"code"`
+			Name    string `json:"name"`
+			Message string `json:"message"`
+			Hint    string `json:"hint"`
+		}
+		out := map[string]body{"error": {k.code, k.name, err.Error(), hint}}
+		if json.NewEncoder(w).Encode(out) == nil {
+			return k.code
+		}
+	}
+	fmt.Fprintln(w, "mainz:", err)
+	if hint != "" {
+		fmt.Fprintln(w, "hint:", hint)
+	}
+	return k.code
+}

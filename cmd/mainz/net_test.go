@@ -1,0 +1,13 @@
+package main
+
+import (
+	"testing"
+
+	"github.com/mainzdb/mainz/internal/testenv"
+)
+
+// TestNetScripts makes namespaces and attaches programs in them.
+func TestNetScripts(t *testing.T) {
+	testenv.Need(t, testenv.Linux, testenv.Root, testenv.TwoCPUs)
+	runScripts(t, "testdata/net", "")
+}
