@@ -261,7 +261,9 @@ func (c *Client) waitDead(owner uint32, sl *Slot, w Watch, cancel *Word32) error
 
 // Leave is the orderly end: what the client still holds is released as after
 // its death, and its slot is free again. It waits for recoveries under way;
-// the caller makes sure that nobody uses the client any more.
+// the caller makes sure that nobody uses the client any more. A client that
+// has left does nothing, nor does one whose death was simulated: its slot is
+// for others to recover, and may be somebody else's by now.
 func (c *Client) Leave() error {
 	if c.leaving.Swap(true) {
 		return nil
@@ -297,6 +299,7 @@ func (c *Client) SimulateDeath() {
 	if !c.seg.InHeap() {
 		panic("shm: SimulateDeath of a client in a real segment")
 	}
+	c.leaving.Store(true) // the dead do not leave
 	c.left.Store(true)
 	if c.me.Live.CAS(heapLive, liveWaiters|liveDied) {
 		c.me.Live.Wake(1)

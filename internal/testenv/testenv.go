@@ -28,10 +28,14 @@ const (
 	// NoRace: the race detector is off. It is wrong about mapped memory: it
 	// reports correct hand-overs, and misses real races.
 	NoRace Gate = "no-race"
+	// Long: the run has minutes to spare, that is, it was not asked to be
+	// -short. For a test that takes long whatever it does; one that repeats
+	// itself asks testing.Short how often.
+	Long Gate = "long"
 )
 
 // All returns every gate.
-func All() []Gate { return []Gate{Linux, Root, Mount, Ramdisk, TwoCPUs, HugePool, NoRace} }
+func All() []Gate { return []Gate{Linux, Root, Mount, Ramdisk, TwoCPUs, HugePool, NoRace, Long} }
 
 // Reason returns why a gate is closed, "" if it is open.
 func (g Gate) Reason() string {
@@ -57,6 +61,10 @@ func (g Gate) Reason() string {
 	case NoRace:
 		if Race {
 			return "the race detector is wrong about mapped memory"
+		}
+	case Long:
+		if testing.Short() {
+			return "takes long, and the run is -short"
 		}
 	default:
 		return "there is no such gate"
