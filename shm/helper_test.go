@@ -7,6 +7,9 @@ import (
 	"time"
 )
 
+// A minute: the test's areas have nothing for JoinOptions.Shared to look at.
+func init() { lostProof = int(time.Minute / waitSlice) }
+
 // testArea is what the tests keep in AreaData: a latch, and a pair of
 // counters under it that are equal whenever nobody holds it.
 type testArea struct {
