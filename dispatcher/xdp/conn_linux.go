@@ -229,6 +229,9 @@ func (c *Conn) shut() {
 	}
 	if c.u != nil {
 		c.pastXDP = c.xdpSums()
+		for _, s := range c.u.sockets {
+			c.stats.Drops[transport.DropNoRoom] += uint64(s.rx.available())
+		}
 		c.unsent(uint64(c.txQueued) + uint64(c.u.sockets[0].tx.unseen()))
 		c.txQueued = 0
 		c.u.close()
@@ -617,6 +620,8 @@ func (c *Conn) Stats() transport.Stats {
 	s.TxBytes += k.TxBytes
 	s.RxCalls += k.RxCalls
 	s.TxCalls += k.TxCalls
+	s.ProbesSent += k.ProbesSent
+	s.ProbesReceived += k.ProbesReceived
 	for i := range s.Drops {
 		s.Drops[i] += k.Drops[i]
 	}
@@ -726,7 +731,6 @@ func (c *Conn) ask(i int, now time.Duration) {
 		c.sendProbe(i, transport.Probe{Kind: transport.ProbePath, Token: c.token, Serial: c.serial})
 	}
 	// This one makes the kernel resolve the address, too, and keep it so.
-	c.stats.ProbesSent++
 	c.kernel.SendProbe(transport.Probe{Kind: transport.ProbeKernel, Token: c.token, Serial: c.serial}, i)
 }
 
@@ -752,7 +756,6 @@ func (c *Conn) answered(p transport.Probe, from int) {
 	if p.Token != c.token || from >= len(c.peers) {
 		return
 	}
-	c.stats.ProbesBack++
 	q := &c.peers[from]
 	if p.Kernel() {
 		if p.Serial == q.asked {
