@@ -55,9 +55,10 @@ type Conn struct {
 }
 
 type peer struct {
-	name sockaddr
-	addr netip.AddrPort
-	mtu  int // of datagrams
+	name  sockaddr
+	addr  netip.AddrPort
+	mtu   int  // of datagrams
+	heard bool // since its last probe of kind kernel
 }
 
 var _ transport.Transport = (*Conn)(nil)
@@ -208,6 +209,7 @@ func (c *Conn) take(i int, f func(p []byte, from transport.PeerID)) int {
 			return 0
 		}
 	}
+	c.Heard(ix)
 	if why, ok := c.opts.Filter.Passes(p); !ok {
 		c.stats.Drops[why]++
 		return 0
@@ -227,10 +229,22 @@ func (c *Conn) Probed(p transport.Probe, from int) {
 	if c.opts.OnAnswer != nil {
 		c.opts.OnAnswer(p, from)
 	}
-	if p.Question() {
-		c.SendProbe(p.Answer(), from)
+	if !p.Question() {
+		return
 	}
+	a := p.Answer()
+	if p.Kernel() {
+		a.Heard = c.peers[from].heard
+		c.peers[from].heard = false
+	} else {
+		c.Heard(from)
+	}
+	c.SendProbe(a, from)
 }
+
+// Heard notes that the peer with this index reaches us by the way that its
+// datagrams take.
+func (c *Conn) Heard(from int) { c.peers[from].heard = true }
 
 // SendProbe sends a probe to the peer with this index, past the queue. If that
 // does not work, no answer will come: that is what probes are for.

@@ -82,6 +82,7 @@ type peer struct {
 	direct   bool // goes through the rings: resolved and proven
 	lastAsk  time.Duration
 	asked    uint64 // serial of the last probes, if they went both ways
+	heard    bool   // something came through the rings since then
 	unproven int    // probes answered through the kernel alone, in a row
 }
 
@@ -343,6 +344,7 @@ func (c *Conn) judge(b []byte, f func(p []byte, from transport.PeerID)) int {
 		c.stats.Drops[transport.DropStranger]++
 		return 0
 	}
+	c.peers[ix].heard = true
 	if len(p) == transport.ProbeLen {
 		if probe, ok := transport.ParseProbe(p); ok {
 			c.fromXSK = true
@@ -351,6 +353,7 @@ func (c *Conn) judge(b []byte, f func(p []byte, from transport.PeerID)) int {
 			return 0
 		}
 	}
+	c.kernel.Heard(ix)
 	if why, ok := c.opts.Filter.Passes(p); !ok {
 		c.stats.Drops[why]++
 		return 0
@@ -758,10 +761,18 @@ func (c *Conn) answered(p transport.Probe, from int) {
 	}
 	q := &c.peers[from]
 	if p.Kernel() {
-		if p.Serial == q.asked {
-			q.asked = 0
+		if p.Serial != q.asked {
+			return
+		}
+		q.asked = 0
+		// Questions and answers over the path get lost where somebody does not
+		// keep up. It carries all the same if both hear each other over it.
+		if q.direct && q.heard && p.Heard {
+			q.unproven = 0
+		} else {
 			q.unproven++
 		}
+		q.heard = false
 		return
 	}
 	if !c.fromXSK {

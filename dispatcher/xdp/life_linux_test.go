@@ -214,6 +214,68 @@ func TestPathFails(t *testing.T) {
 	}
 }
 
+// TestPeerOverloaded: a peer that does not keep up loses the probes over the
+// path among all the rest. As long as both hear each other the path stays; if
+// one of them does not, it is left.
+func TestPeerOverloaded(t *testing.T) {
+	for _, c := range []struct {
+		name             string
+		hears, talks, ok bool
+	}{
+		{"both hear", true, true, true},
+		{"we are not heard", false, true, false},
+		{"the peer is not heard", true, false, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWire(t, false, 1)
+			a, b := w.net(Generic).Open2(t, transport.Filter{})
+			b.Close()
+			// An ordinary socket in the peer's place.
+			var fd int
+			err := w.b.Do(func() (err error) {
+				fd, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+				if err != nil {
+					return err
+				}
+				return unix.Bind(fd, sockaddr(w.addr(1)))
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer unix.Close(fd)
+			send := func(p []byte) {
+				if err := unix.Sendto(fd, p, 0, sockaddr(w.addr(0))); err != nil {
+					t.Fatal(err)
+				}
+			}
+			buf := make([]byte, 2000)
+			answered := 0
+			now := timeOf(0)
+			transporttest.Eventually(t, "some seconds of overload", func() bool {
+				now += timeOf(1)
+				if err = a.Tick(now); err != nil {
+					return true
+				}
+				a.Poll(32, func([]byte, transport.PeerID) {})
+				if c.talks {
+					send([]byte("what got through"))
+				}
+				n, _, rerr := unix.Recvfrom(fd, buf, 0)
+				if p, ok := transport.ParseProbe(buf[:max(n, 0)]); rerr == nil && ok && p.Kind == transport.ProbeKernel {
+					p = p.Answer()
+					p.Heard = c.hears
+					send(p.Append(nil))
+					answered++
+				}
+				return answered > 3*failedAfter
+			})
+			if c.ok && (err != nil || !a.Path().Proven) || !c.ok && !errors.Is(err, transport.ErrPathFailed) {
+				t.Errorf("after %d probes through the kernel: %v, %v", answered, a.Path(), err)
+			}
+		})
+	}
+}
+
 // timeOf makes each turn one millisecond, so that the test does not wait for
 // the clock.
 func timeOf(i int) (d time.Duration) { return time.Duration(i) * 1_000_000 }
@@ -466,7 +528,7 @@ func TestOverload(t *testing.T) {
 				if x.missing() < 0 {
 					t.Fatal("more came and got lost than was sent")
 				}
-				return x.missing() == 0
+				return x.complete()
 			})
 			lost := x.sent - x.received
 			if lost == 0 {
