@@ -493,7 +493,7 @@ func TestKill(t *testing.T) {
 
 // TestOverload: what finds no room in the rings is counted, and nothing leaks.
 func TestOverload(t *testing.T) {
-	testenv.Need(t, testenv.Root)
+	testenv.Need(t, testenv.NetNS, testenv.AFXDP)
 	for _, mode := range []Mode{Generic, Copy} {
 		t.Run(string(mode), func(t *testing.T) {
 			w := newWire(t, false, 1)

@@ -40,7 +40,7 @@ func residentKiB(t testing.TB) int {
 // MAINZ_SOAK=5m sets how long each path is under load, MAINZ_SEED repeats the
 // choices of a run.
 func TestSoak(t *testing.T) {
-	testenv.Need(t, testenv.Root)
+	testenv.Need(t, testenv.NetNS, testenv.AFXDP)
 	length := 300 * time.Millisecond
 	if s := os.Getenv("MAINZ_SOAK"); s != "" {
 		var err error
