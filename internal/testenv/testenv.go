@@ -19,6 +19,10 @@ const (
 	Root Gate = "root"
 	// Mount: file systems can be mounted.
 	Mount Gate = "mount"
+	// NetNS: network namespaces can be made.
+	NetNS Gate = "netns"
+	// AFXDP: AF_XDP sockets and BPF maps can be made.
+	AFXDP Gate = "af-xdp"
 	// Ramdisk: /dev/shm is a tmpfs that we may write.
 	Ramdisk Gate = "ramdisk"
 	// TwoCPUs: two goroutines run at the same time.
@@ -35,7 +39,9 @@ const (
 )
 
 // All returns every gate.
-func All() []Gate { return []Gate{Linux, Root, Mount, Ramdisk, TwoCPUs, HugePool, NoRace, Long} }
+func All() []Gate {
+	return []Gate{Linux, Root, Mount, NetNS, AFXDP, Ramdisk, TwoCPUs, HugePool, NoRace, Long}
+}
 
 // Reason returns why a gate is closed, "" if it is open.
 func (g Gate) Reason() string {
@@ -50,6 +56,10 @@ func (g Gate) Reason() string {
 		}
 	case Mount:
 		return mountReason()
+	case NetNS:
+		return netnsReason()
+	case AFXDP:
+		return afxdpReason()
 	case Ramdisk:
 		return ramdiskReason()
 	case TwoCPUs:
