@@ -390,6 +390,10 @@ func describe(m *wire.Message, epoch wire.Epoch) string {
 		s += fmt.Sprintf(" rsn %d to VNN %d data %q", m.RSN, m.DMaster, m.Data)
 	case wire.ReplyError:
 		s += " " + m.Status.String()
+	case wire.ReqWatch:
+		s += fmt.Sprintf(" rsn %d", m.RSN)
+	case wire.ReplyWatch:
+		s += fmt.Sprintf(" rsn %d why %d", m.RSN, m.Why)
 	case wire.ReplyRedirect:
 		s += fmt.Sprintf(" to VNN %d", m.DMaster)
 	case wire.Prepare, wire.Promise, wire.NewMap:
@@ -499,8 +503,10 @@ func (h *host) resume() {
 // a message of this opcode.
 type rule struct {
 	op    wire.Op
-	verb  string // lose, repeat, late
+	verb  string // lose, repeat, late, when
 	delay instant
+	crash *host // when: who crashes, and whether it forgets
+	cold  bool
 }
 
 // apply the first rule that fits a datagram, once.
@@ -525,6 +531,9 @@ func (c *Cluster) apply(b []byte, delay *instant) (lost bool, more int) {
 			return true, 0
 		case "repeat":
 			return false, 1
+		case "when":
+			c.after(0, func() { r.crash.crash(r.cold) })
+			return false, 0
 		}
 		*delay += r.delay
 		return false, 0
