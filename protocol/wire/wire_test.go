@@ -422,3 +422,21 @@ func BenchmarkCodec(b *testing.B) {
 		}
 	}
 }
+
+// TestDocs: docs/protocol.md has every opcode and status with its number.
+func TestDocs(t *testing.T) {
+	b, err := os.ReadFile("../../docs/protocol.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for o := range Op(len(layouts)) {
+		if want := fmt.Sprintf("%d %s", uint32(o), o); o.Valid() && !strings.Contains(string(b), want) {
+			t.Errorf("opcode %s is not in docs/protocol.md", want)
+		}
+	}
+	for s := OK + 1; s <= Unknown; s++ {
+		if want := fmt.Sprintf("| %s | %d |", s, uint32(s)); s.Valid() && !strings.Contains(string(b), want) {
+			t.Errorf("status %q is not in docs/protocol.md", want)
+		}
+	}
+}
