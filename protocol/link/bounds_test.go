@@ -110,6 +110,25 @@ func TestLateIncarnation(t *testing.T) {
 	if n := a.Counters().Challenges; n < 2 || n > 20 {
 		t.Errorf("%d challenges", n)
 	}
+
+	// Two dispatchers under one PNN: the second one has it.
+	second := start(1, 60)
+	for i := range Instant(10) {
+		for _, l := range []*Link{living, second} {
+			now := 3*Second + i*20*Millisecond
+			l.Send(now, 0, Beacon, 0, 0, ping(), 0)
+			for range 4 {
+				carry(l, a, now, h)
+				for _, d := range a.Take() {
+					living.Receive(now, d.Bytes, sink{})
+					second.Receive(now, d.Bytes, sink{})
+				}
+			}
+		}
+	}
+	if a.Incarnation(1) != 60 || len(h.events) != 3 {
+		t.Errorf("incarnation %d, events %v", a.Incarnation(1), h.events)
+	}
 }
 
 // TestBeacons: what goes outside the channels is handed in once at most, and may be

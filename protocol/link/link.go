@@ -190,12 +190,14 @@ type outgoing struct {
 
 // peer is what one link knows about one other node, for one incarnation.
 type peer struct {
-	inc    uint64 // 0: never heard
-	asked  uint64 // incarnation that was challenged last, by which packet, and when
-	askNum uint64
-	askAt  Instant
-	srtt   Instant
-	ch     [2]channel
+	inc       uint64 // 0: never heard
+	asked     uint64 // incarnation that was challenged last, by which packet, and when
+	askNum    uint64
+	askAt     Instant
+	dead      [16]uint64 // displaced by living ones
+	displaced int
+	srtt      Instant
+	ch        [2]channel
 	// Datagrams outside the channels: each is handed in once at most.
 	beacon  uint64 // the highest packet number
 	beacons uint64 // bit i: beacon-i has come

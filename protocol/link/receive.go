@@ -87,9 +87,16 @@ func (l *Link) drop(err error) {
 // is dropped. Incarnations have no order, and a late datagram of a dead one must
 // not end the link with the living. So an unknown one is challenged: only a living
 // dispatcher can answer with a packet number that was drawn just now. The first
-// one ever heard needs no proof, as nobody loses by it.
+// one ever heard needs no proof, as nobody loses by it. What a living one has
+// displaced stays out for good: two dispatchers that were started under one PNN by
+// mistake must not take turns.
 func (l *Link) newIncarnation(now Instant, hd *wire.Header, h Handler) bool {
 	p := &l.peers[hd.Src]
+	for _, d := range p.dead {
+		if d == hd.SrcInc {
+			return false
+		}
+	}
 	first := p.inc == 0
 	if !first {
 		answer := hd.Flags&wire.FlagPong != 0 && hd.Flags&wire.FlagAck != 0
@@ -102,6 +109,8 @@ func (l *Link) newIncarnation(now Instant, hd *wire.Header, h Handler) bool {
 			l.dropSending(c)
 			l.resetReceiving(c, 0)
 		}
+		p.dead[p.displaced%len(p.dead)] = p.inc
+		p.displaced++
 		p.srtt, p.beacon, p.beacons = 0, 0, 0
 		if p.partial != nil {
 			p.partial.count = 0

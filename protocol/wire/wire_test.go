@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -388,7 +389,13 @@ func FuzzDecode(f *testing.F) {
 // TestGarbage is the fuzzer's short form: bytes of samples, changed at random.
 func TestGarbage(t *testing.T) {
 	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
+	if v := os.Getenv("MAINZ_SEED"); v != "" {
+		var err error
+		if seed, err = strconv.ParseUint(v, 10, 64); err != nil {
+			t.Fatalf("MAINZ_SEED: %v", err)
+		}
+	}
+	t.Logf("MAINZ_SEED=%d", seed)
 	rng := rand.New(rand.NewPCG(seed, 1))
 	ms := samples()
 	var m Message
