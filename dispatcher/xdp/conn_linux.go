@@ -378,7 +378,10 @@ func (c *Conn) Buf(to transport.PeerID, n int) []byte {
 	if n > c.directMTU(to) {
 		return nil
 	}
-	frames := c.frames(c.peers[ix].head.n, n)
+	frames := 1
+	if !c.u.inPlace(n) {
+		frames = (c.peers[ix].head.n + n + int(c.u.frame) - 1) / int(c.u.frame)
+	}
 	if len(c.u.free) < frames {
 		c.u.reap()
 		if len(c.u.free) < frames {
@@ -386,20 +389,12 @@ func (c *Conn) Buf(to transport.PeerID, n int) []byte {
 		}
 	}
 	c.open, c.openTo = n, ix
-	if frames > 1 {
+	if !c.u.inPlace(n) {
 		return c.bounce[txPayload : txPayload+n : txPayload+n]
 	}
 	at := c.u.free[len(c.u.free)-1] + txPayload
 	c.openFrame = at
 	return c.u.mem[at : at+uint64(n) : at+uint64(n)]
-}
-
-// frames is how many frames a datagram of n bytes takes.
-func (c *Conn) frames(head, n int) int {
-	if n <= int(c.u.frame)-txPayload {
-		return 1
-	}
-	return (head + n + int(c.u.frame) - 1) / int(c.u.frame)
 }
 
 // Commit implements transport.Transport.
@@ -413,7 +408,7 @@ func (c *Conn) Commit(n int) {
 	}
 	h := &c.peers[c.openTo].head
 	size := uint64(h.n + n)
-	if c.frames(h.n, c.open) > 1 {
+	if !c.u.inPlace(c.open) {
 		c.scatter(h, n)
 	} else {
 		at := c.openFrame - uint64(h.n)
@@ -428,7 +423,12 @@ func (c *Conn) Commit(n int) {
 
 // push queues one descriptor. There is room: the ring has as many entries as
 // there are frames to send.
+//
+// Preconditions: it is not empty and lies in one frame.
 func (c *Conn) push(d unix.XDPDesc) {
+	if d.Len == 0 || c.u.base(d.Addr) != c.u.base(d.Addr+uint64(d.Len)-1) {
+		panic(fmt.Sprintf("xdp: to send %#x+%d, which is not within one frame of %d bytes", d.Addr, d.Len, c.u.frame))
+	}
 	tx := &c.u.sockets[0].tx
 	tx.descs[tx.prod&tx.mask] = d
 	tx.prod++

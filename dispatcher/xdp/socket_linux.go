@@ -209,6 +209,11 @@ func (u *umem) base(addr uint64) uint64 { return addr &^ (uint64(u.frame) - 1) }
 // received.
 func (u *umem) capacity() int { return int(u.frame) - rxOffset }
 
+// inPlace tells whether a payload of n bytes is written into the frame that it
+// is sent from. A longer one, or one for which there is room only if the
+// headers begin with the frame, is put together elsewhere.
+func (u *umem) inPlace(n int) bool { return n <= int(u.frame)-txPayload }
+
 // reap takes back the frames that have been sent.
 func (u *umem) reap() {
 	s := u.sockets[0]
