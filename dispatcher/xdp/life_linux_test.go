@@ -159,7 +159,7 @@ func TestInterfaceDeleted(t *testing.T) {
 			var err error
 			for i := 0; err == nil && i < 1_000_000; i++ {
 				a.Poll(1, func([]byte, transport.PeerID) {})
-				err = a.Tick(0)
+				err = a.Tick(timeOf(i))
 			}
 			if !errors.Is(err, transport.ErrInterfaceGone) || !strings.Contains(err.Error(), nameA) {
 				t.Errorf("a forced mode on a deleted interface: %v", err)
