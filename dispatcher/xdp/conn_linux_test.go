@@ -307,44 +307,48 @@ func TestTwoDaemons(t *testing.T) {
 // TestFragments: fragments are the kernel's, and what it makes of them comes
 // to its socket and is handed over.
 func TestFragments(t *testing.T) {
-	for _, v6 := range []bool{false, true} {
-		t.Run(fmt.Sprintf("v6=%v", v6), func(t *testing.T) {
-			w := newWire(t, v6, 1)
-			a, b := w.net(Generic).Open2(t, transport.Filter{})
-			// An ordinary socket in place of the other transport: ours never
-			// fragments.
-			b.Close()
-			family := unix.AF_INET
-			if v6 {
-				family = unix.AF_INET6
-			}
-			var fd int
-			err := w.b.Do(func() (err error) {
-				fd, err = unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-				if err != nil {
-					return err
-				}
-				return unix.Bind(fd, sockaddr(w.addr(1)))
-			})
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer unix.Close(fd)
-			big := make([]byte, 3000)
-			for i := range big {
-				big[i] = byte(i * 7)
-			}
-			if err := unix.Sendto(fd, big, 0, sockaddr(w.addr(0))); err != nil {
-				t.Fatal(err)
-			}
-			transporttest.Eventually(t, "a datagram of 3000 bytes", func() bool { return len(a.Got) == 1 }, a)
-			if a.Got[0] != string(big) {
-				t.Error("other bytes came")
-			}
-			if s := a.Stats(); s.RxKernel != 1 {
-				t.Errorf("it came another way: %+v", s)
-			}
-		})
+	for _, mode := range []Mode{Generic, Copy, UDP} {
+		for _, v6 := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s v6=%v", mode, v6), func(t *testing.T) { fragments(t, mode, v6) })
+		}
+	}
+}
+
+func fragments(t *testing.T, mode Mode, v6 bool) {
+	w := newWire(t, v6, 1)
+	a, b := w.net(mode).Open2(t, transport.Filter{})
+	// An ordinary socket in place of the other transport: ours never
+	// fragments.
+	b.Close()
+	family := unix.AF_INET
+	if v6 {
+		family = unix.AF_INET6
+	}
+	var fd int
+	err := w.b.Do(func() (err error) {
+		fd, err = unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		return unix.Bind(fd, sockaddr(w.addr(1)))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	big := make([]byte, 3000)
+	for i := range big {
+		big[i] = byte(i * 7)
+	}
+	if err := unix.Sendto(fd, big, 0, sockaddr(w.addr(0))); err != nil {
+		t.Fatal(err)
+	}
+	transporttest.Eventually(t, "a datagram of 3000 bytes", func() bool { return len(a.Got) == 1 }, a)
+	if a.Got[0] != string(big) {
+		t.Error("other bytes came")
+	}
+	if s := a.Stats(); s.RxKernel != 1 {
+		t.Errorf("it came another way: %+v", s)
 	}
 }
 
