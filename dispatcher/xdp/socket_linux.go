@@ -29,8 +29,9 @@ const (
 )
 
 // bindPatience is how long a bind is tried again: the kernel frees a queue
-// some time after its last socket was closed, 1 to 66 ms when measured.
-const bindPatience = time.Second
+// some time after its last socket was closed, 1 to 66 ms when measured on a
+// machine that was not busy.
+const bindPatience = 5 * time.Second
 
 // socket is an AF_XDP socket on one receive queue.
 type socket struct {
