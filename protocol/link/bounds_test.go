@@ -277,7 +277,8 @@ func TestBounds(t *testing.T) {
 		"an empty packet":  func() { a.Send(1, 1, Data, 0, 0, nil, 0) },
 		"a packet too big": func() { a.Send(1, 1, Data, 0, 0, make([]byte, MaxMessage+1), 0) },
 		"too many": func() {
-			for range 70_000 {
+			a.cfg.MaxQueue = 1000
+			for range 1000 + Window + 1 {
 				a.Send(1, 1, Data, 0, 0, []byte("x"), 0)
 			}
 		},

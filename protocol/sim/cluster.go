@@ -50,11 +50,12 @@ type Mix struct {
 	Stall              float64 // chance that a client is slow inside an operation
 	Policy             string
 	Keys               int
+	MTU                int // of the link; 0: its default. Small ones make fragments of everything
 }
 
 func (m Mix) String() string {
-	return fmt.Sprintf("nodes %d clients %d ms %d loss %.2f repeat %.2f delay %dus tail %dus drift %.3f crash %.1f warm %.1f pause %.1f cut %.1f oneway %.1f kill %.1f full %.1f stall %.2f policy %s keys %d",
-		m.Nodes, m.Clients, m.Millis, m.Loss, m.Repeat, m.Delay/us, m.Tail/us, m.Drift, m.Crash, m.Warm, m.Pause, m.Cut, m.OneWay, m.Kill, m.Full, m.Stall, m.Policy, m.Keys)
+	return fmt.Sprintf("nodes %d clients %d ms %d loss %.2f repeat %.2f delay %dus tail %dus drift %.3f crash %.1f warm %.1f pause %.1f cut %.1f oneway %.1f kill %.1f full %.1f stall %.2f policy %s keys %d mtu %d",
+		m.Nodes, m.Clients, m.Millis, m.Loss, m.Repeat, m.Delay/us, m.Tail/us, m.Drift, m.Crash, m.Warm, m.Pause, m.Cut, m.OneWay, m.Kill, m.Full, m.Stall, m.Policy, m.Keys, m.MTU)
 }
 
 // Cluster is one run.
@@ -177,7 +178,7 @@ func (h *host) boot() {
 	h.start++
 	h.up, h.paused, h.backlog = true, false, nil
 	h.inc = h.c.rng.Uint64() | 1
-	l, err := link.New(link.Config{Self: h.pnn, Nodes: len(h.c.hosts), Incarnation: h.inc, Cluster: 0x6d7a})
+	l, err := link.New(link.Config{Self: h.pnn, Nodes: len(h.c.hosts), Incarnation: h.inc, Cluster: 0x6d7a, MTU: h.c.mix.MTU})
 	if err != nil {
 		panic(err)
 	}
