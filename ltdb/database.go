@@ -85,7 +85,7 @@ func (s *Store) Database(ctx context.Context, name string, mode Mode, opts Datab
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed.Load() {
-		return nil, ErrClosed
+		return nil, errClosed
 	}
 	db := s.open[name]
 	if db == nil {

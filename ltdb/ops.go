@@ -25,7 +25,7 @@ func (db *DB) Handle() (*Handle, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed.Load() {
-		return nil, ErrClosed
+		return nil, errClosed
 	}
 	if s.reserved == shm.HandlesPerSlot-pooled {
 		return nil, ErrNoHandles
@@ -84,7 +84,7 @@ func (h *Handle) Close() error {
 // ready reports why h cannot be used.
 func (h *Handle) ready() error {
 	if h.a == nil || h.db.s.closed.Load() {
-		return ErrClosed
+		return errClosed
 	}
 	return nil
 }
@@ -98,7 +98,7 @@ func (h *Handle) Fetch(ctx context.Context, key []byte) ([]byte, error) {
 // does not allocate if dst has room; on an error it returns dst as it was.
 func (h *Handle) AppendFetch(ctx context.Context, dst, key []byte) ([]byte, error) {
 	if h.a == nil || h.db.s.closed.Load() {
-		return dst, ErrClosed
+		return dst, errClosed
 	}
 	if checkKey(key) != nil {
 		return dst, errBadKey
@@ -137,7 +137,7 @@ func (h *Handle) FetchBatch(ctx context.Context, b *Batch) (int, error) {
 // ErrTooManyLocks, ErrNoSpace: nothing has changed.
 func (h *Handle) FetchLocked(ctx context.Context, key []byte) (Record, error) {
 	if h.a == nil || h.db.s.closed.Load() {
-		return Record{}, ErrClosed
+		return Record{}, errClosed
 	}
 	if checkKey(key) != nil {
 		return Record{}, errBadKey

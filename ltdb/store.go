@@ -280,7 +280,7 @@ func (s *Store) enter() error {
 	s.inside.Add(1)
 	if s.closed.Load() {
 		s.exit()
-		return ErrClosed
+		return errClosed
 	}
 	return nil
 }

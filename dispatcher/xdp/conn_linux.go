@@ -82,6 +82,7 @@ type peer struct {
 	direct   bool // goes through the rings: resolved and proven
 	lastAsk  time.Duration
 	asked    uint64 // serial of the last probes, if they went both ways
+	heard    bool   // something came through the rings since then
 	unproven int    // probes answered through the kernel alone, in a row
 }
 
@@ -229,6 +230,9 @@ func (c *Conn) shut() {
 	}
 	if c.u != nil {
 		c.pastXDP = c.xdpSums()
+		for _, s := range c.u.sockets {
+			c.stats.Drops[transport.DropNoRoom] += uint64(s.rx.available())
+		}
 		c.unsent(uint64(c.txQueued) + uint64(c.u.sockets[0].tx.unseen()))
 		c.txQueued = 0
 		c.u.close()
@@ -340,6 +344,7 @@ func (c *Conn) judge(b []byte, f func(p []byte, from transport.PeerID)) int {
 		c.stats.Drops[transport.DropStranger]++
 		return 0
 	}
+	c.peers[ix].heard = true
 	if len(p) == transport.ProbeLen {
 		if probe, ok := transport.ParseProbe(p); ok {
 			c.fromXSK = true
@@ -348,6 +353,7 @@ func (c *Conn) judge(b []byte, f func(p []byte, from transport.PeerID)) int {
 			return 0
 		}
 	}
+	c.kernel.Heard(ix)
 	if why, ok := c.opts.Filter.Passes(p); !ok {
 		c.stats.Drops[why]++
 		return 0
@@ -617,6 +623,8 @@ func (c *Conn) Stats() transport.Stats {
 	s.TxBytes += k.TxBytes
 	s.RxCalls += k.RxCalls
 	s.TxCalls += k.TxCalls
+	s.ProbesSent += k.ProbesSent
+	s.ProbesReceived += k.ProbesReceived
 	for i := range s.Drops {
 		s.Drops[i] += k.Drops[i]
 	}
@@ -726,7 +734,6 @@ func (c *Conn) ask(i int, now time.Duration) {
 		c.sendProbe(i, transport.Probe{Kind: transport.ProbePath, Token: c.token, Serial: c.serial})
 	}
 	// This one makes the kernel resolve the address, too, and keep it so.
-	c.stats.ProbesSent++
 	c.kernel.SendProbe(transport.Probe{Kind: transport.ProbeKernel, Token: c.token, Serial: c.serial}, i)
 }
 
@@ -752,13 +759,20 @@ func (c *Conn) answered(p transport.Probe, from int) {
 	if p.Token != c.token || from >= len(c.peers) {
 		return
 	}
-	c.stats.ProbesBack++
 	q := &c.peers[from]
 	if p.Kernel() {
-		if p.Serial == q.asked {
-			q.asked = 0
+		if p.Serial != q.asked {
+			return
+		}
+		q.asked = 0
+		// Questions and answers over the path get lost where somebody does not
+		// keep up. It carries all the same if both hear each other over it.
+		if q.direct && q.heard && p.Heard {
+			q.unproven = 0
+		} else {
 			q.unproven++
 		}
+		q.heard = false
 		return
 	}
 	if !c.fromXSK {

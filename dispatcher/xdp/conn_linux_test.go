@@ -31,7 +31,7 @@ const (
 
 func newWire(t testing.TB, v6 bool, queues int) *wire {
 	t.Helper()
-	testenv.Need(t, testenv.Root)
+	testenv.Need(t, testenv.NetNS, testenv.AFXDP)
 	w := &wire{v6: v6}
 	for _, ns := range []**netns.NS{&w.a, &w.b} {
 		n, err := netns.New()
@@ -159,7 +159,7 @@ func (w *wire) net(mode Mode) transporttest.Net {
 }
 
 func TestConformance(t *testing.T) {
-	testenv.Need(t, testenv.Root)
+	testenv.Need(t, testenv.NetNS, testenv.AFXDP)
 	for _, mode := range []Mode{Generic, Copy, UDP} {
 		for _, v6 := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s v6=%v", mode, v6), func(t *testing.T) {
@@ -188,7 +188,7 @@ func setMTU(t testing.TB, w *wire, mtu int) error {
 
 // TestFrames4096 and jumbo frames: larger frames, and several for a packet.
 func TestLargeMTU(t *testing.T) {
-	testenv.Need(t, testenv.Root)
+	testenv.Need(t, testenv.NetNS, testenv.AFXDP)
 	for _, mode := range []Mode{Generic, Copy} {
 		for _, mtu := range []int{3000, 9000} {
 			t.Run(fmt.Sprintf("%s %d", mode, mtu), func(t *testing.T) {

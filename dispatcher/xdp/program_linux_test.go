@@ -36,7 +36,7 @@ func changed(f []byte, at int, b ...byte) []byte {
 // TestProgram runs the program on single frames. No socket is in the map, so
 // what would be redirected is passed on and counted as cntNoSocket.
 func TestProgram(t *testing.T) {
-	testenv.Need(t, testenv.Root)
+	testenv.Need(t, testenv.AFXDP)
 	for _, v := range []struct {
 		name                 string
 		us, member, stranger string
@@ -147,7 +147,7 @@ func TestProgram(t *testing.T) {
 
 // TestMembers: the map follows the list.
 func TestMembers(t *testing.T) {
-	testenv.Need(t, testenv.Root)
+	testenv.Need(t, testenv.AFXDP)
 	us := netip.MustParseAddrPort("10.1.1.1:4379")
 	p, err := loadProgram(us, transport.Filter{}, 1, false)
 	if err != nil {

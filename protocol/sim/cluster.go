@@ -74,10 +74,11 @@ type Cluster struct {
 	cmsgs   uint64 // DATA messages
 	conf    conditions
 	rules   []rule
-	fixed   bool            // every datagram takes mix.Delay
-	hot     bool            // all clients lock and store one record
-	figures bool            // for measuring, not for checking
-	control map[wire.Op]int // messages of recoveries, if it is not nil
+	fixed   bool               // every datagram takes mix.Delay
+	hot     bool               // all clients lock and store one record
+	figures bool               // for measuring, not for checking
+	control map[wire.Op]int    // messages of recoveries, if it is not nil
+	claimed [wire.MaxNodes]int // claims sent to each node, counted with them
 }
 
 type event struct {
@@ -255,7 +256,7 @@ func (h *host) flush() {
 			if s.Ch == protocol.Data {
 				h.c.cmsgs++
 			} else if h.c.control != nil {
-				h.c.control[wire.Op(binary.LittleEndian.Uint32(s.Packet))]++
+				h.c.countControl(s)
 			}
 			h.link.Send(h.now(), s.To, s.Ch, s.Epoch, s.DBID, s.Packet, s.Token)
 		}
@@ -289,6 +290,21 @@ func (h *host) flush() {
 				h.tickAt = 0
 			}
 		})
+	}
+}
+
+// countControl counts a message of a recovery, and the claims in it.
+func (c *Cluster) countControl(s *protocol.Send) {
+	var m wire.Message
+	if err := wire.Decode(s.Packet, &m); err != nil {
+		panic(err)
+	}
+	c.control[m.Op]++
+	if m.Op == wire.Claims {
+		for rest := m.Rows; len(rest) > 0; {
+			_, rest, _ = wire.NextClaim(rest)
+			c.claimed[s.To]++
+		}
 	}
 }
 
@@ -390,6 +406,10 @@ func describe(m *wire.Message, epoch wire.Epoch) string {
 		s += fmt.Sprintf(" rsn %d to VNN %d data %q", m.RSN, m.DMaster, m.Data)
 	case wire.ReplyError:
 		s += " " + m.Status.String()
+	case wire.ReqWatch:
+		s += fmt.Sprintf(" rsn %d", m.RSN)
+	case wire.ReplyWatch:
+		s += fmt.Sprintf(" rsn %d why %d", m.RSN, m.Why)
 	case wire.ReplyRedirect:
 		s += fmt.Sprintf(" to VNN %d", m.DMaster)
 	case wire.Prepare, wire.Promise, wire.NewMap:
@@ -499,8 +519,10 @@ func (h *host) resume() {
 // a message of this opcode.
 type rule struct {
 	op    wire.Op
-	verb  string // lose, repeat, late
+	verb  string // lose, repeat, late, when
 	delay instant
+	crash *host // when: who crashes, and whether it forgets
+	cold  bool
 }
 
 // apply the first rule that fits a datagram, once.
@@ -525,6 +547,9 @@ func (c *Cluster) apply(b []byte, delay *instant) (lost bool, more int) {
 			return true, 0
 		case "repeat":
 			return false, 1
+		case "when":
+			c.after(0, func() { r.crash.crash(r.cold) })
+			return false, 0
 		}
 		*delay += r.delay
 		return false, 0
