@@ -86,7 +86,7 @@ func Net(ctx context.Context, o NetOptions) (*Report, error) {
 	}
 	defer os.RemoveAll(dir)
 	peers := netPeers
-	if b.driver, err = buildDriver(ctx, dir); err != nil {
+	if b.driver, err = compileDriver(ctx, dir, netDriver); err != nil {
 		env.Warnings = append(env.Warnings, "no "+peerC+": "+err.Error())
 		peers = slices.DeleteFunc(slices.Clone(peers), func(p string) bool { return p == peerC })
 	}
@@ -195,13 +195,14 @@ func netRatios(op string, size int, got map[string][]netSlice) (out []Ratio) {
 	return out
 }
 
-func buildDriver(ctx context.Context, dir string) (string, error) {
+// compileDriver compiles a contestant that is written in C.
+func compileDriver(ctx context.Context, dir string, source []byte) (string, error) {
 	cc, err := exec.LookPath("cc")
 	if err != nil {
 		return "", errors.New("no C compiler: apt-get install gcc libc6-dev")
 	}
 	src, bin := filepath.Join(dir, "driver.c"), filepath.Join(dir, "driver")
-	if err := os.WriteFile(src, netDriver, 0o600); err != nil {
+	if err := os.WriteFile(src, source, 0o600); err != nil {
 		return "", err
 	}
 	if out, err := exec.CommandContext(ctx, cc, "-O2", "-o", bin, src).CombinedOutput(); err != nil {
@@ -223,7 +224,7 @@ func twoCPUs() (a, b int, err error) {
 		}
 	}
 	if len(list) < 2 {
-		return 0, 0, errors.New("bench net needs two CPUs: client and server both spin")
+		return 0, 0, errors.New("two CPUs are needed: client and server both spin")
 	}
 	return list[0], list[1], nil
 }
