@@ -17,6 +17,10 @@ var (
 	ErrNotLocked = errors.New("ltdb: lock is not held")
 	// ErrMode: the database's mode does not allow it, or is another one.
 	ErrMode = errors.New("ltdb: not allowed in this database's mode")
+	// ErrCondition: the condition is false; nothing was appended.
+	ErrCondition = errors.New("ltdb: condition is false")
+	// ErrNoCondition: this client has no condition function of that id.
+	ErrNoCondition = errors.New("ltdb: unknown condition; give it to Open (Options.Conditions)")
 	// ErrTooBig: a key must have 1 to 1,024 bytes, a value at most Config.MaxValue, a database's name 1 to 64.
 	ErrTooBig = errors.New("ltdb: key or value too long")
 	// ErrFull: no memory is left for the record, even after the reclaim of what the dead left behind.

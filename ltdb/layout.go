@@ -192,10 +192,7 @@ type databaseLine struct {
 	buckets shm.Word64 // offset of the first bucket
 	count   shm.Word64 // buckets: a power of two
 	name    [maxName]byte
-	// The dispatcher's and the client's condition functions: id, version and
-	// name hash of each. Empty until there is a dispatcher.
-	conditions [16]shm.Word64
-	_          [32]byte
+	_       [160]byte
 }
 
 const (
@@ -252,18 +249,20 @@ type body struct {
 }
 
 var (
-	_ [bucketSize]byte       = [unsafe.Sizeof(bucket{})]byte{}
-	_ [blockHeaderSize]byte  = [unsafe.Sizeof(block{})]byte{}
-	_ [classLineSize]byte    = [unsafe.Sizeof(classLine{})]byte{}
-	_ [spanLineSize]byte     = [unsafe.Sizeof(spanLine{})]byte{}
-	_ [databaseLineSize]byte = [unsafe.Sizeof(databaseLine{})]byte{}
-	_ [databasesHeader]byte  = [unsafe.Sizeof(databasesHead{})]byte{}
-	_ [handleSize]byte       = [unsafe.Sizeof(handle{})]byte{}
+	_ [bucketSize]byte        = [unsafe.Sizeof(bucket{})]byte{}
+	_ [blockHeaderSize]byte   = [unsafe.Sizeof(block{})]byte{}
+	_ [classLineSize]byte     = [unsafe.Sizeof(classLine{})]byte{}
+	_ [spanLineSize]byte      = [unsafe.Sizeof(spanLine{})]byte{}
+	_ [databaseLineSize]byte  = [unsafe.Sizeof(databaseLine{})]byte{}
+	_ [databasesHeader]byte   = [unsafe.Sizeof(databasesHead{})]byte{}
+	_ [conditionLineSize]byte = [unsafe.Sizeof(conditionLine{})]byte{}
+	_ [handleSize]byte        = [unsafe.Sizeof(handle{})]byte{}
 )
 
 const (
 	_ = -(unsafe.Offsetof(block{}.epoch) ^ 40)
-	_ = -(unsafe.Offsetof(databaseLine{}.conditions) ^ 96)
+	_ = -(unsafe.Offsetof(databaseLine{}.name) ^ 32)
+	_ = -(unsafe.Offsetof(conditionLine{}.name) ^ 16)
 	_ = -(unsafe.Offsetof(handle{}.opid) ^ 16)
 	_ = -(unsafe.Offsetof(handle{}.jDone) ^ 52)
 	_ = -(unsafe.Offsetof(handle{}.big) ^ 64)
@@ -276,7 +275,7 @@ const (
 // that two builds which lay memory out differently never share a segment.
 func layout() string {
 	return fmt.Sprint("ltdb 1 ",
-		bucketSize, blockHeaderSize, classLineSize, spanLineSize, databaseLineSize, handleSize, unsafe.Sizeof(body{}),
+		bucketSize, blockHeaderSize, classLineSize, spanLineSize, databaseLineSize, conditionLineSize, MaxConditions, handleSize, unsafe.Sizeof(body{}),
 		unsafe.Offsetof(handle{}.jNew), unsafe.Offsetof(handle{}.magazine), unsafe.Offsetof(body{}.cells),
 		unsafe.Offsetof(databaseLine{}.buckets), unsafe.Offsetof(databaseLine{}.name),
 		tagShift, ownerShift, bitW, maxKey, magazineSize, classSizes)

@@ -43,12 +43,15 @@ type Config struct {
 // Options says how Open attaches. The zero Options attaches to a segment that
 // is there.
 type Options struct {
-	Create   bool         // make the segment if there is none, or one of another boot of the machine
-	Wipe     bool         // make a new segment whatever is there; ErrInUse while a dispatcher owns it
-	Config   Config       // used if a segment is made
-	Name     string       // of this client, in status output; "": the base name of argv[0]
-	ReadOnly bool         // an observer: no slot, no locks, Fetch and Traverse only
-	Log      *slog.Logger // warnings about what was attached; nil: none
+	Create   bool   // make the segment if there is none, or one of another boot of the machine
+	Wipe     bool   // make a new segment whatever is there; ErrInUse while a dispatcher owns it
+	Config   Config // used if a segment is made
+	Name     string // of this client, in status output; "": the base name of argv[0]
+	ReadOnly bool   // an observer: no slot, no locks, Fetch and Traverse only
+	// Conditions are the caller's own condition functions, with ids from 16 on.
+	// ErrIncompatible if the segment knows an id under another name or version.
+	Conditions []Condition
+	Log        *slog.Logger // warnings about what was attached; nil: none
 }
 
 // Store is one client's place in a segment: a process that shares its
@@ -66,6 +69,8 @@ type Store struct {
 	spans     []spanLine
 	dbs       []databaseLine
 	dbHead    *databasesHead
+	condLines []conditionLine
+	conds     []Condition // this client's own
 	body      *body
 	dataStart shm.Offset
 	spanShift uint
@@ -94,8 +99,8 @@ type Store struct {
 
 // OpenHeap makes a store in the Go heap, for this process alone: for tests,
 // under the race detector, and on systems without shared memory. Join adds
-// clients to it.
-func OpenHeap(cfg Config) (*Store, error) {
+// clients to it. The conditions are those of Options.
+func OpenHeap(cfg Config, conds ...Condition) (*Store, error) {
 	sc, err := segmentConfig(cfg)
 	if err != nil {
 		return nil, err
@@ -104,13 +109,13 @@ func OpenHeap(cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	return join(context.Background(), seg, Options{Name: "heap"})
+	return join(context.Background(), seg, Options{Name: "heap", Conditions: conds})
 }
 
 // Join adds another client to a store's segment, as another process would.
 // It serves tests over a heap store.
-func (s *Store) Join(ctx context.Context, name string) (*Store, error) {
-	j, err := join(ctx, s.seg, Options{Name: name})
+func (s *Store) Join(ctx context.Context, name string, conds ...Condition) (*Store, error) {
+	j, err := join(ctx, s.seg, Options{Name: name, Conditions: conds})
 	if err == nil {
 		j.guest = true
 	}
@@ -137,7 +142,10 @@ func join(ctx context.Context, seg *shm.Segment, opts Options) (*Store, error) {
 	}
 	s.locks.init(s)
 	// Who comes tidies up after the dead.
-	if _, err := s.c.RecoverAll(); err != nil {
+	if _, err = s.c.RecoverAll(); err == nil {
+		err = s.register(opts.Conditions)
+	}
+	if err != nil {
 		return nil, errors.Join(err, s.c.Leave())
 	}
 	return s, nil
@@ -182,7 +190,7 @@ func segmentConfig(c Config) (shm.Config, error) {
 	fixed := []shm.AreaSpec{
 		{ID: shm.AreaRings, Size: uint64(c.Slots) * ringSize},
 		{ID: shm.AreaNode, Size: nodeSize},
-		{ID: shm.AreaDatabases, Size: databasesHeader + uint64(c.Databases)*databaseLineSize},
+		{ID: shm.AreaDatabases, Size: databasesSize(uint64(c.Databases))},
 		{ID: shm.AreaClasses, Size: classes * classLineSize},
 	}
 	used := 2*shm.HeaderSize + alignUp(uint64(c.Slots+1)*shm.SlotSize, 4096)
@@ -219,9 +227,16 @@ func segmentConfig(c Config) (shm.Config, error) {
 }
 
 // fill initialises a new segment's areas. They are zero, and zero is what
-// they start from; the gate is opened last: a store without a dispatcher is
+// they start from, but for the built-in conditions; the gate is opened last: a store without a dispatcher is
 // its own cluster.
 func fill(seg *shm.Segment) error {
+	s, err := newStore(seg)
+	if err != nil {
+		return err
+	}
+	for i := range builtin {
+		s.putCondition(i, builtin[i].info())
+	}
 	seg.Lease().Ticks.Store(^uint64(0))
 	seg.Gate().Life.Store(1)
 	seg.Gate().Gate.Store(1<<2 | shm.GateOpen)
@@ -246,8 +261,7 @@ func newStore(seg *shm.Segment) (*Store, error) {
 	}
 	switch {
 	case n == 0 || n<<shift != dataLen || dataOff > s.r.Size() || dataLen > s.r.Size()-dataOff || spanLen < n*spanLineSize ||
-		classLen < classes*classLineSize || dbLen < databasesHeader+p[paramDatabases]*databaseLineSize ||
-		p[paramDatabases] > 4096 || p[paramMaxValue] > MaxValueLimit || p[paramReserve] > n:
+		classLen < classes*classLineSize || p[paramDatabases] > 4096 || dbLen < databasesSize(p[paramDatabases]) || p[paramMaxValue] > MaxValueLimit || p[paramReserve] > n:
 		return nil, damage("its header's sizes contradict each other")
 	}
 	s.life = s.gate.Life.Load()
@@ -259,7 +273,13 @@ func newStore(seg *shm.Segment) (*Store, error) {
 	s.spans = shm.Slice[spanLine](s.r, spanOff, int(n))
 	s.dbHead = shm.At[databasesHead](s.r, dbOff)
 	s.dbs = shm.Slice[databaseLine](s.r, dbOff+databasesHeader, int(p[paramDatabases]))
+	s.condLines = shm.Slice[conditionLine](s.r, dbOff+databasesSize(p[paramDatabases])-MaxConditions*conditionLineSize, MaxConditions)
 	return s, nil
+}
+
+// databasesSize is the size of the tables of n databases and of conditions.
+func databasesSize(n uint64) uint64 {
+	return databasesHeader + n*databaseLineSize + MaxConditions*conditionLineSize
 }
 
 // Dir returns the segment's directory, "" for a store in the heap.
