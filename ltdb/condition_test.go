@@ -169,7 +169,9 @@ func TestConditionNaive(t *testing.T) {
 func TestConditionForms(t *testing.T) {
 	a, b := [16]byte{1}, [16]byte{2}
 	mode := func(access, share uint32, who [16]byte) []byte { return AppendShareMode(nil, access, share, who) }
-	r := func(start, n uint64, kind uint32, who [16]byte) []byte { return AppendByteRange(nil, start, n, kind, who) }
+	r := func(start, n uint64, kind uint32, who [16]byte) []byte {
+		return AppendByteRange(nil, start, n, kind, who)
+	}
 	both(t, Always, []byte("x"), []byte("y"), true, true)
 	both(t, Always, []byte("x"), nil, true, false)
 	both(t, IfAbsent, []byte("x"), nil, true, false)

@@ -61,6 +61,9 @@ func (fullError) Is(target error) bool { return target == shm.ErrNoSpace }
 var errBadKey error = wrapError{"ltdb: key must have 1 to 1,024 bytes", ErrTooBig}
 var errBadValue error = wrapError{"ltdb: value is longer than the store's maximum", ErrTooBig}
 
+var errNoPiece error = wrapError{"ltdb: a piece must have at least one byte", ErrTooBig}
+var errBadFind error = wrapError{"ltdb: the condition's function Find names a place outside of the record", ErrNoCondition}
+
 type wrapError struct {
 	text string
 	kind error

@@ -69,6 +69,7 @@ type Store struct {
 	spans     []spanLine
 	dbs       []databaseLine
 	dbHead    *databasesHead
+	node      *nodeArea
 	condLines []conditionLine
 	conds     []Condition // this client's own
 	body      *body
@@ -76,6 +77,8 @@ type Store struct {
 	spanShift uint
 	reserve   int // spans that ordinary writes leave alone
 	maxValue  int
+	maxBlock  uint64 // the largest block that fits a span
+	pnn       uint32 // of this node
 	life      uint64 // of the node, when the store was opened
 	reserved  int    // actors that are Handles'
 
@@ -88,6 +91,8 @@ type Store struct {
 
 	locks lockPool
 	turns turns
+	index pieceIndex
+	waits changeWaits
 
 	mu     sync.Mutex // opens, handles, close
 	open   map[string]*DB
@@ -144,6 +149,9 @@ func join(ctx context.Context, seg *shm.Segment, opts Options) (*Store, error) {
 	// Who comes tidies up after the dead.
 	if _, err = s.c.RecoverAll(); err == nil {
 		err = s.register(opts.Conditions)
+	}
+	if err == nil {
+		_, err = s.tidy()
 	}
 	if err != nil {
 		return nil, errors.Join(err, s.c.Leave())
@@ -254,6 +262,7 @@ func newStore(seg *shm.Segment) (*Store, error) {
 	spanOff, spanLen := seg.Area(shm.AreaSpans)
 	dbOff, dbLen := seg.Area(shm.AreaDatabases)
 	dataOff, dataLen := seg.Area(shm.AreaData)
+	nodeOff, nodeLen := seg.Area(shm.AreaNode)
 	shift := p[paramSpanShift]
 	n := uint64(0)
 	if shift >= 12 && shift <= 30 {
@@ -261,18 +270,25 @@ func newStore(seg *shm.Segment) (*Store, error) {
 	}
 	switch {
 	case n == 0 || n<<shift != dataLen || dataOff > s.r.Size() || dataLen > s.r.Size()-dataOff || spanLen < n*spanLineSize ||
-		classLen < classes*classLineSize || p[paramDatabases] > 4096 || dbLen < databasesSize(p[paramDatabases]) || p[paramMaxValue] > MaxValueLimit || p[paramReserve] > n:
+		classLen < classes*classLineSize || nodeLen < nodeCommon || p[paramDatabases] > 4096 || dbLen < databasesSize(p[paramDatabases]) || p[paramMaxValue] > MaxValueLimit || p[paramReserve] > n:
 		return nil, damage("its header's sizes contradict each other")
 	}
 	s.life = s.gate.Life.Load()
 	s.spanShift = uint(shift)
 	s.maxValue = int(p[paramMaxValue])
 	s.reserve = int(p[paramReserve])
+	s.pnn = seg.Header().PNN
+	for _, size := range classSizes {
+		if uint64(size) <= 1<<shift {
+			s.maxBlock = uint64(size)
+		}
+	}
 	s.dataStart = dataOff
 	s.classes = shm.Slice[classLine](s.r, classOff, classes)
 	s.spans = shm.Slice[spanLine](s.r, spanOff, int(n))
 	s.dbHead = shm.At[databasesHead](s.r, dbOff)
 	s.dbs = shm.Slice[databaseLine](s.r, dbOff+databasesHeader, int(p[paramDatabases]))
+	s.node = shm.At[nodeArea](s.r, nodeOff)
 	s.condLines = shm.Slice[conditionLine](s.r, dbOff+databasesSize(p[paramDatabases])-MaxConditions*conditionLineSize, MaxConditions)
 	return s, nil
 }
@@ -317,8 +333,15 @@ func (s *Store) Recover(context.Context) (int, error) {
 	if s.c == nil {
 		return 0, errReadOnly
 	}
-	return s.c.RecoverAll()
+	n, err := s.c.RecoverAll()
+	if err == nil {
+		_, err = s.tidy()
+	}
+	return n, err
 }
+
+// managed reports whether a dispatcher lives in the segment.
+func (s *Store) managed() bool { return s.seg.Slot(DispatcherSlot).Live.Load() != 0 }
 
 // Close ends the client as its death would: locks are released, waits end
 // with ErrClosed. Handles that are still open keep the slot until they are
@@ -345,7 +368,7 @@ func (s *Store) Close() error {
 	s.left = true
 	var err error
 	if s.c != nil {
-		err = s.c.Leave()
+		err = errors.Join(s.abandon(), s.c.Leave())
 	}
 	if !s.guest {
 		err = errors.Join(err, s.seg.Close())
