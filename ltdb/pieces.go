@@ -388,7 +388,10 @@ func (a *actor) arm(t *attempt, key []byte) error {
 	s := a.s
 	var at spot
 	if planted("armlate") && a.look.found {
-		if ok, err := s.tryLock(t.db, key, t.hash, a.cell, nil, &at); err != nil || !ok {
+		if ok, err := s.tryLock(t.db, key, t.hash, a.cell, nil, &at); err != nil {
+			a.cell.Store(0)
+			return err
+		} else if !ok {
 			return errAgain
 		}
 	} else if err := a.lockSame(t.db, key, t.hash, &at); err != nil {
