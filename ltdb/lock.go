@@ -30,7 +30,10 @@ var (
 func (s *Store) tryLock(db *DB, key []byte, hash uint64, cell *shm.Word64, on *shm.Word64, at *spot) (ok bool, err error) {
 	slept := on != nil
 	for range maxLooks {
-		ok, err := db.find(hash, key, at)
+		ok, err := db.seek(hash, key, at), error(nil)
+		if !ok {
+			ok, err = db.find(hash, key, at)
+		}
 		if on != nil && (!ok || err != nil || at.entry != on) {
 			if !planted("pass") {
 				on.Hi().Wake(shm.All)
