@@ -1,7 +1,6 @@
 package sim
 
 import (
-	"container/heap"
 	"fmt"
 	"hash/fnv"
 	"math/rand/v2"
@@ -75,9 +74,6 @@ func draw(o Options, rng *rand.Rand) Mix {
 	m.Full = pick(0.3, 3)
 	m.Policy = []string{"plan", "always", "never", "adaptive", "always"}[rng.IntN(5)]
 	m.Keys = 1 + rng.IntN(4)
-	if o.Seed%8 == 7 { // not drawn: so that older seeds mean what they meant
-		m.MTU = 200
-	}
 	return m
 }
 
@@ -136,10 +132,10 @@ func Run(o Options) (res Result) {
 // until runs all events up to t.
 func (c *Cluster) until(t instant) {
 	for len(c.events) > 0 && c.events[0].at <= t {
-		e := heap.Pop(&c.events).(event)
+		e := c.events.pop()
 		c.now = e.at
 		c.steps++
-		e.f()
+		c.happen(&e)
 		if len(c.check.failures) > 0 && c.opt.Trace == nil {
 			return
 		}
