@@ -178,7 +178,8 @@ func segmentConfig(c Config) (shm.Config, error) {
 	if least := max(4096, largest); c.SpanSize&(c.SpanSize-1) != 0 || c.SpanSize < least || c.SpanSize > 1<<30 {
 		return shm.Config{}, fmt.Errorf("ltdb: spans of %d bytes: must be a power of two from %d, which holds the largest block, to %d", c.SpanSize, least, 1<<30)
 	}
-	const ringSize, nodeSize = 2 * 256 * 64, 256 << 10
+	// Two rings of 256 cells for each client, as package ring lays them out.
+	const ringSize, nodeSize = 2 * (512 + 256*64), 256 << 10
 	fixed := []shm.AreaSpec{
 		{ID: shm.AreaRings, Size: uint64(c.Slots) * ringSize},
 		{ID: shm.AreaNode, Size: nodeSize},
