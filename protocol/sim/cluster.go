@@ -50,11 +50,12 @@ type Mix struct {
 	Stall              float64 // chance that a client is slow inside an operation
 	Policy             string
 	Keys               int
+	MTU                int // of the link; 0: its default. Small ones make fragments of everything
 }
 
 func (m Mix) String() string {
-	return fmt.Sprintf("nodes %d clients %d ms %d loss %.2f repeat %.2f delay %dus tail %dus drift %.3f crash %.1f warm %.1f pause %.1f cut %.1f oneway %.1f kill %.1f full %.1f stall %.2f policy %s keys %d",
-		m.Nodes, m.Clients, m.Millis, m.Loss, m.Repeat, m.Delay/us, m.Tail/us, m.Drift, m.Crash, m.Warm, m.Pause, m.Cut, m.OneWay, m.Kill, m.Full, m.Stall, m.Policy, m.Keys)
+	return fmt.Sprintf("nodes %d clients %d ms %d loss %.2f repeat %.2f delay %dus tail %dus drift %.3f crash %.1f warm %.1f pause %.1f cut %.1f oneway %.1f kill %.1f full %.1f stall %.2f policy %s keys %d mtu %d",
+		m.Nodes, m.Clients, m.Millis, m.Loss, m.Repeat, m.Delay/us, m.Tail/us, m.Drift, m.Crash, m.Warm, m.Pause, m.Cut, m.OneWay, m.Kill, m.Full, m.Stall, m.Policy, m.Keys, m.MTU)
 }
 
 // Cluster is one run.
@@ -74,10 +75,11 @@ type Cluster struct {
 	cmsgs   uint64 // DATA messages
 	conf    conditions
 	rules   []rule
-	fixed   bool            // every datagram takes mix.Delay
-	hot     bool            // all clients lock and store one record
-	figures bool            // for measuring, not for checking
-	control map[wire.Op]int // messages of recoveries, if it is not nil
+	fixed   bool               // every datagram takes mix.Delay
+	hot     bool               // all clients lock and store one record
+	figures bool               // for measuring, not for checking
+	control map[wire.Op]int    // messages of recoveries, if it is not nil
+	claimed [wire.MaxNodes]int // claims sent to each node, counted with them
 }
 
 type event struct {
@@ -176,7 +178,7 @@ func (h *host) boot() {
 	h.start++
 	h.up, h.paused, h.backlog = true, false, nil
 	h.inc = h.c.rng.Uint64() | 1
-	l, err := link.New(link.Config{Self: h.pnn, Nodes: len(h.c.hosts), Incarnation: h.inc, Cluster: 0x6d7a})
+	l, err := link.New(link.Config{Self: h.pnn, Nodes: len(h.c.hosts), Incarnation: h.inc, Cluster: 0x6d7a, MTU: h.c.mix.MTU})
 	if err != nil {
 		panic(err)
 	}
@@ -255,7 +257,7 @@ func (h *host) flush() {
 			if s.Ch == protocol.Data {
 				h.c.cmsgs++
 			} else if h.c.control != nil {
-				h.c.control[wire.Op(binary.LittleEndian.Uint32(s.Packet))]++
+				h.c.countControl(s)
 			}
 			h.link.Send(h.now(), s.To, s.Ch, s.Epoch, s.DBID, s.Packet, s.Token)
 		}
@@ -289,6 +291,21 @@ func (h *host) flush() {
 				h.tickAt = 0
 			}
 		})
+	}
+}
+
+// countControl counts a message of a recovery, and the claims in it.
+func (c *Cluster) countControl(s *protocol.Send) {
+	var m wire.Message
+	if err := wire.Decode(s.Packet, &m); err != nil {
+		panic(err)
+	}
+	c.control[m.Op]++
+	if m.Op == wire.Claims {
+		for rest := m.Rows; len(rest) > 0; {
+			_, rest, _ = wire.NextClaim(rest)
+			c.claimed[s.To]++
+		}
 	}
 }
 
@@ -390,6 +407,10 @@ func describe(m *wire.Message, epoch wire.Epoch) string {
 		s += fmt.Sprintf(" rsn %d to VNN %d data %q", m.RSN, m.DMaster, m.Data)
 	case wire.ReplyError:
 		s += " " + m.Status.String()
+	case wire.ReqWatch:
+		s += fmt.Sprintf(" rsn %d", m.RSN)
+	case wire.ReplyWatch:
+		s += fmt.Sprintf(" rsn %d why %d", m.RSN, m.Why)
 	case wire.ReplyRedirect:
 		s += fmt.Sprintf(" to VNN %d", m.DMaster)
 	case wire.Prepare, wire.Promise, wire.NewMap:
@@ -499,8 +520,10 @@ func (h *host) resume() {
 // a message of this opcode.
 type rule struct {
 	op    wire.Op
-	verb  string // lose, repeat, late
+	verb  string // lose, repeat, late, when
 	delay instant
+	crash *host // when: who crashes, and whether it forgets
+	cold  bool
 }
 
 // apply the first rule that fits a datagram, once.
@@ -525,6 +548,9 @@ func (c *Cluster) apply(b []byte, delay *instant) (lost bool, more int) {
 			return true, 0
 		case "repeat":
 			return false, 1
+		case "when":
+			c.after(0, func() { r.crash.crash(r.cold) })
+			return false, 0
 		}
 		*delay += r.delay
 		return false, 0

@@ -75,6 +75,9 @@ func draw(o Options, rng *rand.Rand) Mix {
 	m.Full = pick(0.3, 3)
 	m.Policy = []string{"plan", "always", "never", "adaptive", "always"}[rng.IntN(5)]
 	m.Keys = 1 + rng.IntN(4)
+	if o.Seed%8 == 7 { // not drawn: so that older seeds mean what they meant
+		m.MTU = 200
+	}
 	return m
 }
 
@@ -123,7 +126,7 @@ func Run(o Options) (res Result) {
 	c.until(instant(c.mix.Millis) * ms)
 	c.heal()
 	c.check.settle()
-	res.Undecided = c.check.linearizable(2 * time.Second)
+	res.Undecided = c.check.linearizable()
 	res.Failures, res.Hash, res.Acked, res.Recovered, res.Steps = c.check.failures, c.hash.Sum64(), c.check.acked, c.check.recovs, c.steps
 	res.Virtual = time.Duration(c.now)
 	res.Histories = len(c.check.keys)
