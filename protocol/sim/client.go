@@ -24,6 +24,7 @@ type client struct {
 	idle   bool // between operations
 	manual bool // a script says what it does next
 	lock   *operation
+	opened wire.Set // databases
 }
 
 // mine is a piece this client has put into the cluster.
@@ -106,7 +107,14 @@ func (cl *client) die(why string) {
 		case !cl.h.up || cl.h.paused:
 			c.after(2*ms, tell)
 		default:
-			cl.h.run(func() { cl.h.node.ClientGone(cl.h.now(), cl.id) })
+			cl.h.run(func() {
+				for _, r := range seg.sorted() { // what it was given after its death
+					if r.holder == cl.id {
+						seg.release(r, true)
+					}
+				}
+				cl.h.node.ClientGone(cl.h.now(), cl.id)
+			})
 		}
 	}
 	c.after(c.between(50*us, 2*ms), tell)
@@ -149,18 +157,33 @@ func (cl *client) begin() {
 		return
 	}
 	if cl.seg != cl.h.seg || cl.seg.gate.State == protocol.GateDead {
-		cl.seg, cl.pieces, cl.locked = cl.h.seg, nil, nil // attaches anew
+		cl.seg, cl.pieces, cl.locked, cl.opened = cl.h.seg, nil, nil, 0 // attaches anew
 	}
 	if c.hot {
 		o := &operation{cl: cl, db: dbKV, key: "hot", m: wire.Message{Op: wire.ReqFetchLocked, DBID: dbKV, Key: []byte("hot"), Timeout: 20_000, LockTimeout: 5000}}
 		o.start()
 		return
 	}
+	db := uint32(dbKV)
 	if c.rng.IntN(100) < 45 {
+		db = dbPieces
+	}
+	switch {
+	case c.mix.Open && c.chance(0.03): // one that others call something else
+		db = 10 + uint32(c.rng.IntN(6))
+		cl.opening(db, protocol.Mode(1+c.rng.IntN(2))).start()
+	case c.mix.Open && !cl.opened.Has(protocol.PNN(db)):
+		cl.opening(db, modeOf(db)).start()
+	case db == dbPieces:
 		cl.pieceOp()
-	} else {
+	default:
 		cl.kvOp()
 	}
+}
+
+// opening of a database.
+func (cl *client) opening(db uint32, mode protocol.Mode) *operation {
+	return &operation{cl: cl, db: db, m: wire.Message{Op: wire.OpenDB, DBID: db, Mode: uint32(mode), Data: fmt.Appendf(nil, "db%d", db), Timeout: 1000}}
 }
 
 func (cl *client) timeout() uint32 {
@@ -235,7 +258,7 @@ func (o *operation) start() {
 	o.hist = c.check.invoke(o)
 	o.cl.wait = o
 	r := o.cl.seg.recs[name(o.db, []byte(o.key))]
-	if r != nil && c.chance(0.7) && o.m.Op != wire.ReqWatch {
+	if r != nil && o.m.Op != wire.OpenDB && c.chance(0.7) && o.m.Op != wire.ReqWatch {
 		if o.m.Op == wire.ReqFetch {
 			o.bypassRead()
 		} else {
@@ -366,6 +389,12 @@ func (o *operation) answered(r protocol.Reply) {
 	}
 	o.finishRemove(r.Status)
 	o.done(r.Status, r.Data)
+	if o.m.Op == wire.OpenDB {
+		if r.Status == wire.OK {
+			cl.opened |= 1 << o.db
+		}
+		c.check.databases()
+	}
 	cl.next(cl.think())
 }
 
@@ -497,7 +526,7 @@ func (o *operation) bypassUpdate() {
 				return
 			}
 			st, data, tags := o.outcome(r)
-			if st == wire.OK && cl.h.room == 0 && len(data) > len(r.data) {
+			if st == wire.OK && cl.h.refuses(len(data)-len(r.data)) {
 				st = wire.NoMemory
 			}
 			if st != wire.OK {

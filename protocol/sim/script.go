@@ -160,7 +160,7 @@ func (s *scenario) cluster(f []string) error {
 	if err != nil || n < 1 || n > wire.MaxNodes || len(f) < 2 {
 		return fmt.Errorf("want a number of nodes and a policy")
 	}
-	c := &Cluster{rng: rand.New(rand.NewPCG(1, 2)), hash: fnv.New64a(), fixed: true}
+	c := &Cluster{rng: rand.New(rand.NewPCG(1, 2)), hash: fnv.New64a(), fixed: true, files: []wire.Set{0}}
 	c.mix = Mix{Nodes: n, Delay: 50 * us, Policy: f[1], Keys: 1}
 	if len(f) > 2 {
 		c.opt.Plant = f[2]
