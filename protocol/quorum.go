@@ -105,20 +105,20 @@ func (n *Node) Arbiter(now Instant, held bool, until Instant, value Epoch) {
 
 // locked: the lock is ours for long enough to run a recovery under it, and we know
 // of the last epoch that was opened by it.
-func (n *Node) locked() bool {
-	return n.arb.held && n.arb.until > n.now+n.cfg.Lease && !n.staleHalf()
+func (n *Node) locked(full wire.Set) bool {
+	return n.arb.held && n.arb.until > n.now+n.cfg.Lease && !n.staleHalf(full)
 }
 
-// staleHalf: an epoch has opened by the lock that none of the promisers has taken.
+// staleHalf: an epoch has opened by the lock that none of these promisers has taken.
 // Their records may be old; the other half has to come back.
-func (n *Node) staleHalf() bool {
+func (n *Node) staleHalf(full wire.Set) bool {
 	if !n.arb.held || n.plant == plantLockForgets {
 		return false
 	}
 	var newest Epoch
 	for i := range n.lead.prom {
-		if p := &n.lead.prom[i]; p.have && p.memory != wire.MemoryFresh {
-			newest = max(newest, p.taken)
+		if full.Has(PNN(i)) {
+			newest = max(newest, n.lead.prom[i].taken)
 		}
 	}
 	return n.arb.found > newest

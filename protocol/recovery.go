@@ -451,8 +451,8 @@ func (n *Node) decide() {
 
 // enough: a quorum with memory; or, for a cold start, a quorum without, or all.
 func (n *Node) enough(all, full wire.Set) (normal, cold bool) {
-	normal = n.majority(full) || n.half(full) && n.locked()
-	if !normal && n.half(full) && !n.staleHalf() {
+	normal = n.majority(full) || n.half(full) && n.locked(full)
+	if !normal && n.half(full) && !n.staleHalf(full) {
 		return false, false // it may become one with the lock
 	}
 	cold = !normal && (n.majority(all&^full) || all&n.s.file.set == n.s.file.set)

@@ -2,6 +2,7 @@ package sim
 
 import (
 	"fmt"
+	"math/bits"
 	"slices"
 	"sort"
 	"strings"
@@ -128,7 +129,7 @@ func (k *checker) returned(o *operation, st wire.Status, data []byte) {
 		h.no = true
 	default:
 		h.void = true
-		if st == wire.Mode && o.m.Op == wire.OpenDB && o.db >= 10 {
+		if st == wire.Mode && o.m.Op == wire.OpenDB && protocol.Mode(o.m.Mode) != modeOf(o.db) {
 			break // somebody else was first, and meant something else
 		}
 		if st == wire.Internal || st == wire.BadPacket || st == wire.NoDB || st == wire.Mode || st == wire.NoCondition {
@@ -345,6 +346,9 @@ func (k *checker) opened(h *host) {
 	cold := true
 	for _, m := range h.stable.Map.Members {
 		cold = cold && m.Joiner
+	}
+	if nodes := len(k.c.hosts) - bits.OnesCount64(uint64(k.c.files[h.file])); cold && 2*len(h.stable.Map.Members) <= nodes {
+		k.fail("S6", "epoch %x starts cold with %d of %d nodes", e, len(h.stable.Map.Members), nodes)
 	}
 	if cold {
 		clear(k.vnns)

@@ -326,16 +326,22 @@ func (o *operation) submit() {
 		if c.check.draining && cl.seg == h.seg && h.up {
 			return // in the end everything must be answered
 		}
-		o.unknown()
-		if o.m.Op == wire.ReqConditionalAppend && o.db == dbPieces {
-			c.check.mayRemove(mine{o.key, o.opid, string(o.m.Data)})
-		}
-		cookie := o.cookie
-		if cl.seg == h.seg && h.up {
-			h.run(func() { h.node.Abandon(h.now(), cl.id, cookie) })
-		}
-		cl.next(c.between(0, 5*ms))
+		o.giveUp()
 	})
+}
+
+// giveUp waiting. The operation goes on.
+func (o *operation) giveUp() {
+	cl := o.cl
+	h, c := cl.h, cl.h.c
+	o.unknown()
+	if o.m.Op == wire.ReqConditionalAppend && o.db == dbPieces {
+		c.check.mayRemove(mine{o.key, o.opid, string(o.m.Data)})
+	}
+	if cl.seg == h.seg && h.up {
+		h.run(func() { h.node.Abandon(h.now(), cl.id, o.cookie) })
+	}
+	cl.next(c.between(0, 5*ms))
 }
 
 // reply brings a dispatcher's answer to the client that waits for it.
