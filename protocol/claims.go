@@ -62,7 +62,7 @@ func (n *Node) takeMap(leader PNN, ballot Epoch, mp Map, self wire.Member) {
 	n.rv = recovery{leader: leader, asked: ballot, tookHere: ballot, claimsIn: true}
 	n.state = stMapped
 	n.leaderAt = n.now
-	n.asks = n.asks[:0]
+	n.asks, n.walks, n.walkings = n.asks[:0], n.walks[:0], n.walkings[:0]
 	clear(n.tokens) // acks of older epochs free nothing: the copies are claimed
 	if self.Joiner {
 		n.newLife(self.Life)
@@ -225,7 +225,7 @@ func (n *Node) claimAll() {
 		}
 	}
 	for _, p := range n.s.pend {
-		if p != nil && p.reqid != 0 && p.m.Op != wire.OpenDB {
+		if p != nil && p.reqid != 0 && p.m.Op.IsRequest() {
 			c := wire.Claim{Kind: wire.ClaimWant, DBID: p.m.DBID, Bound: n.cfg.Self, ReqID: p.reqid, Key: p.m.Key}
 			b.add(n.lmaster(p.m.DBID, p.m.Key), func(rows []byte) []byte { return wire.AppendClaim(rows, &c) })
 		}

@@ -59,6 +59,10 @@ type Node struct {
 	crowded    bool    // a record was not let through for want of room
 	leave      leave
 	asks       []ask
+	walks      []walk
+	walkings   []walking
+	walkCount  uint64
+	batch      []byte
 	arb        arbiter
 
 	view    Record  // what Look answers
@@ -321,6 +325,10 @@ func (n *Node) step(from PNN, ch Channel, epoch Epoch, m *Message) Verdict {
 		return n.requestDMaster(from, m)
 	case m.Op == wire.ReplyDMaster:
 		return n.replyDMaster(m)
+	case m.Op == wire.ReqTraverse:
+		n.traverse(from, m)
+	case m.Op == wire.ReplyTraverse:
+		n.traversed(m)
 	case m.Op == wire.OpenDB:
 		n.openDB(from, m)
 	case m.Op == wire.DBInfo:

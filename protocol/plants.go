@@ -49,6 +49,7 @@ const (
 	plantLockForever
 	plantLockForgets
 	plantAnyFile
+	plantForgetMoves
 	plantCount
 )
 
@@ -98,6 +99,7 @@ var Plants = [plantCount]Plant{
 	plantLockForever:       {"lock-forever", "a lease by the arbiter's lock ends before the lock"},
 	plantLockForgets:       {"lock-forgets", "who gets the arbiter's lock learns the last epoch that was opened by it"},
 	plantAnyFile:           {"any-file", "promises under another nodes file do not count"},
+	plantForgetMoves:       {"forget-moves", "a traverse is told of the records that move meanwhile"},
 	plantAbandonFirst:      {"abandon-first", "an abandoned operation is looked for in the done list before it is dropped"},
 	plantColdCounter:       {"cold-counter", "a cold start takes its ballot from the wall clock"},
 }

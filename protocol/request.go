@@ -109,8 +109,12 @@ func (n *Node) route(p *pending) {
 	if p.reqid != 0 {
 		n.endReq(p)
 	}
-	if p.m.Op == wire.OpenDB {
+	switch p.m.Op {
+	case wire.OpenDB:
 		n.routeOpen(p)
+		return
+	case wire.ReqTraverse:
+		n.routeWalk(p)
 		return
 	}
 	p.state = pendLocal

@@ -460,6 +460,7 @@ func (n *Node) handover(r *rec, m *Message, to PNN, pk *parked) bool {
 	}
 	n.store.Look(r.db, r.key, &n.view)
 	n.stats.Handovers++
+	n.note(r, n.view.RSN, n.view.Data)
 	c := n.carry(r, to, m.ReqID, &n.view)
 	for _, d := range r.dones {
 		c.dones = wire.AppendDone(c.dones, d.Done)
@@ -549,6 +550,7 @@ func (n *Node) requestDMaster(from PNN, m *Message) Verdict {
 	acc, _ := n.s.Map.pnn(m.LAccessor)
 	c := n.carry(r, to, m.ReqID, &Record{RSN: m.RSN, LAccessor: acc, LACount: m.LACount, Data: m.Data, Tags: m.Tags})
 	c.dones = append(c.dones, m.Dones...)
+	n.note(r, m.RSN, m.Data)
 	n.sendRecord(wire.ReplyDMaster, to, r, c, to)
 	return Handled
 }
@@ -575,6 +577,7 @@ func (n *Node) become(r *rec, m *Message) {
 		n.cfg.Fault("no room for a record that was promised room")
 		return
 	}
+	n.note(r, rsn, m.Data)
 	r.cache, r.loc = wire.NoPNN, location{}
 	r.dones = r.dones[:0]
 	for rest := m.Dones; len(rest) > 0; {

@@ -84,6 +84,8 @@ type Config struct {
 	MaxPending int // operations of local clients: 65,536
 	MaxParked  int // requests that wait at this node: 65,536
 	MaxDBs     int // databases: 1,024
+	MaxWalks   int // traverses, of this node's clients and of all nodes' here: 64
+	MaxMoved   int // bytes that a traverse notes of records that move: 1 MiB
 	MaxDone    int // entries of a record's done list: 64
 	ClaimBytes int // bytes of a CLAIM, VERDICT or RESUPPLY batch: 1,200
 	// RoomShare is how many bytes of the store's reserve one request promises to the
@@ -117,6 +119,8 @@ func (c *Config) defaults() {
 	num(&c.MaxPending, 65536)
 	num(&c.MaxParked, 65536)
 	num(&c.MaxDBs, 1024)
+	num(&c.MaxWalks, 64)
+	num(&c.MaxMoved, 1<<20)
 	num(&c.MaxDone, 64)
 	num(&c.ClaimBytes, 1200)
 	num(&c.RoomShare, 65536)

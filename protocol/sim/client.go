@@ -172,6 +172,8 @@ func (cl *client) begin() {
 	case c.mix.Open && c.chance(0.03): // one that others call something else
 		db = 10 + uint32(c.rng.IntN(6))
 		cl.opening(db, protocol.Mode(1+c.rng.IntN(2))).start()
+	case c.chance(0.02):
+		cl.traverse(db)
 	case c.mix.Open && !cl.opened.Has(protocol.PNN(db)):
 		cl.opening(db, modeOf(db)).start()
 	case db == dbPieces:
@@ -179,6 +181,40 @@ func (cl *client) begin() {
 	default:
 		cl.kvOp()
 	}
+}
+
+// traverse a database.
+func (cl *client) traverse(db uint32) {
+	o := &operation{cl: cl, db: db, m: wire.Message{Op: wire.ReqTraverse, DBID: db, Timeout: 1000}, met: map[string]bool{}}
+	o.began = cl.h.c.now
+	o.start()
+}
+
+// batch of a traverse: the next, or the end.
+func (o *operation) batch(r *protocol.Reply) {
+	cl := o.cl
+	for rest := r.Data; len(rest) > 0; {
+		var e wire.Entry
+		e, rest, _ = wire.NextEntry(rest)
+		o.met[string(e.Key)] = true
+	}
+	o.done(r.Status, nil)
+	if r.Status == wire.OK && r.RSN != 0 {
+		next := &operation{cl: cl, db: o.db, m: o.m, met: o.met, began: o.began}
+		next.m.Cursor = r.RSN
+		cl.h.c.after(cl.h.c.between(us, ms), func() {
+			if cl.alive && cl.seg == cl.h.seg {
+				next.start()
+			} else if cl.alive {
+				cl.next(ms)
+			}
+		})
+		return
+	}
+	if r.Status == wire.OK {
+		cl.h.c.check.traversed(o)
+	}
+	cl.next(cl.think())
 }
 
 // opening of a database.
@@ -250,6 +286,8 @@ type operation struct {
 	opid   protocol.OPID
 	ended  bool
 	hist   *histOp
+	met    map[string]bool // keys: TRAVERSE
+	began  instant
 }
 
 func (o *operation) start() {
@@ -258,7 +296,7 @@ func (o *operation) start() {
 	o.hist = c.check.invoke(o)
 	o.cl.wait = o
 	r := o.cl.seg.recs[name(o.db, []byte(o.key))]
-	if r != nil && o.m.Op != wire.OpenDB && c.chance(0.7) && o.m.Op != wire.ReqWatch {
+	if r != nil && o.m.Op.IsRequest() && c.chance(0.7) && o.m.Op != wire.ReqWatch {
 		if o.m.Op == wire.ReqFetch {
 			o.bypassRead()
 		} else {
@@ -377,6 +415,10 @@ func (o *operation) answered(r protocol.Reply) {
 	if r.Status == wire.Unknown {
 		o.unknown()
 		cl.next(c.between(0, 5*ms))
+		return
+	}
+	if o.m.Op == wire.ReqTraverse {
+		o.batch(&r)
 		return
 	}
 	if o.m.Op == wire.ReqFetchLocked && r.Status == wire.OK {

@@ -196,3 +196,13 @@ func (k *checker) databases() {
 		}
 	}
 }
+
+// traversed: what was there from before a traverse began was met.
+func (k *checker) traversed(o *operation) {
+	k.walks++
+	for _, key := range k.keys {
+		if since, ok := k.since[key]; ok && since < o.began && uint32(key[0]) == o.db && !o.met[key[1:]] {
+			k.fail("traverse", "client %d.%d has not met %q, which is there since %.3f ms", o.cl.h.pnn, o.cl.id, key[1:], float64(since)/1e6)
+		}
+	}
+}

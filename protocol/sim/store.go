@@ -156,6 +156,21 @@ func (s hostStore) Room() uint32 {
 	return s.h.room
 }
 
+func (s hostStore) Scan(db uint32, cursor uint64, f func(key []byte, r *protocol.Record) bool) uint64 {
+	rs := s.h.seg.sorted()
+	at := func(r *record) uint64 { return hashKey(r.db, []byte(r.key)) }
+	slices.SortFunc(rs, func(a, b *record) int { return cmp.Compare(at(a), at(b)) })
+	for _, r := range rs {
+		if r.db != db || at(r) < cursor {
+			continue
+		}
+		if !f([]byte(r.key), &protocol.Record{RSN: r.rsn, Data: r.data}) {
+			return at(r) + 1
+		}
+	}
+	return 0
+}
+
 func (s hostStore) Each(f func(db uint32, key []byte, rsn uint64)) {
 	for _, r := range s.h.seg.sorted() {
 		f(r.db, []byte(r.key), r.rsn)
