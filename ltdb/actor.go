@@ -67,7 +67,7 @@ func (s *Store) borrow() (*actor, error) {
 func (s *Store) borrowSlow(at int) (*actor, error) {
 	for {
 		if s.closed.Load() {
-			return nil, ErrClosed
+			return nil, errClosed
 		}
 		if s.c == nil {
 			return nil, errReadOnly

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/mainzdb/mainz/internal/testenv"
 	"github.com/mainzdb/mainz/shm"
 )
 
@@ -62,10 +63,8 @@ func stores(t *testing.T, program string) map[string]int {
 // the order and number of a journal's stores is what repair relies on. The
 // compiler has one pass that drops stores; a build without it must have as many.
 func TestCompilerKeepsStores(t *testing.T) {
-	if testing.Short() {
-		t.Skip("builds the package twice")
-	}
-	losesAStore(new(shm.Word32)) // else the linker drops all of it
+	testenv.Need(t, testenv.Long) // builds the package twice
+	losesAStore(new(shm.Word32))  // else the linker drops all of it
 	if _, err := exec.LookPath("go"); err != nil {
 		t.Fatal("the test needs the go command: ", err)
 	}

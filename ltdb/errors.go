@@ -14,7 +14,7 @@ var (
 	// ErrLocked: somebody else holds the record's lock.
 	ErrLocked = errors.New("ltdb: record is locked")
 	// ErrNotLocked: the lock was given back already.
-	ErrNotLocked = errors.New("ltdb: lock is not held")
+	ErrNotLocked = errors.New("ltdb: lock is not held any more; fetch the record locked again")
 	// ErrMode: the database's mode does not allow it, or is another one.
 	ErrMode = errors.New("ltdb: not allowed in this database's mode")
 	// ErrCondition: the condition is false; nothing was appended.
@@ -30,7 +30,7 @@ var (
 	ErrNoHandles = errors.New("ltdb: all handles are taken; close one, or use the DB's own methods")
 	// ErrTooManyLocks: the client holds or waits for its maximum of 1,008 locks. A few less may be it, as each
 	// handle keeps up to 8 free ones to itself.
-	ErrTooManyLocks = errors.New("ltdb: client holds its maximum of locks")
+	ErrTooManyLocks = errors.New("ltdb: client holds its maximum of 1,008 locks; unlock some first")
 	// ErrNotHere: the record is at another node.
 	ErrNotHere = errors.New("ltdb: record is at another node")
 	// ErrLeaseLost: this node left its cluster while the operation ran; it may or may not have happened.
@@ -59,7 +59,7 @@ func (fullError) Is(target error) bool { return target == shm.ErrNoSpace }
 
 // Errors of the hot path, built once.
 var errBadKey error = wrapError{"ltdb: key must have 1 to 1,024 bytes", ErrTooBig}
-var errBadValue error = wrapError{"ltdb: value is longer than the store's maximum", ErrTooBig}
+var errBadValue error = wrapError{"ltdb: value is longer than the store takes (Store.MaxValue); make it shorter, or create the segment with a larger Config.MaxValue", ErrTooBig}
 
 var errNoPiece error = wrapError{"ltdb: a piece must have at least one byte", ErrTooBig}
 var errBadFind error = wrapError{"ltdb: the condition's function Find names a place outside of the record", ErrNoCondition}
@@ -87,6 +87,7 @@ var (
 	errOrphan   = damage("a record is locked by nobody")
 	errLatch    = damage("a latch is held by nobody")
 
+	errClosed   error = wrapError{"ltdb: store or handle is closed; open it again", ErrClosed}
 	errReplaced error = wrapError{"ltdb: the segment was replaced by a new one; open the store again", ErrClosed}
-	errReadOnly error = wrapError{"ltdb: store is open for reading only", ErrMode}
+	errReadOnly error = wrapError{"ltdb: store is open for reading only; open it without Options.ReadOnly", ErrMode}
 )

@@ -725,3 +725,46 @@ func TestManyWaiters(t *testing.T) {
 		t.Errorf("%d waits ended by their time slice though a wake-up was due", st.Late)
 	}
 }
+
+// TestErrorsSayWhatToDo: an error of a bad call names the next step.
+func TestErrorsSayWhatToDo(t *testing.T) {
+	s := heap(t, small())
+	db := database(t, s, "db", 10)
+	h, err := db.Handle()
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, long := []byte("key"), make([]byte, s.MaxValue()+1)
+	stale := lockedBy(t, db, "key")
+	wantErr(t, "unlock", stale.Unlock(), nil)
+	wantErr(t, "close", h.Close(), nil)
+	closed, err := s.Join(bg, "closed")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cdb := database(t, closed, "db", 10)
+	wantErr(t, "close", closed.Close(), nil)
+	for name, c := range map[string]struct {
+		err  error
+		kind error
+		step string
+	}{
+		"no key":             {db.Store(bg, nil, key), ErrTooBig, "must have 1 to 1,024 bytes"},
+		"long key":           {db.Store(bg, long, key), ErrTooBig, "must have 1 to 1,024 bytes"},
+		"long value":         {db.Store(bg, key, long), ErrTooBig, "larger Config.MaxValue"},
+		"long locked value":  {lockedBy(t, db, "other").StoreUnlock(long), ErrTooBig, "larger Config.MaxValue"},
+		"stale record":       {stale.Unlock(), ErrNotLocked, "fetch the record locked again"},
+		"closed handle":      {h.Store(bg, key, key), ErrClosed, "open it again"},
+		"closed store":       {cdb.Store(bg, key, key), ErrClosed, "open it again"},
+		"closed store, read": {func() error { _, err := cdb.Fetch(bg, key); return err }(), ErrClosed, "open it again"},
+		"closed store, wait": {unlocked(cdb.FetchLocked(bg, key)), ErrClosed, "open it again"},
+		"full store":         {ErrFull, ErrNoSpace, "create the segment larger"},
+		"too many locks":     {ErrTooManyLocks, ErrTooManyLocks, "unlock some"},
+		"too many handles":   {ErrNoHandles, ErrNoHandles, "close one"},
+	} {
+		wantErr(t, name, c.err, c.kind)
+		if c.err != nil && !strings.Contains(c.err.Error(), c.step) {
+			t.Errorf("%s: no %q in %q", name, c.step, c.err)
+		}
+	}
+}

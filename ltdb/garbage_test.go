@@ -955,6 +955,35 @@ func TestDamage(t *testing.T) {
 			},
 			want: ErrCorrupt, check: "table of databases",
 		},
+		"gate of a state that there is not": {
+			damage: func(w *damaged) { w.a.gate.Gate.Store(w.a.gate.Gate.Load() | 3) },
+			use: func(w *damaged) error {
+				_, err := w.db.Fetch(bg, w.rec.key)
+				wantErr(t, "store", w.db.Store(bg, w.rec.key, []byte("x")), ErrClosed)
+				return err
+			},
+			want: ErrClosed,
+		},
+		"gate frozen, and nobody opens it": {
+			damage: func(w *damaged) { w.a.gate.Gate.Store(w.a.gate.Gate.Load()&^3 | shm.GateFrozen) },
+			use: func(w *damaged) error {
+				ctx, stop := context.WithTimeout(bg, 30*time.Millisecond)
+				defer stop()
+				_, err := w.db.Fetch(ctx, w.rec.key)
+				wantErr(t, "store", w.db.Store(ctx, w.rec.key, []byte("x")), context.DeadlineExceeded)
+				return err
+			},
+			want: context.DeadlineExceeded,
+		},
+		"lease that was over long ago": {
+			damage: func(w *damaged) { w.a.leas.Ticks.Store(1) },
+			use: func(w *damaged) error {
+				_, err := w.db.Fetch(bg, w.rec.key)
+				wantErr(t, "store", w.db.Store(bg, w.rec.key, []byte("x")), ErrLeaseLost)
+				return err
+			},
+			want: ErrLeaseLost,
+		},
 		"magazine of another class": {
 			damage: func(w *damaged) {
 				if err := w.byHandles(); err != nil { // now all have some

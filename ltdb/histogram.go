@@ -26,7 +26,7 @@ const (
 var latencyNames = [latencyKinds]string{"fetch", "lock", "store", "wait"}
 
 // Histogram buckets are linear below 16 ticks and then 8 to a power of two:
-// 6 % wide. The last takes all from 2^32 ticks on, a second or more.
+// 12 % wide at most. The last takes all from 2^32 ticks on, a second or more.
 const (
 	histogramFirst   = 16
 	histogramBuckets = histogramFirst + 8*28
@@ -125,7 +125,7 @@ type Latency struct {
 }
 
 // Quantile returns the time that the fraction q of the samples did not
-// exceed, to 6 %; 0 without samples.
+// exceed, at most 12 % too long; 0 without samples.
 func (l *Latency) Quantile(q float64) time.Duration {
 	goal := uint64(q * float64(l.N))
 	for i, n := range l.ticks {

@@ -31,6 +31,29 @@ func (h *handle) wants(what latchOf, n uint64) bool {
 	return uint64(h.tableIntent.Load()) == n
 }
 
+// latchWanted returns how many handles of attached clients hold the latch at an
+// offset or wait for it.
+func (s *Store) latchWanted(off shm.Offset) (n int) {
+	what, id := bucketLatch, off
+	if off == shm.OffsetOf(s.r, &s.dbHead.latch) {
+		what, id = tableLatch, 1
+	} else if c := (off - shm.OffsetOf(s.r, &s.classes[0])) / classLineSize; c < classes {
+		what, id = classLatch, c+1
+	}
+	for i := uint32(1); i <= s.seg.Slots(); i++ {
+		if s.seg.Slot(i).Live.Load() == 0 {
+			continue
+		}
+		b := shm.At[body](s.r, s.seg.SlotBody(i))
+		for k := range b.handles {
+			if b.handles[k].wants(what, id) {
+				n++
+			}
+		}
+	}
+	return n
+}
+
 // lockLatch takes a latch for the handle id, whose journal says so already.
 func (s *Store) lockLatch(c *shm.Client, l *shm.Latch, id shm.HandleID, what latchOf, n uint64) error {
 	if l.TryLock(id) {

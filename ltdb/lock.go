@@ -30,7 +30,10 @@ var (
 func (s *Store) tryLock(db *DB, key []byte, hash uint64, cell *shm.Word64, on *shm.Word64, at *spot) (ok bool, err error) {
 	slept := on != nil
 	for range maxLooks {
-		ok, err := db.find(hash, key, at)
+		ok, err := db.seek(hash, key, at), error(nil)
+		if !ok {
+			ok, err = db.find(hash, key, at)
+		}
 		if on != nil && (!ok || err != nil || at.entry != on) {
 			if !planted("pass") {
 				on.Hi().Wake(shm.All)
@@ -175,7 +178,7 @@ func (s *Store) lockSleep(ctx context.Context, db *DB, key []byte, hash uint64, 
 		}
 		switch {
 		case s.closed.Load():
-			err = ErrClosed
+			err = errClosed
 		case ctx.Err() != nil:
 			err = ctx.Err()
 		default:
@@ -264,9 +267,14 @@ func (s *Store) sleep(at *spot, starves bool, cancel *shm.Word32) (slept bool, e
 }
 
 // shared reports whether another client has a cell for the entry whose upper
-// half w is. Called only when a wait has ended by its time slice.
+// half w is, or another handle wants the latch that w is. Called only when a
+// wait has ended by its time slice.
 func (s *Store) shared(_ *shm.Client, w *shm.Word32) bool {
-	off := shm.OffsetOf(s.r, w) &^ 7
+	off := shm.OffsetOf(s.r, w)
+	if off&7 == 0 {
+		return s.latchWanted(off) > 1 // by more than the caller
+	}
+	off &^= 7
 	for i := uint32(1); i <= s.seg.Slots(); i++ {
 		if i != s.slot && s.seg.Slot(i).Live.Load() != 0 && hasCell(s, i, off) {
 			return true
@@ -384,7 +392,7 @@ func (s *Store) openGate(ctx context.Context) error {
 		g := s.gate.Gate.Load()
 		switch {
 		case s.closed.Load():
-			return ErrClosed
+			return errClosed
 		case g&3 == shm.GateOpen:
 			return nil
 		case g&3 != shm.GateFrozen:

@@ -9,15 +9,23 @@ import (
 	"github.com/mainzdb/mainz/shm"
 )
 
+// creating bounds how long a client whose context has no deadline waits for
+// another one that makes the segment: to populate a large one takes seconds on
+// a busy machine, and many programs may be started at once.
+const creating = 10 * time.Second
+
 // Open shares the store in dir with every other process that opens it. By
-// custom dir is …/<cluster>/<pnn>/v1 on a ramdisk. ctx bounds the attach: 2 s
-// if it has no deadline.
+// custom dir is …/<cluster>/<pnn>/v1 on a ramdisk. ctx bounds the attach; if it
+// has no deadline, Open waits at most 2 s for whoever replaces the segment,
+// 10 s for another client that makes it, and returns then what it waited for,
+// ErrNotRunning or ErrInUse.
 func Open(ctx context.Context, dir string, opts Options) (*Store, error) {
 	if opts.ReadOnly {
 		seg, err := shm.AttachReadOnly(ctx, dir, layout())
 		if err != nil {
 			return nil, fmt.Errorf("open %s: %w", dir, err)
 		}
+		warn(seg, opts)
 		s, err := newStore(seg)
 		if err != nil {
 			seg.Close()
@@ -29,15 +37,19 @@ func Open(ctx context.Context, dir string, opts Options) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", dir, err)
 	}
-	if w := seg.Warning(); w != "" && opts.Log != nil {
-		opts.Log.Warn("segment", "dir", dir, "warning", w)
-	}
+	warn(seg, opts)
 	s, err := join(ctx, seg, opts)
 	if err != nil {
 		seg.Close()
 		return nil, fmt.Errorf("open %s: %w", dir, err)
 	}
 	return s, nil
+}
+
+func warn(seg *shm.Segment, opts Options) {
+	if w := seg.Warning(); w != "" && opts.Log != nil {
+		opts.Log.Warn("segment", "dir", seg.Dir(), "warning", w)
+	}
 }
 
 // attachOrCreate tries to attach first: that takes no lock, and it is what
@@ -62,7 +74,7 @@ func createSegment(ctx context.Context, dir string, opts Options, cfg shm.Config
 	if err := shm.MakeDir(dir, cfg); err != nil {
 		return nil, err
 	}
-	deadline := time.Now().Add(2 * time.Second)
+	deadline := time.Now().Add(creating)
 	if d, ok := ctx.Deadline(); ok {
 		deadline = d
 	}

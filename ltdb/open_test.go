@@ -1,11 +1,16 @@
 package ltdb
 
 import (
+	"bytes"
 	"errors"
+	"log/slog"
+	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/mainzdb/mainz/internal/testenv"
+	"github.com/mainzdb/mainz/shm"
 )
 
 // ramdisk returns a directory for a segment on a ramdisk, removed when the
@@ -73,4 +78,79 @@ func TestOpenShares(t *testing.T) {
 	}
 	mustCheck(t, b)
 	t.Log(b.Clients())
+}
+
+// TestOpenOnDisk: a local disk is allowed, and the log says what that means.
+func TestOpenOnDisk(t *testing.T) {
+	testenv.Need(t, testenv.Linux, testenv.NoRace)
+	top, err := os.MkdirTemp(".", "disk-") // /tmp may be a ramdisk
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(top)
+	if top, err = filepath.Abs(top); err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(top, "v1")
+	var log bytes.Buffer
+	opts := Options{Create: true, Config: small(), Log: slog.New(slog.NewTextHandler(&log, nil))}
+	for _, ro := range []bool{false, true} {
+		log.Reset()
+		opts.ReadOnly = ro
+		s, err := Open(bg, dir, opts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ram, name := s.Segment().OnRamdisk()
+		if warned := strings.Contains(log.String(), "write-back will stall stores"); warned == ram {
+			t.Errorf("on %s, a ramdisk: %v; the log says %q", name, ram, &log)
+		}
+		if !ro {
+			db := database(t, s, "db", 10)
+			wantErr(t, "store", db.Store(bg, []byte("k"), []byte("v")), nil)
+			mustCheck(t, s)
+			defer s.Close() // and with it its slot, after the observer
+			continue
+		}
+		wantErr(t, "close", s.Close(), nil)
+	}
+}
+
+// TestSecondOwner: while a dispatcher owns the directory, clients share its
+// segment and replace nothing.
+func TestSecondOwner(t *testing.T) {
+	dir := ramdisk(t)
+	first, err := Open(bg, dir, Options{Create: true, Config: small()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer first.Close()
+	owner, err := shm.LockOwner(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = Open(bg, dir, Options{Wipe: true, Config: small()})
+	wantErr(t, "wipe what is owned", err, ErrInUse)
+	if err == nil || !strings.Contains(err.Error(), "attach to its segment") {
+		t.Errorf("no next step in %v", err)
+	}
+	second, err := Open(bg, dir, Options{Create: true, Config: small()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantErr(t, "close", second.Close(), nil)
+	wantErr(t, "release", owner.Release(), nil)
+	// Nobody owns it: who wipes does, for the moment; the old one is closed.
+	db := database(t, first, "db", 10)
+	wiped, err := Open(bg, dir, Options{Wipe: true, Config: small()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer wiped.Close()
+	err = db.Store(bg, []byte("k"), []byte("v"))
+	wantErr(t, "store into what was replaced", err, ErrClosed)
+	if err == nil || !strings.Contains(err.Error(), "open the store again") {
+		t.Errorf("no next step in %v", err)
+	}
+	mustCheck(t, wiped)
 }

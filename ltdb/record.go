@@ -347,7 +347,7 @@ func (db *DB) lockOnce(own *actor, key []byte, hash uint64, spin *shm.Spin, wait
 			return nil, err
 		}
 	} else if db.s.closed.Load() {
-		return nil, ErrClosed
+		return nil, errClosed
 	}
 	l, err := a.takeLock()
 	if err == nil {

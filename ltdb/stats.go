@@ -23,7 +23,7 @@ const (
 type Stats struct {
 	Fetches   uint64 // reads, by key
 	Retries   uint64 // reads that others' changes made look again, or that waited
-	Stores    uint64 // values replaced
+	Stores    uint64 // values stored, those of new records included
 	Inserts   uint64 // records made
 	Deletes   uint64 // records removed
 	Locks     uint64 // record locks handed to callers

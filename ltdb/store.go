@@ -202,9 +202,9 @@ func segmentConfig(c Config) (shm.Config, error) {
 	if least := max(4096, largest); c.SpanSize&(c.SpanSize-1) != 0 || c.SpanSize < least || c.SpanSize > 1<<30 {
 		return shm.Config{}, fmt.Errorf("ltdb: spans of %d bytes: must be a power of two from %d, which holds the largest block, to %d", c.SpanSize, least, 1<<30)
 	}
-	const ringSize, nodeSize = 2 * 256 * 64, 256 << 10
+	const nodeSize = 256 << 10
 	fixed := []shm.AreaSpec{
-		{ID: shm.AreaRings, Size: uint64(c.Slots) * ringSize},
+		{ID: shm.AreaRings, Size: uint64(c.Slots) * ringsSize},
 		{ID: shm.AreaNode, Size: nodeSize},
 		{ID: shm.AreaDatabases, Size: databasesSize(uint64(c.Databases))},
 		{ID: shm.AreaClasses, Size: classes * classLineSize},
@@ -324,7 +324,7 @@ func (s *Store) enter() error {
 	s.inside.Add(1)
 	if s.closed.Load() {
 		s.exit()
-		return ErrClosed
+		return errClosed
 	}
 	return nil
 }

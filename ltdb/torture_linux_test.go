@@ -196,7 +196,7 @@ func spin(d time.Duration) {
 // kill waits until the process has done some more operations, and kills it.
 func (c *controller) kill(w int, ops uint64) {
 	goal := c.o.ops[w].n.Load() + ops
-	for limit := time.Now().Add(20 * time.Second); c.o.ops[w].n.Load() < goal; {
+	for limit := time.Now().Add(2 * time.Minute); c.o.ops[w].n.Load() < goal; {
 		if c.o.failed.Load() != 0 || time.Now().After(limit) {
 			c.t.Errorf("worker %d stands still or failed", w)
 			break
@@ -234,7 +234,7 @@ func (c *controller) audit() {
 	c.audits++
 	o.pause.Store(1)
 	defer o.pause.Store(0)
-	limit := time.Now().Add(20 * time.Second)
+	limit := time.Now().Add(2 * time.Minute)
 	for w := range o.paused {
 		for g := range o.paused[w] {
 			for o.paused[w][g].Load() == 0 {

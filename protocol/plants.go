@@ -39,6 +39,7 @@ const (
 	plantWaiterMoves
 	plantNoMargin
 	plantColdCounter
+	plantAbandonFirst
 	plantCount
 )
 
@@ -79,6 +80,7 @@ var Plants = [plantCount]Plant{
 	plantOldIncarnation:    {"old-incarnation", "a restarted node does not go on with its old recovery"},
 	plantWaiterMoves:       {"waiter-moves", "a request that would have to wait moves nothing"},
 	plantNoMargin:          {"no-margin", "the fence has a margin for the drift of clocks"},
+	plantAbandonFirst:      {"abandon-first", "an abandoned operation is looked for in the done list before it is dropped"},
 	plantColdCounter:       {"cold-counter", "a cold start takes its ballot from the wall clock"},
 }
 

@@ -138,17 +138,20 @@ func (n *Node) serve(r *rec, m *Message, src PNN, p *pending, deadline Instant, 
 	if !own {
 		n.view = Record{LAccessor: wire.NoPNN}
 	}
-	if p != nil && p.abandoned && p.client != 0 && !p.removes {
-		n.complete(p, wire.Timeout, nil, 0, 0, 0) // nobody waits, and it has not run
-		return 0, false
-	}
-	if n.plant != plantNoDoneList {
+	gone := p != nil && p.abandoned && p.client != 0 && !p.removes
+	// The done list first, also for one that nobody waits for: if it has run
+	// elsewhere and the record is here now, it is to be taken back.
+	if n.plant != plantNoDoneList && !(gone && n.plant == plantAbandonFirst) {
 		for _, d := range r.dones {
 			if d.OPID == m.OPID {
 				n.answer(m, src, p, d.Status, nil, 0, 0)
 				return 0, false
 			}
 		}
+	}
+	if gone {
+		n.complete(p, wire.Timeout, nil, 0, 0, 0) // nobody waits, and it has not run
+		return 0, false
 	}
 	return 0, !n.execute(r, m, src, p, deadline, pk)
 }

@@ -23,6 +23,7 @@ type Stable struct {
 	pend     []*pending
 	recs     recTable
 	journal  []*Piece
+	spare    []*Piece // erased
 }
 
 // NewStable is a node's first memory: nothing.
@@ -31,7 +32,7 @@ func NewStable() *Stable { return &Stable{} }
 // forget all of the old segment: a new life begins.
 func (s *Stable) forget(life uint64) {
 	s.Life = life
-	s.pend, s.journal, s.recs = nil, nil, recTable{}
+	s.pend, s.journal, s.spare, s.recs = nil, nil, nil, recTable{}
 	s.opCount = 0
 	s.Memory = wire.MemoryFull
 }
@@ -57,7 +58,13 @@ type Piece struct {
 
 // Prepare makes a journal entry before the append is submitted or the record locked.
 func (s *Stable) Prepare(o OPID, c ClientID, db uint32, key, data []byte) *Piece {
-	p := &Piece{OPID: o, Client: c, DB: db, Key: bytes.Clone(key), Data: bytes.Clone(data), State: PiecePrepared}
+	var p *Piece
+	if n := len(s.spare); n > 0 {
+		p, s.spare = s.spare[n-1], s.spare[:n-1]
+	} else {
+		p = &Piece{}
+	}
+	*p = Piece{OPID: o, Client: c, DB: db, Key: append(p.Key[:0], key...), Data: append(p.Data[:0], data...), State: PiecePrepared}
 	s.journal = append(s.journal, p)
 	return p
 }
@@ -72,9 +79,15 @@ func (s *Stable) Piece(o OPID) *Piece {
 	return nil
 }
 
-// Erase a journal entry, if it is there.
+// Erase a journal entry, if it is there. Its memory is the next one's.
 func (s *Stable) Erase(o OPID) {
-	s.journal = slices.DeleteFunc(s.journal, func(p *Piece) bool { return p.OPID == o })
+	for i, p := range s.journal {
+		if p.OPID == o {
+			s.journal = slices.Delete(s.journal, i, i+1)
+			s.spare = append(s.spare, p)
+			return
+		}
+	}
 }
 
 // EachPiece calls f for every journal entry in the order they were made.

@@ -259,8 +259,9 @@ func (c *Client) sliceEnded(w, live Watch, held uint32, cancel *Word32) bool {
 
 // lostProof is for how many slices a free word must stay as it is, with nobody
 // dead, before a wake-up counts as lost: on a busy machine a woken process may
-// have to wait for a CPU.
-const lostProof = 5
+// have to wait for a CPU. JoinOptions.Shared knows better than the clock; tests
+// that have none set it so high that a busy machine can't be taken for a bug.
+var lostProof = 5
 
 // waitDead recovers a dead owner's slot, or waits a little for whoever does.
 func (c *Client) waitDead(owner uint32, sl *Slot, w Watch, cancel *Word32) error {
@@ -280,7 +281,9 @@ func (c *Client) waitDead(owner uint32, sl *Slot, w Watch, cancel *Word32) error
 
 // Leave is the orderly end: what the client still holds is released as after
 // its death, and its slot is free again. It waits for recoveries under way;
-// the caller makes sure that nobody uses the client any more.
+// the caller makes sure that nobody uses the client any more. A client that
+// has left does nothing, nor does one whose death was simulated: its slot is
+// for others to recover, and may be somebody else's by now.
 func (c *Client) Leave() error {
 	if c.leaving.Swap(true) {
 		return nil
@@ -316,6 +319,7 @@ func (c *Client) SimulateDeath() {
 	if !c.seg.InHeap() {
 		panic("shm: SimulateDeath of a client in a real segment")
 	}
+	c.leaving.Store(true) // the dead do not leave
 	c.left.Store(true)
 	if c.me.Live.CAS(heapLive, liveWaiters|liveDied) {
 		c.me.Live.Wake(1)

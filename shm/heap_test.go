@@ -351,6 +351,8 @@ func TestWaitOwner(t *testing.T) {
 // A store without a wake is a bug of whoever forgot it, and it is counted
 // when the sleeper's slice ends.
 func TestLostWakeUpIsCounted(t *testing.T) {
+	defer func(n int) { lostProof = n }(lostProof)
+	lostProof = 5
 	s := heapSegment(t, 3)
 	c := join(t, s, nil)
 	bell := &areaOf(s).bell

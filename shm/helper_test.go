@@ -7,6 +7,9 @@ import (
 	"time"
 )
 
+// A minute: the test's areas have nothing for JoinOptions.Shared to look at.
+func init() { lostProof = int(time.Minute / waitSlice) }
+
 // testArea is what the tests keep in AreaData: a latch, and a pair of
 // counters under it that are equal whenever nobody holds it.
 type testArea struct {
@@ -80,9 +83,9 @@ func join(t testing.TB, s *Segment, repair func(*Client, uint32) error) *Client 
 // until waits for a condition that another goroutine or process brings about.
 func until(t testing.TB, what string, cond func() bool) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); !cond(); {
+	for end := time.Now().Add(time.Minute); !cond(); {
 		if time.Now().After(end) {
-			t.Fatalf("waited 20 s in vain: %s", what)
+			t.Fatalf("waited a minute in vain: %s", what)
 		}
 		runtime.Gosched()
 	}

@@ -8,6 +8,6 @@ import (
 
 // TestNetScripts makes namespaces and attaches programs in them.
 func TestNetScripts(t *testing.T) {
-	testenv.Need(t, testenv.Linux, testenv.Root, testenv.TwoCPUs)
+	testenv.Need(t, testenv.NetNS, testenv.AFXDP, testenv.TwoCPUs)
 	runScripts(t, "testdata/net", "")
 }

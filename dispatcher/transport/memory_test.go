@@ -52,7 +52,7 @@ func TestMemoryLoses(t *testing.T) {
 
 func TestProbe(t *testing.T) {
 	for _, k := range []byte{transport.ProbeKernel, transport.ProbeKernelAnswer, transport.ProbePath, transport.ProbePathAnswer} {
-		p := transport.Probe{Kind: k, Token: 1<<63 | 5, Serial: 7}
+		p := transport.Probe{Kind: k, Heard: k == transport.ProbeKernelAnswer, Token: 1<<63 | 5, Serial: 7}
 		b := p.Append(nil)
 		if len(b) != transport.ProbeLen {
 			t.Fatalf("%d bytes", len(b))

@@ -12,12 +12,17 @@ import "encoding/binary"
 // ours. So a peer that answers the second kind but not the first is alive, and
 // the path is dead.
 //
-//	0  4 magic   4 kind   5 zero   8 token (u64)   16 serial (u64)
+// But where a peer does not keep up, questions over the path get lost among all
+// the rest. So the answer of the second kind tells whether anything else was
+// heard from who asks, since the last one.
+//
+//	0  4 magic   4 kind   5 heard   6 zero   8 token (u64)   16 serial (u64)
 //
 // A plain echo server answers a probe as well, by sending it back: what counts
 // is the token.
 type Probe struct {
 	Kind   byte
+	Heard  bool   // in an answer of kind kernel
 	Token  uint64 // the asking transport's, random
 	Serial uint64
 }
@@ -35,7 +40,11 @@ const (
 // Append appends the probe's bytes.
 func (p Probe) Append(b []byte) []byte {
 	b = append(b, ProbeMagic...)
-	b = append(b, p.Kind, 0, 0, 0)
+	heard := byte(0)
+	if p.Heard {
+		heard = 1
+	}
+	b = append(b, p.Kind, heard, 0, 0)
 	b = binary.LittleEndian.AppendUint64(b, p.Token)
 	return binary.LittleEndian.AppendUint64(b, p.Serial)
 }
@@ -45,7 +54,7 @@ func ParseProbe(b []byte) (p Probe, ok bool) {
 	if len(b) != ProbeLen || string(b[:4]) != ProbeMagic {
 		return p, false
 	}
-	p = Probe{b[4], binary.LittleEndian.Uint64(b[8:]), binary.LittleEndian.Uint64(b[16:])}
+	p = Probe{b[4], b[5] == 1, binary.LittleEndian.Uint64(b[8:]), binary.LittleEndian.Uint64(b[16:])}
 	switch p.Kind {
 	case ProbeKernel, ProbeKernelAnswer, ProbePath, ProbePathAnswer:
 		return p, true

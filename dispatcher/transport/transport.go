@@ -139,7 +139,7 @@ const (
 	DropStranger  Drop = iota // its source is no peer
 	DropMalformed             // its lengths do not fit, or it is too short
 	DropForeign               // it does not begin as ours do
-	DropNoRoom                // it came while no buffer or ring entry was free
+	DropNoRoom                // it came while no buffer or ring entry was free, or waited in one that was given up
 	DropTooBig                // it was larger than a frame
 	DropNoSocket              // its receive queue has no socket, and the kernel's stack took it
 	DropUnsent                // the kernel refused to send it
@@ -150,14 +150,16 @@ var dropNames = [NumDrops]string{"stranger", "malformed", "foreign", "no-room", 
 
 func (d Drop) String() string { return dropNames[d] }
 
-// Stats count datagrams. Probes of the transports themselves are not in it.
+// Stats count datagrams. On a wire that loses nothing, what one side sent in
+// packets and probes is what the other side received and both sides dropped:
+// losses do not tell probes from the rest.
 type Stats struct {
-	RxPackets, RxBytes     uint64 // handed over by Poll
-	TxPackets, TxBytes     uint64 // given to the kernel by Flush
-	RxKernel, TxKernel     uint64 // of these, by the kernel's stack
-	RxCalls, TxCalls       uint64 // system calls to receive and to send
-	ProbesSent, ProbesBack uint64 // see [Probe]
-	Drops                  [NumDrops]uint64
+	RxPackets, RxBytes         uint64 // handed over by Poll
+	TxPackets, TxBytes         uint64 // given to the kernel by Flush
+	RxKernel, TxKernel         uint64 // of these, by the kernel's stack
+	RxCalls, TxCalls           uint64 // system calls to receive and to send
+	ProbesSent, ProbesReceived uint64 // see [Probe]: questions and answers, not among the packets
+	Drops                      [NumDrops]uint64
 }
 
 // Dropped is the sum over all reasons but DropNoSocket, which is no loss.

@@ -206,11 +206,12 @@ func (s *sender) clear(stats *transport.Stats) {
 	s.head, s.tail, s.used = 0, 0, 0
 }
 
-// sendOne sends past the queue.
-func (s *sender) sendOne(fd int, p []byte, name *sockaddr) {
-	_, _, _ = unix.RawSyscall6(unix.SYS_SENDTO, uintptr(fd),
+// sendOne sends past the queue, and tells whether the kernel took it.
+func (s *sender) sendOne(fd int, p []byte, name *sockaddr) bool {
+	_, _, errno := unix.RawSyscall6(unix.SYS_SENDTO, uintptr(fd),
 		uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL,
 		uintptr(unsafe.Pointer(&name.b)), uintptr(name.n))
+	return errno == 0
 }
 
 // socketDrops is how many datagrams the kernel dropped because the socket's

@@ -26,6 +26,10 @@ const (
 	otherEvery = 64
 
 	mtuEvery = time.Second
+
+	// maxWaiting bounds what is counted of a socket that is closed: more than
+	// a buffer of the default size holds of the smallest datagrams.
+	maxWaiting = 1 << 14
 )
 
 // Conn is a kernel UDP transport.
@@ -51,9 +55,10 @@ type Conn struct {
 }
 
 type peer struct {
-	name sockaddr
-	addr netip.AddrPort
-	mtu  int // of datagrams
+	name  sockaddr
+	addr  netip.AddrPort
+	mtu   int  // of datagrams
+	heard bool // since its last probe of kind kernel
 }
 
 var _ transport.Transport = (*Conn)(nil)
@@ -204,6 +209,7 @@ func (c *Conn) take(i int, f func(p []byte, from transport.PeerID)) int {
 			return 0
 		}
 	}
+	c.Heard(ix)
 	if why, ok := c.opts.Filter.Passes(p); !ok {
 		c.stats.Drops[why]++
 		return 0
@@ -219,19 +225,34 @@ func (c *Conn) take(i int, f func(p []byte, from transport.PeerID)) int {
 // of our own that a plain echo server sent back is an answer too, which only
 // OnAnswer can know.
 func (c *Conn) Probed(p transport.Probe, from int) {
+	c.stats.ProbesReceived++
 	if c.opts.OnAnswer != nil {
 		c.opts.OnAnswer(p, from)
 	}
-	if p.Question() {
-		c.SendProbe(p.Answer(), from)
+	if !p.Question() {
+		return
 	}
+	a := p.Answer()
+	if p.Kernel() {
+		a.Heard = c.peers[from].heard
+		c.peers[from].heard = false
+	} else {
+		c.Heard(from)
+	}
+	c.SendProbe(a, from)
 }
+
+// Heard notes that the peer with this index reaches us by the way that its
+// datagrams take.
+func (c *Conn) Heard(from int) { c.peers[from].heard = true }
 
 // SendProbe sends a probe to the peer with this index, past the queue. If that
 // does not work, no answer will come: that is what probes are for.
 func (c *Conn) SendProbe(p transport.Probe, to int) {
 	var b [transport.ProbeLen]byte
-	c.tx.sendOne(c.fd, p.Append(b[:0]), &c.peers[to].name)
+	if c.tx.sendOne(c.fd, p.Append(b[:0]), &c.peers[to].name) {
+		c.stats.ProbesSent++
+	}
 }
 
 // Buf implements transport.Transport.
@@ -314,15 +335,29 @@ func (c *Conn) SetPeers(peers []transport.Peer) error {
 		q.name.set(p.Addr, zone(p.Addr.Addr().Zone()))
 		q.mtu = c.routeMTU(p.Addr)
 	}
-	if c.one >= 0 {
-		// What waits there is lost, as if it had been lost on its way.
-		unix.Close(c.one)
-		c.one = -1
-	}
+	c.disconnect()
 	if len(peers) == 1 {
 		c.connectOnly()
 	}
 	return nil
+}
+
+// disconnect closes the connected socket. What waits there is lost, and counted.
+func (c *Conn) disconnect() {
+	if c.one < 0 {
+		return
+	}
+	// Connected to ourselves it gets nothing more: that goes to the other one.
+	_ = unix.Connect(c.one, c.local())
+	for range maxWaiting {
+		if n, _ := c.rx.receive(c.one, 1); n == 0 {
+			break
+		}
+		c.stats.Drops[transport.DropNoRoom]++
+	}
+	c.stats.Drops[transport.DropNoRoom] += socketDrops(c.one)
+	unix.Close(c.one)
+	c.one = -1
 }
 
 // connectOnly opens a second socket on the port, connected to the only peer.

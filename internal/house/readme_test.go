@@ -7,10 +7,12 @@ import (
 	"go/format"
 	"go/parser"
 	"go/token"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -93,10 +95,32 @@ func TestProgramRuns(t *testing.T) {
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	for n := 1; n <= 3; n++ {
-		out, err := exec.Command(exe).CombinedOutput()
-		if want := fmt.Sprintf("visit %d: %s\n", n, strings.Repeat("|", n)); err != nil || string(out) != want {
-			t.Fatalf("run %d: %v, says %q, want %q", n, err, out, want)
+	visit := func(n int) string { return fmt.Sprintf("visit %d: %s\n", n, strings.Repeat("|", n)) }
+	// However many are started at once, the store not being there yet, and
+	// some one after the other.
+	const together, then = 8, 3
+	outs := make(chan string, together)
+	for range together {
+		go func() {
+			out, err := exec.Command(exe).CombinedOutput()
+			if err != nil {
+				out = fmt.Appendf(out, "%v", err)
+			}
+			outs <- string(out)
+		}()
+	}
+	seen := map[string]bool{}
+	for range together {
+		seen[<-outs] = true
+	}
+	for n := 1; n <= together; n++ {
+		if !seen[visit(n)] {
+			t.Fatalf("%d runs at once: no %q in %q", together, visit(n), slices.Sorted(maps.Keys(seen)))
+		}
+	}
+	for n := together + 1; n <= together+then; n++ {
+		if out, err := exec.Command(exe).CombinedOutput(); err != nil || string(out) != visit(n) {
+			t.Fatalf("run %d: %v, says %q, want %q", n, err, out, visit(n))
 		}
 	}
 }

@@ -1,6 +1,6 @@
 // Package testenv says what the machine that runs the tests has, and lends it
 // to them: a directory on a ramdisk, a small file system that fills up,
-// root, several CPUs.
+// root, several CPUs, network namespaces.
 //
 // A test that needs something asks for its gate, and is skipped with the
 // gate's name and the reason if it is closed:

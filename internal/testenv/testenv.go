@@ -19,6 +19,10 @@ const (
 	Root Gate = "root"
 	// Mount: file systems can be mounted.
 	Mount Gate = "mount"
+	// NetNS: network namespaces can be made.
+	NetNS Gate = "netns"
+	// AFXDP: AF_XDP sockets and BPF maps can be made.
+	AFXDP Gate = "af-xdp"
 	// Ramdisk: /dev/shm is a tmpfs that we may write.
 	Ramdisk Gate = "ramdisk"
 	// TwoCPUs: two goroutines run at the same time.
@@ -28,10 +32,16 @@ const (
 	// NoRace: the race detector is off. It is wrong about mapped memory: it
 	// reports correct hand-overs, and misses real races.
 	NoRace Gate = "no-race"
+	// Long: the run has minutes to spare, that is, it was not asked to be
+	// -short. For a test that takes long whatever it does; one that repeats
+	// itself asks testing.Short how often.
+	Long Gate = "long"
 )
 
 // All returns every gate.
-func All() []Gate { return []Gate{Linux, Root, Mount, Ramdisk, TwoCPUs, HugePool, NoRace} }
+func All() []Gate {
+	return []Gate{Linux, Root, Mount, NetNS, AFXDP, Ramdisk, TwoCPUs, HugePool, NoRace, Long}
+}
 
 // Reason returns why a gate is closed, "" if it is open.
 func (g Gate) Reason() string {
@@ -46,6 +56,10 @@ func (g Gate) Reason() string {
 		}
 	case Mount:
 		return mountReason()
+	case NetNS:
+		return netnsReason()
+	case AFXDP:
+		return afxdpReason()
 	case Ramdisk:
 		return ramdiskReason()
 	case TwoCPUs:
@@ -57,6 +71,10 @@ func (g Gate) Reason() string {
 	case NoRace:
 		if Race {
 			return "the race detector is wrong about mapped memory"
+		}
+	case Long:
+		if testing.Short() {
+			return "takes long, and the run is -short"
 		}
 	default:
 		return "there is no such gate"

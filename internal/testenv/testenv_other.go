@@ -6,6 +6,10 @@ import "testing"
 
 func mountReason() string { return "file systems are mounted on Linux only" }
 
+func netnsReason() string { return "network namespaces exist on Linux only" }
+
+func afxdpReason() string { return "AF_XDP exists on Linux only" }
+
 func ramdiskReason() string { return "/dev/shm exists on Linux only" }
 
 func hugePoolReason() string { return "hugetlbfs exists on Linux only" }

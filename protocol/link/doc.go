@@ -24,10 +24,33 @@
 // Beacons (PING, PONG, RECOVERY_WANTED, PREPARE, PROMISE, NACK) are outside both:
 // their senders repeat them by the clock, with fresh contents, for as long as
 // they mean anything, also to nodes that may never have existed. A sequence for
-// them would only pile up old ones.
+// them would only pile up old ones. Each is handed in once at most, and not if 64
+// newer ones have overtaken it.
 //
-// Bounds: per peer and channel [Window] frames on their way and [Config.MaxQueue]
-// waiting; [Config.MaxHeld] datagrams kept for a handler that said NotYet (the
-// sender repeats what does not fit); [Config.MaxParts] messages being put together
-// from fragments, per peer and channel.
+// Incarnations are random and have no order, so a datagram of one that we do not
+// know may be a late one of the dead. It is dropped, and its sender challenged:
+// only a living dispatcher can answer with the packet number of the challenge.
+// This costs a restarted peer one round trip.
+//
+// Sealing ([Config.Sealer]) replaces the checksum. A frame is sealed once, at its
+// first sending, and repeated as it is; a cancelled frame has other contents and
+// gets another packet number. So no packet number, which is the nonce, ever meets
+// two contents. What is not sealed with the cluster's key is counted and dropped
+// without an answer. An attacker who records and repeats datagrams reaches nobody:
+// the channels drop what was handled, beacons are handed in once, and a dead
+// incarnation can't answer a challenge. Only a node that has just started, and has
+// heard no peer yet, takes a recorded first PING for the peer, until that speaks.
+//
+// Bounds, per peer and channel:
+//   - [Window] frames on their way. What waits behind them is bounded by the core's
+//     tables (DATA) and by the records of a node (the claims of a recovery);
+//     [Config.MaxQueue] asserts it.
+//   - Fewer than [Window] messages being put together from fragments: each lacks a
+//     sequence inside the window. A sender's sequences are in the order of its
+//     fragments, so all of them take one message and one window of datagrams.
+//     A packet has at most [MaxMessage] bytes.
+//
+// And per link [Config.MaxHeld] datagrams kept for a handler that said NotYet; the
+// sender repeats what does not fit. Buffers are kept and used again: in the steady
+// state nothing is allocated, in fragments or sealed neither.
 package link

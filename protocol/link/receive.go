@@ -1,64 +1,169 @@
 package link
 
-import "github.com/mainzdb/mainz/protocol/wire"
+import (
+	"fmt"
+
+	"github.com/mainzdb/mainz/protocol/wire"
+)
 
 // Receive takes one datagram off the network and hands what is new in it to h.
 func (l *Link) Receive(now Instant, datagram []byte, h Handler) {
-	var hd wire.Header
-	payload, err := wire.DecodeHeader(datagram, l.cfg.Cluster, &hd)
-	if err != nil || hd.Dst != l.cfg.Self || hd.Src == l.cfg.Self || int(hd.Src) >= l.cfg.Nodes {
-		l.count.Dropped++
+	hd := &l.rx
+	payload, err := l.open(datagram, hd)
+	if err != nil {
+		l.drop(err)
 		return
 	}
-	p := &l.peers[hd.Src]
-	if hd.DstInc != 0 && hd.DstInc != l.cfg.Incarnation || hd.DstInc == 0 && hd.Flags&(wire.FlagPing|wire.FlagPong) == 0 {
+	if hd.Dst != l.cfg.Self || int(hd.Src) >= l.cfg.Nodes {
+		l.count.Dropped++
+		l.count.Stranger++
+		return
+	}
+	kind := hd.Flags & (wire.FlagPing | wire.FlagPong)
+	hello := kind != 0 && hd.Flags&wire.FlagAck == 0 && hd.DstInc == 0 // from who does not know us yet
+	if hd.DstInc != l.cfg.Incarnation && !hello {
 		l.count.Stale++ // for who was here before us
 		return
 	}
-	if hd.SrcInc != p.inc && !l.newIncarnation(now, hd.Src, hd.SrcInc, h) {
+	if kind == wire.FlagPing && hd.Flags&wire.FlagAck != 0 {
+		// A challenge is answered to whoever sent it: it proves nothing about them.
+		l.emit(hd.Src, wire.Header{Flags: wire.FlagPong | wire.FlagAck, DstInc: hd.SrcInc, Ack: hd.Packet}, nil)
+		return
+	}
+	if hd.SrcInc != l.peers[hd.Src].inc && !l.newIncarnation(now, hd, h) {
 		l.count.Stale++
 		return
 	}
 	l.count.Received++
 	switch {
-	case hd.Flags&(wire.FlagPing|wire.FlagPong) != 0:
-		h.Step(now, hd.Src, Beacon, hd.Epoch, hd.DBID, payload)
+	case kind != 0 && hd.Flags&wire.FlagAck != 0: // of use to newIncarnation only
+	case kind != 0:
+		l.receiveBeacon(now, hd, payload, h)
 	case hd.Flags&wire.FlagData != 0:
-		l.receive(now, &hd, Data, payload, datagram, h)
+		l.receive(now, hd, Data, payload, datagram, h)
 	default:
-		l.receive(now, &hd, Control, payload, datagram, h)
+		l.receive(now, hd, Control, payload, datagram, h)
 	}
 }
 
-// newIncarnation starts anew with a peer that was restarted; false: this is the
-// voice of one that is gone.
-func (l *Link) newIncarnation(now Instant, from wire.PNN, inc uint64, h Handler) bool {
-	p := &l.peers[from]
+// open reads the envelope and checks its sum or its seal. The payload lasts until
+// the next call.
+func (l *Link) open(datagram []byte, hd *wire.Header) (payload []byte, err error) {
+	if l.cfg.Sealer == nil {
+		return wire.DecodeHeader(datagram, l.cfg.Cluster, hd)
+	}
+	head, sealed, err := wire.DecodeSealed(datagram, l.cfg.Cluster, l.tail, hd)
+	if err != nil {
+		return nil, err
+	}
+	plain, ok := l.cfg.Sealer.Open(l.plain[:0], hd, head, sealed)
+	if !ok || len(plain) != len(sealed)-l.tail {
+		return nil, errForged
+	}
+	l.plain = plain
+	return plain, nil
+}
+
+var errForged = fmt.Errorf("%w: not sealed with the cluster's key", wire.ErrPacket)
+
+// drop counts a datagram that gets no answer.
+func (l *Link) drop(err error) {
+	l.count.Dropped++
+	switch err {
+	case wire.ErrCluster:
+		l.count.Foreign++
+	case wire.ErrSum:
+		l.count.BadSum++
+	case wire.ErrSealed:
+		l.count.Unsealed++
+	case errForged:
+		l.count.Forged++
+	default:
+		l.count.Malformed++
+	}
+}
+
+// newIncarnation starts anew with a peer that was restarted; false: the datagram
+// is dropped. Incarnations have no order, and a late datagram of a dead one must
+// not end the link with the living. So an unknown one is challenged: only a living
+// dispatcher can answer with a packet number that was drawn just now. The first
+// one ever heard needs no proof, as nobody loses by it. What a living one has
+// displaced stays out for good: two dispatchers that were started under one PNN by
+// mistake must not take turns.
+func (l *Link) newIncarnation(now Instant, hd *wire.Header, h Handler) bool {
+	p := &l.peers[hd.Src]
 	for _, d := range p.dead {
-		if d == inc {
+		if d == hd.SrcInc {
 			return false
 		}
 	}
 	first := p.inc == 0
 	if !first {
-		p.dead[p.nth%len(p.dead)] = p.inc
-		p.nth++
+		answer := hd.Flags&wire.FlagPong != 0 && hd.Flags&wire.FlagAck != 0
+		if !answer || hd.SrcInc != p.asked || hd.Ack != p.askNum {
+			l.challenge(now, hd, p)
+			return false
+		}
 		for ch := range p.ch {
 			c := &p.ch[ch]
 			l.dropSending(c)
 			l.resetReceiving(c, 0)
 		}
-		p.srtt = 0
+		p.dead[p.displaced%len(p.dead)] = p.inc
+		p.displaced++
+		p.srtt, p.beacon, p.beacons = 0, 0, 0
+		if p.partial != nil {
+			p.partial.count = 0
+		}
 	}
-	p.inc = inc
+	p.inc, p.asked = hd.SrcInc, 0
 	if first { // what was queued for whoever would answer first
-		l.pump(now, from, Data)
-		l.pump(now, from, Control)
-		h.Peer(now, from, Met)
+		l.pump(now, hd.Src, Data)
+		l.pump(now, hd.Src, Control)
+		h.Peer(now, hd.Src, Met)
 		return true
 	}
-	h.Peer(now, from, Restarted)
+	h.Peer(now, hd.Src, Restarted)
 	return true
+}
+
+// challenge an incarnation, one per peer at a time: its next datagram asks again.
+func (l *Link) challenge(now Instant, hd *wire.Header, p *peer) {
+	if p.asked != 0 && now-p.askAt < l.cfg.RetryMin {
+		return
+	}
+	l.count.Challenges++
+	l.emit(hd.Src, wire.Header{Flags: wire.FlagPing | wire.FlagAck, DstInc: hd.SrcInc}, nil)
+	p.asked, p.askNum, p.askAt = hd.SrcInc, l.packet, now
+}
+
+// receiveBeacon hands in what comes outside the channels, once: a repeat, or one
+// that 64 newer ones have overtaken, tells nothing new and may be an attacker's.
+func (l *Link) receiveBeacon(now Instant, hd *wire.Header, payload []byte, h Handler) {
+	p := &l.peers[hd.Src]
+	if hd.Seq > p.beacon {
+		p.beacons = p.beacons<<min(hd.Seq-p.beacon, 64) | 1
+		p.beacon = hd.Seq
+	} else {
+		bit := uint64(1) << min(p.beacon-hd.Seq, 64)
+		if bit == 0 || p.beacons&bit != 0 {
+			l.count.Duplicates++
+			return
+		}
+		p.beacons |= bit
+	}
+	if hd.Flags&wire.FlagFrag != 0 {
+		if p.partial == nil {
+			p.partial = &part{}
+		}
+		if q := p.partial; q.id != hd.MsgID || q.count != hd.Count {
+			q.begin(hd)
+		}
+		if payload = l.assemble(p.partial, hd, payload); payload == nil {
+			return
+		}
+	}
+	h.Step(now, hd.Src, Beacon, hd.Epoch, hd.DBID, payload)
 }
 
 // receive takes a datagram of one of the two channels: its acks, then its payload.
@@ -87,34 +192,38 @@ func (l *Link) receive(now Instant, hd *wire.Header, ch Channel, payload, datagr
 	}
 	if hd.Seq > c.base+Window {
 		l.count.Dropped++
+		l.count.Beyond++
 		return
 	}
-	whole, last := payload, true
+	var q *part
 	if hd.Flags&wire.FlagFrag != 0 {
-		if whole, last = l.assemble(c, hd, payload); whole == nil && last {
-			return // no room: the sender will repeat it
+		if q = l.part(c, hd); q == nil {
+			return
+		}
+		if payload = l.assemble(q, hd, payload); payload == nil {
+			if q.has(hd.Index) { // kept until the others come; if not, they do not fit together
+				c.mark(hd.Seq)
+				l.owe(now, hd.Src, ch)
+			}
+			return
 		}
 	}
 	verdict := Handled
-	if last && len(whole) > 0 {
-		verdict = h.Step(now, hd.Src, ch, hd.Epoch, hd.DBID, whole)
+	if len(payload) > 0 {
+		verdict = h.Step(now, hd.Src, ch, hd.Epoch, hd.DBID, payload)
 	}
 	switch verdict {
 	case Handled:
-		if last && hd.Flags&wire.FlagFrag != 0 {
-			c.forget(hd.MsgID)
-		}
+		l.forget(c, q)
 		c.mark(hd.Seq)
 		l.owe(now, hd.Src, ch)
 	case NotYet:
-		if hd.Flags&wire.FlagFrag != 0 {
-			c.unassemble(hd)
+		if q != nil {
+			q.without(hd.Index) // the last fragment's verdict is the message's
 		}
 		l.hold(datagram)
 	case Refused:
-		if hd.Flags&wire.FlagFrag != 0 {
-			c.forget(hd.MsgID)
-		}
+		l.forget(c, q)
 		l.refuse(hd, ch)
 		if ch == Control {
 			// CONTROL's sequence goes on over ballots, so the hole must close. If the
@@ -155,7 +264,7 @@ func (l *Link) refuse(hd *wire.Header, ch Channel) {
 	if ch == Control {
 		flags = wire.FlagRefused | wire.FlagControl
 	}
-	l.emit(hd.Src, &wire.Header{Flags: flags, Epoch: hd.Epoch, Ack: hd.Seq}, nil)
+	l.emit(hd.Src, wire.Header{Flags: flags, Epoch: hd.Epoch, Ack: hd.Seq}, nil)
 	l.count.Acks++
 }
 
@@ -199,8 +308,8 @@ func (c *channel) settle() bool {
 	low := c.next - 1
 	if len(c.flight) > 0 {
 		low = c.flight[0].seq - 1
-	} else if len(c.waiting) > 0 {
-		low = c.waiting[0].seq - 1
+	} else if c.waiting.len() > 0 {
+		low = c.waiting.frames()[0].seq - 1
 	}
 	moved := low > c.acked
 	c.acked = max(c.acked, low)
@@ -219,20 +328,24 @@ func (l *Link) takeRefusal(now Instant, c *channel, seq uint64, h Handler) {
 		return
 	}
 	token := m.token
-	for _, fs := range [2]*[]*frame{&c.flight, &c.waiting} {
-		kept := (*fs)[:0]
-		for _, f := range *fs {
-			if f.msg == m {
-				l.freeFrame(f, true)
-			} else {
-				kept = append(kept, f)
-			}
-		}
-		*fs = kept
-	}
+	c.flight = l.without(c.flight, m)
+	c.waiting.all = c.waiting.all[:c.waiting.head+len(l.without(c.waiting.frames(), m))]
 	if token != 0 {
 		h.Refused(now, token)
 	}
+}
+
+// without frees the frames of a message.
+func (l *Link) without(fs []*frame, m *message) []*frame {
+	kept := fs[:0]
+	for _, f := range fs {
+		if f.msg == m {
+			l.freeFrame(f, true)
+		} else {
+			kept = append(kept, f)
+		}
+	}
+	return kept
 }
 
 // hold keeps a datagram that could not be handled yet. If there is no room it is
@@ -255,77 +368,13 @@ func (l *Link) hold(datagram []byte) {
 
 // Retry hands in again what the handler could not take: its state has changed.
 func (l *Link) Retry(now Instant, h Handler) {
-	n := len(l.held)
-	for i := 0; i < n; i++ {
-		b := l.held[i]
-		l.held[i] = nil
+	again := l.held
+	l.held, l.retried = l.retried[:0], again
+	for _, b := range again {
 		l.Receive(now, b, h)
 		l.spare = append(l.spare, b)
 	}
-	l.held = append(l.held[:0], l.held[n:]...)
 }
 
 // Holding tells whether Retry has anything to hand in.
 func (l *Link) Holding() bool { return len(l.held) > 0 }
-
-// assemble adds a fragment. last: with it the message is whole; a nil whole then
-// means that there was no room to keep it.
-func (l *Link) assemble(c *channel, hd *wire.Header, payload []byte) (whole []byte, last bool) {
-	at := -1
-	for i := range c.parts {
-		if c.parts[i].id == hd.MsgID {
-			at = i
-		}
-	}
-	if at < 0 {
-		if len(c.parts) >= l.cfg.MaxParts && !c.evict(hd.Epoch) {
-			return nil, true
-		}
-		c.parts = append(c.parts, part{id: hd.MsgID, epoch: hd.Epoch, seen: make([]bool, hd.Count), bytes: make([][]byte, hd.Count)})
-		at = len(c.parts) - 1
-	}
-	q := &c.parts[at]
-	if int(hd.Count) != len(q.seen) || q.seen[hd.Index] {
-		return nil, true
-	}
-	q.seen[hd.Index], q.bytes[hd.Index] = true, append([]byte(nil), payload...)
-	if q.have++; q.have < len(q.seen) {
-		return nil, false
-	}
-	for _, b := range q.bytes {
-		whole = append(whole, b...)
-	}
-	return whole, true
-}
-
-// unassemble takes the last fragment out again: its verdict is the message's, and
-// that was NotYet.
-func (c *channel) unassemble(hd *wire.Header) {
-	for i := range c.parts {
-		if c.parts[i].id == hd.MsgID {
-			c.parts[i].seen[hd.Index] = false
-			c.parts[i].have--
-		}
-	}
-}
-
-// evict makes room by forgetting a message of an older ballot: its sender has
-// cancelled it, so its other fragments never come.
-func (c *channel) evict(epoch wire.Epoch) bool {
-	for i := range c.parts {
-		if c.parts[i].epoch < epoch {
-			c.parts = append(c.parts[:i], c.parts[i+1:]...)
-			return true
-		}
-	}
-	return false
-}
-
-func (c *channel) forget(id uint32) {
-	for i := range c.parts {
-		if c.parts[i].id == id {
-			c.parts = append(c.parts[:i], c.parts[i+1:]...)
-			return
-		}
-	}
-}

@@ -2,6 +2,7 @@ package sim
 
 import (
 	"fmt"
+	"slices"
 	"sort"
 	"strings"
 
@@ -20,6 +21,8 @@ type checker struct {
 	nextVal  int
 	owner    map[string]protocol.OPID // piece → whose it is, once that is known
 	lastRSN  map[string]uint64
+	away     map[string]bool     // the record has left its owner
+	stale    map[string][]copied // copies of records that have arrived since
 	maps     map[protocol.Epoch]string
 	vnns     map[protocol.VNN]protocol.Epoch
 	openings map[protocol.Epoch]bool
@@ -53,7 +56,7 @@ type histOp struct {
 }
 
 func newChecker(c *Cluster) *checker {
-	return &checker{c: c, working: true, hist: map[string][]*histOp{}, owner: map[string]protocol.OPID{}, lastRSN: map[string]uint64{},
+	return &checker{c: c, working: true, hist: map[string][]*histOp{}, owner: map[string]protocol.OPID{}, lastRSN: map[string]uint64{}, away: map[string]bool{}, stale: map[string][]copied{},
 		maps: map[protocol.Epoch]string{}, vnns: map[protocol.VNN]protocol.Epoch{}, openings: map[protocol.Epoch]bool{}, snaps: map[protocol.Epoch]*snapshot{}}
 }
 
@@ -162,6 +165,10 @@ func serving(h *host) bool { return h.seg.live() }
 func (k *checker) published(h *host, r *record) {
 	k.owns(h, r)
 	n := name(r.db, []byte(r.key))
+	if k.away[n] {
+		delete(k.away, n)
+		k.stale[n] = k.copies(n)
+	}
 	if h.stable.Taken < k.newest {
 		return // voted out: a write there counts for nothing
 	}
@@ -172,9 +179,31 @@ func (k *checker) published(h *host, r *record) {
 }
 
 func (k *checker) removed(h *host, r *record) {
+	n := name(r.db, []byte(r.key))
+	k.away[n] = true
 	if len(r.data) == 0 {
-		delete(k.lastRSN, name(r.db, []byte(r.key)))
+		delete(k.lastRSN, n)
 	}
+}
+
+// copied is one carried copy.
+type copied struct {
+	carrier protocol.PNN
+	bound   protocol.PNN
+	reqid   protocol.ReqID
+	rsn     uint64
+}
+
+// copies of one key anywhere.
+func (k *checker) copies(key string) (cs []copied) {
+	for _, o := range k.c.hosts {
+		o.stable.EachCarried(func(db uint32, kb []byte, bound protocol.PNN, reqid protocol.ReqID, rsn uint64) {
+			if db == uint32(key[0]) && string(kb) == key[1:] {
+				cs = append(cs, copied{o.pnn, bound, reqid, rsn})
+			}
+		})
+	}
+	return cs
 }
 
 // bypassSuccess: a client says that its update counts. The node must not be out
@@ -251,12 +280,6 @@ func (k *checker) took(h *host, e protocol.Epoch) {
 	}
 }
 
-type copied struct {
-	bound   protocol.PNN
-	carrier protocol.PNN
-	rsn     uint64
-}
-
 func (k *checker) snapshot(h *host, e protocol.Epoch) *snapshot {
 	s := &snapshot{at: k.c.now, legit: map[string]bool{}, some: map[string]bool{}}
 	keeps := map[protocol.PNN]bool{}
@@ -266,13 +289,6 @@ func (k *checker) snapshot(h *host, e protocol.Epoch) *snapshot {
 	all := map[string]bool{}
 	for key := range k.hist {
 		all[key] = true
-	}
-	copies := map[string][]copied{}
-	for _, o := range k.c.hosts {
-		o.stable.EachCarried(func(db uint32, key []byte, bound protocol.PNN, _ protocol.ReqID, rsn uint64) {
-			n := name(db, key)
-			copies[n] = append(copies[n], copied{bound, o.pnn, rsn})
-		})
 	}
 	for key := range all {
 		owned, safe := false, false
@@ -289,13 +305,11 @@ func (k *checker) snapshot(h *host, e protocol.Epoch) *snapshot {
 			s.legit[key] = !safe
 			continue
 		}
+		// Only a copy that was made since the record last arrived anywhere is the
+		// record; an older one may still lie about where no ack could free it.
 		s.legit[key] = true
-		var top uint64
-		for _, c := range copies[key] {
-			top = max(top, c.rsn)
-		}
-		for _, c := range copies[key] {
-			if c.rsn == top && keeps[c.carrier] && keeps[c.bound] {
+		for _, c := range k.copies(key) {
+			if !slices.Contains(k.stale[key], c) && keeps[c.carrier] && keeps[c.bound] {
 				s.legit[key] = false
 			}
 		}

@@ -31,7 +31,7 @@ func loaded(t testing.TB, nodes, records int, policy string) *scenario {
 // recover measures from the first closed gate to the last one open, and counts
 // what is sent but for PING and PONG.
 func (s *scenario) recover(t testing.TB, alive func(h *host) bool) (frozen instant, messages, claims, leader int) {
-	s.c.control = map[wire.Op]int{}
+	s.c.control, s.c.claimed = map[wire.Op]int{}, [wire.MaxNodes]int{}
 	var from instant
 	for range 40_000 {
 		s.c.until(s.c.now + 50*us)
@@ -77,9 +77,11 @@ func TestRecoveryGrowth(t *testing.T) {
 		s.c.hosts[r.nodes-1].boot()
 		ms1, n1, c1, l1 := s.recover(t, all)
 		cpu := time.Since(start)
+		s.spread(t, r.records, r.nodes)
 		dead := s.c.hosts[r.nodes-1]
 		dead.crash(true)
 		ms2, n2, c2, l2 := s.recover(t, func(h *host) bool { return h != dead })
+		s.spread(t, r.records, r.nodes-1)
 		t.Logf("| %d | %d | %.1f, %d (%d) | %.1f, %d (%d) | %v |", r.nodes, r.records, float64(ms1)/1e6, n1, c1, float64(ms2)/1e6, n2, c2, cpu.Round(time.Millisecond))
 		const batch = 24 // claims of these keys in one
 		for _, c := range []int{c1, c2} {
@@ -92,6 +94,21 @@ func TestRecoveryGrowth(t *testing.T) {
 				t.Errorf("%d nodes: %d messages of the leader", r.nodes, l)
 			}
 		}
+	}
+}
+
+// spread: each node is sent its share of the claims, twice that at most, and no
+// record is claimed twice.
+func (s *scenario) spread(t testing.TB, records, members int) {
+	sum := 0
+	for i, n := range s.c.claimed {
+		sum += n
+		if limit := 2*records/members + 20; n > limit || n >= records {
+			t.Errorf("%d members, %d records: node %d is sent %d claims, more than %d", members, records, i, n, limit)
+		}
+	}
+	if sum > records {
+		t.Errorf("%d members: %d claims of %d records", members, sum, records)
 	}
 }
 
@@ -117,4 +134,45 @@ func TestHotRecord(t *testing.T) {
 			t.Errorf("%d nodes: %d operations, %d redirects, %d backoffs", nodes, ops, redirects, backoffs)
 		}
 	}
+}
+
+// BenchmarkRun runs seeds of mixed faults to their end; an event is a datagram, a
+// timer, or a step of a client. Most of the time goes into checking the histories.
+func BenchmarkRun(b *testing.B) {
+	b.ReportAllocs()
+	events, seed := uint64(0), uint64(4_000_000)
+	for b.Loop() {
+		r := Run(Options{Seed: seed})
+		if len(r.Failures) > 0 {
+			b.Fatalf("seed %d: %v", seed, r.Failures[0])
+		}
+		events += r.Steps
+		seed++
+	}
+	perEvent(b, events)
+}
+
+// BenchmarkEvents is the simulator without the checks of a finished history: a
+// millisecond of five nodes whose clients lock and store one record.
+func BenchmarkEvents(b *testing.B) {
+	c := loaded(b, 5, 100, "always").c
+	c.hot, c.check.working = true, true
+	for _, h := range c.hosts {
+		h.attach()
+	}
+	c.until(c.now + sec)
+	before := c.steps
+	b.ReportAllocs()
+	for b.Loop() {
+		c.until(c.now + ms)
+		if c.steps > 15_000_000 { // a run has at most 20 million
+			c.steps, before = 0, before-c.steps
+		}
+	}
+	perEvent(b, c.steps-before)
+}
+
+func perEvent(b *testing.B, events uint64) {
+	b.ReportMetric(float64(events)/b.Elapsed().Seconds(), "events/s")
+	b.ReportMetric(float64(events)/float64(b.N), "events/op")
 }

@@ -3,6 +3,8 @@ package sim
 import (
 	"math/rand/v2"
 	"testing"
+
+	"github.com/mainzdb/mainz/internal/testenv"
 )
 
 // quick are the planted bugs that break some run in a hundred or more often; the
@@ -12,9 +14,7 @@ var quick = []string{"ack-frozen", "no-fence", "same-vnn", "no-copy-claims", "no
 
 // TestPlants: the checkers see what they are there for.
 func TestPlants(t *testing.T) {
-	if testing.Short() {
-		t.Skip("runs some hundred clusters")
-	}
+	testenv.Need(t, testenv.Long) // runs some hundred clusters
 	first := rand.Uint64() % 1e12
 	for _, name := range quick {
 		caught := false

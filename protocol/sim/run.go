@@ -1,7 +1,6 @@
 package sim
 
 import (
-	"container/heap"
 	"fmt"
 	"hash/fnv"
 	"math/rand/v2"
@@ -123,7 +122,7 @@ func Run(o Options) (res Result) {
 	c.until(instant(c.mix.Millis) * ms)
 	c.heal()
 	c.check.settle()
-	res.Undecided = c.check.linearizable(2 * time.Second)
+	res.Undecided = c.check.linearizable()
 	res.Failures, res.Hash, res.Acked, res.Recovered, res.Steps = c.check.failures, c.hash.Sum64(), c.check.acked, c.check.recovs, c.steps
 	res.Virtual = time.Duration(c.now)
 	res.Histories = len(c.check.keys)
@@ -133,10 +132,10 @@ func Run(o Options) (res Result) {
 // until runs all events up to t.
 func (c *Cluster) until(t instant) {
 	for len(c.events) > 0 && c.events[0].at <= t {
-		e := heap.Pop(&c.events).(event)
+		e := c.events.pop()
 		c.now = e.at
 		c.steps++
-		e.f()
+		c.happen(&e)
 		if len(c.check.failures) > 0 && c.opt.Trace == nil {
 			return
 		}

@@ -27,7 +27,9 @@ import (
 //	heal                      all links
 //	cold N | warm N           node N crashes, its memory with it or not
 //	boot N | pause N | resume N | kill N.M
-//	count                     DATA messages since the last count
+//	when OP cold|warm N       node N crashes as the next datagram with this message goes out
+//	count [N]                 DATA messages since the last count; N: so many it must be
+//	openings [N]              epochs opened since the start or the last of these; the same
 //	#                         a comment
 func Script(script string) (transcript string, failures []Failure) {
 	s := &scenario{keys: map[string]scriptKey{}}
@@ -57,17 +59,18 @@ func Script(script string) (transcript string, failures []Failure) {
 	s.c.rules = nil
 	s.c.heal()
 	s.c.check.settle()
-	if n := s.c.check.linearizable(0); n > 0 {
+	if n := s.c.check.linearizable(); n > 0 {
 		s.c.check.fail("S3", "%d histories undecided", n)
 	}
 	return s.out.String(), s.c.check.failures
 }
 
 type scenario struct {
-	c    *Cluster
-	out  strings.Builder
-	keys map[string]scriptKey
-	sent uint64
+	c      *Cluster
+	out    strings.Builder
+	keys   map[string]scriptKey
+	sent   uint64
+	opened int
 }
 
 type scriptKey struct {
@@ -92,7 +95,7 @@ func (s *scenario) command(f []string) error {
 			s.c.until(s.c.now + d)
 		}
 		return err
-	case "lose", "repeat", "late":
+	case "lose", "repeat", "late", "when":
 		return s.rule(f)
 	case "cut":
 		return s.cut(f[1])
@@ -100,9 +103,13 @@ func (s *scenario) command(f []string) error {
 		s.c.cutTo = [wire.MaxNodes]wire.Set{}
 		return nil
 	case "count":
-		fmt.Fprintf(&s.out, "%d messages\n", s.c.cmsgs-s.sent)
+		n := int(s.c.cmsgs - s.sent)
 		s.sent = s.c.cmsgs
-		return nil
+		return s.number(f, n, "messages")
+	case "openings":
+		n := s.c.check.recovs - s.opened
+		s.opened = s.c.check.recovs
+		return s.number(f, n, "epochs opened")
 	}
 	h, rest, err := s.host(f[1])
 	if err != nil {
@@ -124,6 +131,15 @@ func (s *scenario) command(f []string) error {
 		s.clientOf(h, rest).die("kill -9")
 	default:
 		return fmt.Errorf("no such command: %s", f[0])
+	}
+	return nil
+}
+
+// number tells a count, and compares it with the one that the script wants.
+func (s *scenario) number(f []string, n int, what string) error {
+	fmt.Fprintf(&s.out, "%d %s\n", n, what)
+	if len(f) > 1 && f[1] != strconv.Itoa(n) {
+		return fmt.Errorf("%d %s, not %s", n, what, f[1])
 	}
 	return nil
 }
@@ -166,6 +182,7 @@ func (s *scenario) cluster(f []string) error {
 		return fmt.Errorf("the cluster does not open")
 	}
 	c.until(c.now + 50*ms)
+	s.sent, s.opened = c.cmsgs, c.check.recovs
 	c.opt.Trace = func(line string) { s.out.WriteString(strings.TrimRight(line, " ") + "\n") }
 	return nil
 }
@@ -246,6 +263,16 @@ func (s *scenario) rule(f []string) error {
 			return err
 		}
 		r.delay = d
+	}
+	if f[0] == "when" {
+		if len(f) < 4 || f[2] != "cold" && f[2] != "warm" {
+			return fmt.Errorf("want a message, cold or warm, and a node")
+		}
+		h, _, err := s.host(f[3])
+		if err != nil {
+			return err
+		}
+		r.crash, r.cold = h, f[2] == "cold"
 	}
 	s.c.rules = append(s.c.rules, r)
 	return nil

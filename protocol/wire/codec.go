@@ -1,9 +1,6 @@
 package wire
 
-import (
-	"fmt"
-	"unicode/utf8"
-)
+import "unicode/utf8"
 
 // Append encodes m behind b and returns the longer slice.
 // Preconditions: m.Op is a message; keys, data and lists are within the limits.
@@ -106,6 +103,12 @@ func appendField(b []byte, f field, m *Message) []byte {
 		return appendLimited(b, m.Rows, MaxData)
 	case fWhy:
 		return le.AppendUint32(b, m.Why)
+	case fMode:
+		return le.AppendUint32(b, m.Mode)
+	case fName:
+		return appendLimited(b, m.Data, MaxName)
+	case fConds:
+		return appendRows(b, m.Conds, condSize)
 	case fCursor:
 		return le.AppendUint64(b, m.Cursor)
 	}
@@ -126,24 +129,8 @@ func appendRows(b, rows []byte, size int) []byte {
 	return append(le.AppendUint32(b, uint32(len(rows)/size)), rows...)
 }
 
-// Errors of the decoder, one per field and reason, made once: a flood of garbage
-// costs no allocation.
-var (
-	errShort    [fieldCount]error
-	errValue    [fieldCount]error
-	errOp       = fmt.Errorf("%w: no such OPERATION", ErrPacket)
-	errTrailing = fmt.Errorf("%w: bytes after the last field", ErrPacket)
-	errCut      = fmt.Errorf("%w: cut off in OPERATION", ErrPacket)
-)
-
-func init() {
-	for f := range errShort {
-		errShort[f] = fmt.Errorf("%w: cut off in %s", ErrPacket, fieldNames[f])
-		errValue[f] = fmt.Errorf("%w: impossible %s", ErrPacket, fieldNames[f])
-	}
-}
-
-// Decode fills m from one whole packet. On an error m is undefined.
+// Decode fills m from one whole packet. On an error, a *[PacketError], m is
+// undefined.
 func Decode(packet []byte, m *Message) error {
 	*m = Message{DBID: m.DBID}
 	if len(packet) < 4 {
@@ -154,25 +141,26 @@ func Decode(packet []byte, m *Message) error {
 		return errOp
 	}
 	d := decoder{b: packet[4:]}
-	for _, f := range layouts[m.Op] {
-		if d.field(f, m); d.err != nil {
-			return d.err
+	for i, f := range layouts[m.Op] {
+		if d.field(f, m); d.why != 0 {
+			return &complaints[m.Op][i][d.why]
 		}
 	}
 	if len(d.b) != 0 {
-		return errTrailing
+		return &trailing[m.Op]
 	}
 	return nil
 }
 
+// decoder walks the fields of one packet. After a complaint its values mean nothing.
 type decoder struct {
 	b   []byte
-	err error
+	why Reason
 }
 
-func (d *decoder) u32(f field) uint32 {
+func (d *decoder) u32() uint32 {
 	if len(d.b) < 4 {
-		d.err = errShort[f]
+		d.why = Short
 		return 0
 	}
 	v := le.Uint32(d.b)
@@ -180,9 +168,9 @@ func (d *decoder) u32(f field) uint32 {
 	return v
 }
 
-func (d *decoder) u64(f field) uint64 {
+func (d *decoder) u64() uint64 {
 	if len(d.b) < 8 {
-		d.err = errShort[f]
+		d.why = Short
 		return 0
 	}
 	v := le.Uint64(d.b)
@@ -190,193 +178,211 @@ func (d *decoder) u64(f field) uint64 {
 	return v
 }
 
-func (d *decoder) bool(f field) bool {
-	v := d.u32(f)
-	if v > 1 {
-		d.err = errValue[f]
+// must complains of a value that can't be. A field that was cut off stays that.
+func (d *decoder) must(ok bool) {
+	if !ok && d.why == 0 {
+		d.why = Impossible
 	}
+}
+
+func (d *decoder) bool() bool {
+	v := d.u32()
+	d.must(v <= 1)
 	return v == 1
 }
 
-func (d *decoder) opid(f field) OPID {
+func (d *decoder) opid() OPID {
 	if len(d.b) < opidSize {
-		d.err = errShort[f]
+		d.why = Short
 		return OPID{}
 	}
 	o, ok := opidAt(d.b)
-	if !ok {
-		d.err = errValue[f]
-	}
+	d.must(ok)
 	d.b = d.b[opidSize:]
 	return o
 }
 
-func (d *decoder) bytes(f field, limit int) []byte {
-	v, rest, ok := takeBytes(d.b, limit)
-	if !ok {
-		d.err = errShort[f]
-		return nil
+func (d *decoder) bytes(limit int) []byte {
+	n := d.u32()
+	switch {
+	case d.why != 0:
+	case n > uint32(limit):
+		d.why = TooLong
+	case int(n) > len(d.b):
+		d.why = Short
+	default:
+		v := d.b[:n:n]
+		d.b = d.b[n:]
+		return v
 	}
-	d.b = rest
-	return v
+	return nil
 }
 
 // rows takes a list of fixed rows: a count, then the rows.
-func (d *decoder) rows(f field, size int) []byte {
-	n := d.u32(f)
-	if d.err != nil || n > MaxData/uint32(size) || int(n)*size > len(d.b) {
-		d.err = errShort[f]
-		return nil
+func (d *decoder) rows(size int) []byte {
+	n := d.u32()
+	switch {
+	case d.why != 0:
+	case n > MaxData/uint32(size):
+		d.why = TooLong
+	case int(n)*size > len(d.b):
+		d.why = Short
+	default:
+		v := d.b[: int(n)*size : int(n)*size]
+		d.b = d.b[int(n)*size:]
+		return v
 	}
-	v := d.b[: int(n)*size : int(n)*size]
-	d.b = d.b[int(n)*size:]
-	return v
+	return nil
 }
 
-// field decodes one field into m, or sets d.err.
+// field decodes one field into m, or sets d.why.
 func (d *decoder) field(f field, m *Message) {
 	switch f {
 	case fDest:
-		m.Dest = VNN(d.u32(f))
+		m.Dest = VNN(d.u32())
 	case fSrc:
-		m.Src = VNN(d.u32(f))
+		m.Src = VNN(d.u32())
 	case fReqID:
-		m.ReqID = ReqID(d.u32(f))
+		m.ReqID = ReqID(d.u32())
 	case fLockID:
-		m.LockID = ReqID(d.u32(f))
+		m.LockID = ReqID(d.u32())
 	case fTimeout:
-		m.Timeout = d.u32(f)
+		m.Timeout = d.u32()
 	case fLockTimeout:
-		m.LockTimeout = d.u32(f)
+		m.LockTimeout = d.u32()
 	case fCond:
-		m.Cond = d.u32(f)
+		m.Cond = d.u32()
 	case fKey:
-		m.Key = d.bytes(f, MaxKey)
+		m.Key = d.bytes(MaxKey)
+		d.must(len(m.Key) > 0)
 	case fData:
-		m.Data = d.bytes(f, MaxData)
+		m.Data = d.bytes(MaxData)
 	case fMsg:
-		if m.Data = d.bytes(f, MaxMsg); d.err == nil && !utf8.Valid(m.Data) {
-			d.err = errValue[f]
-		}
+		m.Data = d.bytes(MaxMsg)
+		d.must(utf8.Valid(m.Data))
 	case fDMaster:
-		m.DMaster = VNN(d.u32(f))
+		m.DMaster = VNN(d.u32())
 	case fStatus:
-		m.Status = Status(d.u32(f))
+		m.Status = Status(d.u32())
+		d.must(m.Status.Valid() && (m.Status != OK || m.Op != ReplyError))
 	case fErrEpoch:
 		if m.Status == VNNMap {
-			m.Epoch = Epoch(d.u64(f))
+			m.Epoch = Epoch(d.u64())
 		}
 	case fPiece:
-		m.Piece = d.opid(f)
+		m.Piece = d.opid()
 	case fOPID:
-		m.OPID = d.opid(f)
+		m.OPID = d.opid()
 	case fVia:
-		m.Via = ReqID(d.u32(f))
+		m.Via = ReqID(d.u32())
 	case fOwnID:
-		own := ReqID(d.u32(f))
+		own := ReqID(d.u32())
 		if m.Op == ReqUnlock || m.Op == ReqStoreUnlock {
 			m.ReqID = own
-		} else if own != 0 {
-			d.err = errValue[f]
+		} else {
+			d.must(own == 0)
 		}
 	case fRoom:
-		m.Room = d.u32(f)
+		m.Room = d.u32()
 	case fHops:
-		m.Hops = d.u32(f)
+		m.Hops = d.u32()
 	case fRSN:
-		m.RSN = d.u64(f)
+		m.RSN = d.u64()
 	case fLAccessor:
-		m.LAccessor = VNN(d.u32(f))
+		m.LAccessor = VNN(d.u32())
 	case fLACount:
-		m.LACount = d.u32(f)
+		m.LACount = d.u32()
 	case fDones:
-		m.Dones = d.rows(f, doneSize)
+		m.Dones = d.rows(doneSize)
 		for r, ok := m.Dones, true; len(r) > 0; {
 			if _, r, ok = NextDone(r); !ok {
-				d.err = errValue[f]
+				d.why = Impossible
 				return
 			}
 		}
 	case fTags:
-		m.Tags = d.rows(f, tagSize)
-		d.tags(f, m)
+		m.Tags = d.rows(tagSize)
+		d.tags(m)
 	case fT:
-		m.T = int64(d.u64(f))
+		m.T = int64(d.u64())
 	case fEpoch:
-		m.Epoch = Epoch(d.u64(f))
+		m.Epoch = Epoch(d.u64())
 	case fPromise:
-		m.Promise = Epoch(d.u64(f))
+		m.Promise = Epoch(d.u64())
 	case fOpen:
-		m.Open = d.bool(f)
+		m.Open = d.bool()
 	case fGrant:
-		m.Grant = d.bool(f)
+		m.Grant = d.bool()
 	case fLife:
-		m.Life = d.u64(f)
+		m.Life = d.u64()
 	case fFloor:
-		m.Floor = d.u64(f)
+		m.Floor = d.u64()
 	case fHeard:
-		m.Heard = Set(d.u64(f))
+		m.Heard = Set(d.u64())
 	case fMembers:
-		m.Members = d.rows(f, memberSize)
-		d.members(f, m)
+		m.Members = d.rows(memberSize)
+		d.members(m)
 	case fMemory:
-		if m.Memory = d.u32(f); m.Memory > MemoryFull {
-			d.err = errValue[f]
-		}
+		m.Memory = d.u32()
+		d.must(m.Memory <= MemoryFull)
 	case fVNN:
-		m.VNN = VNN(d.u32(f))
+		m.VNN = VNN(d.u32())
 	case fSince:
-		if m.Since = d.rows(f, 4); len(m.Since) > 4*MaxNodes {
-			d.err = errValue[f]
-		}
+		m.Since = d.rows(4)
+		d.must(len(m.Since) <= 4*MaxNodes)
 	case fNodes:
-		m.Nodes = d.u32(f)
+		m.Nodes = d.u32()
 	case fInc:
-		m.Inc = d.u64(f)
+		m.Inc = d.u64()
 	case fClaims, fVerdicts, fPieces, fBatch:
-		m.Rows = d.bytes(f, MaxData)
-		if d.err == nil && !rowsOK(f, m.Rows) {
-			d.err = errValue[f]
-		}
+		m.Rows = d.bytes(MaxData)
+		d.must(rowsOK(f, m.Rows))
 	case fWhy:
-		m.Why = d.u32(f)
+		m.Why = d.u32()
+		d.must(m.Why >= WatchChanged && m.Why <= WatchLost)
 	case fCursor:
-		m.Cursor = d.u64(f)
+		m.Cursor = d.u64()
+	case fMode:
+		m.Mode = d.u32()
+		d.must(m.Mode <= ModePieces && (m.Mode != 0) == (m.Status == OK))
+	case fName:
+		m.Data = d.bytes(MaxName)
+		d.must(utf8.Valid(m.Data) && (len(m.Data) > 0) == (m.Status == OK))
+	case fConds:
+		m.Conds = d.rows(condSize)
 	default:
 		panic("wire: field without a decoding")
 	}
 }
 
 // tags: the pieces must be exactly the data.
-func (d *decoder) tags(f field, m *Message) {
+func (d *decoder) tags(m *Message) {
 	sum := uint64(0)
 	for r := m.Tags; len(r) > 0; {
 		t, rest, ok := NextTag(r)
 		if sum += uint64(t.Len); !ok || sum > uint64(len(m.Data)) {
-			d.err = errValue[f]
+			d.must(false)
 			return
 		}
 		r = rest
 	}
-	if len(m.Tags) > 0 && sum != uint64(len(m.Data)) && d.err == nil {
-		d.err = errValue[f]
-	}
+	d.must(len(m.Tags) == 0 || sum == uint64(len(m.Data)))
 }
 
 // members: no PNN and no VNN twice, and no more than a set can hold.
-func (d *decoder) members(f field, m *Message) {
+func (d *decoder) members(m *Message) {
 	var seen Set
 	for r := m.Members; len(r) > 0; {
 		e, rest, ok := NextMember(r)
 		if !ok || seen.Has(e.PNN) {
-			d.err = errValue[f]
+			d.must(false)
 			return
 		}
 		seen |= 1 << e.PNN
 		for q := rest; len(q) > 0; {
 			o, qrest, ok := NextMember(q)
 			if !ok || o.VNN == e.VNN {
-				d.err = errValue[f]
+				d.must(false)
 				return
 			}
 			q = qrest

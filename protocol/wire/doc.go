@@ -6,9 +6,9 @@
 //   - Encoding and decoding allocate nothing. A decoded [Message] borrows its
 //     keys, data and lists from the packet; they live as long as the packet.
 //   - Everything is little-endian, on every machine.
-//   - [Decode] accepts exactly what [Append] can produce. Any other packet is an
-//     error that wraps [ErrPacket] and names the field; it never panics and never
-//     reads past the packet's end.
+//   - [Decode] accepts exactly what [Append] can produce. Any other packet is a
+//     [PacketError], which wraps [ErrPacket] and names the message, the field and
+//     the reason; it never panics and never reads past the packet's end.
 //   - The numbers (opcodes, status codes, flags, port) stand in numbers.go and
 //     nowhere else. The golden vectors in testdata hold them still.
 //

@@ -49,6 +49,9 @@ const (
 	fBatch
 	fWhy
 	fCursor
+	fMode
+	fName // NAMELEN, NAME[]
+	fConds
 	fieldCount
 )
 
@@ -59,7 +62,7 @@ var fieldNames = [fieldCount]string{
 	fRSN: "+ RSN", fLAccessor: "+ LACCESSOR", fLACount: "+ LACOUNT", fDones: "+ done list", fTags: "+ piece tags",
 	fT: "T", fEpoch: "epoch", fPromise: "ballot promised", fOpen: "open", fGrant: "grant", fLife: "life", fFloor: "floor", fHeard: "heard", fMembers: "map",
 	fMemory: "memory", fVNN: "highest VNN", fSince: "since", fNodes: "nodes file version", fInc: "incarnation", fClaims: "claims", fVerdicts: "verdicts", fPieces: "pieces", fBatch: "batch",
-	fWhy: "why", fCursor: "cursor",
+	fWhy: "why", fCursor: "cursor", fMode: "mode", fName: "NAMELEN, name", fConds: "conditions",
 }
 
 // Headers and the trailer, as the plan and doc.go give them.
@@ -106,7 +109,7 @@ var layouts = [128][]field{
 	Verdicts:       {fVerdicts},
 	Resupply:       {fPieces},
 	DBInfo:         join(reqHead),
-	ReplyDBInfo:    join(replyHead, []field{fStatus, fData}),
+	ReplyDBInfo:    join(replyHead, []field{fStatus, fMode, fName, fConds}),
 	ReqWatch:       join(reqHead, []field{fKey, fRSN}, trailer),
 	ReplyWatch:     join(replyHead, []field{fRSN, fWhy}),
 	ReqTraverse:    join(reqHead, []field{fCursor}),

@@ -1,7 +1,5 @@
 package wire
 
-import "errors"
-
 // PNN is a node's physical number: its line in the nodes file, for life.
 type PNN uint16
 
@@ -83,10 +81,9 @@ type Message struct {
 	Since   []byte // rows of u32: milliseconds since we granted PNN i a lease, all ones: never
 	Nodes   uint32 // version of the nodes file
 	Inc     uint64 // the promiser's incarnation
-	Rows    []byte // CLAIM, VERDICT, RESUPPLY, TRAVERSE: rows, count first
+	Rows    []byte // CLAIM, VERDICT, RESUPPLY, TRAVERSE: rows, one behind the other
 	Why     uint32
 	Cursor  uint64
+	Mode    uint32 // REPLY_DB_INFO, whose name is Data
+	Conds   []byte // rows of Cond
 }
-
-// ErrPacket is wrapped by every complaint of the decoder.
-var ErrPacket = errors.New("bad packet")

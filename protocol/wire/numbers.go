@@ -76,7 +76,7 @@ const (
 const (
 	FlagData    = 1 << 0 // the DATA channel: requests, replies, handover
 	FlagControl = 1 << 1 // the CONTROL channel: recovery
-	FlagAck     = 1 << 2 // nothing but an acknowledgement
+	FlagAck     = 1 << 2 // nothing but an acknowledgement; with PING a challenge, with PONG its answer
 	FlagRefused = 1 << 3 // Ack names one sequence that was refused
 	FlagFrag    = 1 << 4 // one fragment of a packet; the fragment fields follow
 	FlagPing    = 1 << 5 // outside the channels: PING
@@ -96,6 +96,7 @@ const (
 	MaxKey   = 64 << 10 // bytes of a key
 	MaxData  = 8 << 20  // bytes of a record, a list or a batch
 	MaxMsg   = 256      // bytes of an error's text
+	MaxName  = 64       // bytes of a database's name
 	NoPNN    = PNN(1<<16 - 1)
 )
 
@@ -104,6 +105,12 @@ const (
 	WatchChanged uint32 = 1 // a trigger fired or the RSN is another
 	WatchTimeout uint32 = 2 // REQTIMEOUT is over
 	WatchLost    uint32 = 3 // the record was lost in a recovery
+)
+
+// Mode of a database (DB_INFO).
+const (
+	ModeKV     uint32 = 1
+	ModePieces uint32 = 2
 )
 
 // What a node remembers (PROMISE).
@@ -153,6 +160,9 @@ func (s Status) String() string {
 	}
 	return "STATUS_" + utoa(uint64(s))
 }
+
+// Valid tells whether s is in the table.
+func (s Status) Valid() bool { return s <= NotLocked || s >= Condition && s <= Unknown }
 
 func utoa(v uint64) string {
 	var b [20]byte

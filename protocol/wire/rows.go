@@ -34,7 +34,7 @@ func appendOPID(b []byte, o OPID) []byte {
 
 func opidAt(b []byte) (OPID, bool) {
 	p := le.Uint32(b)
-	return OPID{PNN(p), le.Uint64(b[4:]), le.Uint64(b[12:])}, p < 1<<16
+	return OPID{PNN(p), le.Uint64(b[4:]), le.Uint64(b[12:])}, p < MaxNodes
 }
 
 // AppendDone adds a row to a done list.
@@ -49,7 +49,7 @@ func NextDone(b []byte) (d Done, rest []byte, ok bool) {
 	}
 	d.OPID, ok = opidAt(b)
 	d.Status = Status(le.Uint32(b[opidSize:]))
-	return d, b[doneSize:], ok
+	return d, b[doneSize:], ok && d.Status.Valid()
 }
 
 // AppendTag adds a row to a tag list.
@@ -138,8 +138,8 @@ func NextClaim(b []byte) (c Claim, rest []byte, ok bool) {
 	}
 	bound := le.Uint32(b[16:])
 	c = Claim{Kind: le.Uint32(b), DBID: le.Uint32(b[4:]), RSN: le.Uint64(b[8:]), Bound: PNN(bound), ReqID: ReqID(le.Uint32(b[20:])), Token: le.Uint64(b[24:])}
-	c.Key, rest, ok = takeBytes(b[32:], MaxKey)
-	return c, rest, ok && c.Kind >= ClaimOwner && c.Kind <= ClaimWant && bound < 1<<16
+	c.Key, rest, ok = takeKey(b[32:])
+	return c, rest, ok && c.Kind >= ClaimOwner && c.Kind <= ClaimWant && bound < MaxNodes
 }
 
 // Verdict answers a claim of kind carried.
@@ -189,7 +189,7 @@ func NextPiece(b []byte) (p Piece, rest []byte, ok bool) {
 	if p.OPID, ok = opidAt(b[4:]); !ok {
 		return p, nil, false
 	}
-	if p.Key, rest, ok = takeBytes(b[4+opidSize:], MaxKey); !ok {
+	if p.Key, rest, ok = takeKey(b[4+opidSize:]); !ok {
 		return p, nil, false
 	}
 	p.Data, rest, ok = takeBytes(rest, MaxData)
@@ -214,14 +214,40 @@ func NextEntry(b []byte) (e Entry, rest []byte, ok bool) {
 		return e, nil, false
 	}
 	e.RSN = le.Uint64(b)
-	if e.Key, rest, ok = takeBytes(b[8:], MaxKey); !ok {
+	if e.Key, rest, ok = takeKey(b[8:]); !ok {
 		return e, nil, false
 	}
 	e.Data, rest, ok = takeBytes(rest, MaxData)
 	return e, rest, ok
 }
 
+// Cond says which version of a condition function a node has.
+type Cond struct {
+	ID, Version uint32
+}
+
+const condSize = 8
+
+// AppendCond adds a row.
+func AppendCond(b []byte, c Cond) []byte {
+	return le.AppendUint32(le.AppendUint32(b, c.ID), c.Version)
+}
+
+// NextCond takes the first row off.
+func NextCond(b []byte) (c Cond, rest []byte, ok bool) {
+	if len(b) < condSize {
+		return c, nil, false
+	}
+	return Cond{le.Uint32(b), le.Uint32(b[4:])}, b[condSize:], true
+}
+
 func appendBytes(b, v []byte) []byte { return append(le.AppendUint32(b, uint32(len(v))), v...) }
+
+// takeKey reads a key, which has at least one byte.
+func takeKey(b []byte) (v, rest []byte, ok bool) {
+	v, rest, ok = takeBytes(b, MaxKey)
+	return v, rest, ok && len(v) > 0
+}
 
 // takeBytes reads a u32 length and that many bytes.
 func takeBytes(b []byte, limit int) (v, rest []byte, ok bool) {
