@@ -38,7 +38,7 @@ func TestRingMeasuresEverybody(t *testing.T) {
 	testenv.Need(t, testenv.Linux, testenv.Ramdisk, testenv.TwoCPUs, testenv.NoRace)
 	var progress bytes.Buffer
 	dir := testenv.ShmDir(t)
-	report, err := Ring(t.Context(), RingOptions{Dir: dir, Rounds: 2, Slice: 2 * time.Millisecond, Progress: &progress})
+	report, err := Ring(t.Context(), RingOptions{Dir: dir, Rounds: 1, Slice: 2 * time.Millisecond, Progress: &progress})
 	if err != nil {
 		t.Fatalf("%v\n%s", err, &progress)
 	}
@@ -50,16 +50,16 @@ func TestRingMeasuresEverybody(t *testing.T) {
 		t.Errorf("%d results of %d contestants", len(report.Results), len(peers))
 	}
 	for i, x := range report.Results {
-		if x.Peer != peers[i] || x.Suite != "ring" || x.Reps != 2 ||
-			!(x.MopsMin > 0 && x.MopsMin <= x.Mops && x.Mops <= x.MopsMax) || !(x.P50 > 0 && x.P50 <= x.P99 && x.P99 <= x.Max) {
+		if x.Peer != peers[i] || x.Suite != "ring" || x.Reps != 1 ||
+			!(x.MopsMin > 0 && x.MopsMin <= x.Mops && x.Mops <= x.MopsMax) || !(x.P50 > 0 && x.P50 <= x.P99 && x.P99 <= 1.01*x.Max) {
 			t.Errorf("impossible: %+v", x)
 		}
 	}
-	if want := 3 * (len(peers) - 3); len(report.Ratios) != want {
+	if want := 2 * 3 * (len(peers) - 3); len(report.Ratios) != want {
 		t.Errorf("%d ratios, want %d", len(report.Ratios), want)
 	}
 	for _, x := range report.Ratios {
-		if !strings.HasPrefix(x.Name, "rtt: ring-") || !(x.Q1 > 0 && x.Q1 <= x.Value && x.Value <= x.Q3) {
+		if !strings.HasPrefix(x.Name, "rtt") || !(x.Q1 > 0 && x.Q1 <= x.Value && x.Value <= x.Q3) {
 			t.Errorf("impossible: %+v", x)
 		}
 	}

@@ -335,7 +335,7 @@ func (a *actor) insert(db *DB, key []byte, hash uint64, cell *shm.Word64, at *sp
 
 func (a *actor) insertLatched(db *DB, bk *bucket, key []byte, hash uint64, cell *shm.Word64, at *spot, c int) error {
 	s := a.s
-	if s.gate.Gate.Load()&3 != shm.GateOpen {
+	if s.gate.Gate.Load()&3 != shm.GateOpen && s.slot != DispatcherSlot {
 		return errGate
 	}
 	if there, err := db.find(hash, key, at); there || err != nil {

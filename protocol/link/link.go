@@ -199,7 +199,8 @@ type peer struct {
 	srtt      Instant
 	ch        [2]channel
 	// Datagrams outside the channels: each is handed in once at most.
-	beacon  uint64 // the highest packet number
+	said    uint64 // sequence of our last one
+	beacon  uint64 // the highest sequence that has come
 	beacons uint64 // bit i: beacon-i has come
 	partial *part  // the one that is being put together
 }
@@ -380,7 +381,8 @@ func (l *Link) beacon(to wire.PNN, epoch wire.Epoch, packet []byte) {
 		h.MsgID, h.Count = l.msgID, uint16(pieces)
 	}
 	for i := range pieces {
-		h.Index = uint16(i)
+		l.peers[to].said++
+		h.Index, h.Seq = uint16(i), l.peers[to].said
 		l.emit(to, h, packet[i*room:min(len(packet), (i+1)*room)])
 	}
 }

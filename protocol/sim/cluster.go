@@ -1,7 +1,6 @@
 package sim
 
 import (
-	"container/heap"
 	"encoding/binary"
 	"fmt"
 	"hash"
@@ -50,12 +49,16 @@ type Mix struct {
 	Stall              float64 // chance that a client is slow inside an operation
 	Policy             string
 	Keys               int
-	MTU                int // of the link; 0: its default. Small ones make fragments of everything
+	Cap                int     // bytes of a store, a third of them in reserve; 0: no bound
+	Open               bool    // databases are opened by those who use them
+	Drain              float64 // nodes that leave on purpose
+	File               float64 // changes of the nodes file
+	Arbiter            bool    // half of the nodes go on with its lock
 }
 
 func (m Mix) String() string {
-	return fmt.Sprintf("nodes %d clients %d ms %d loss %.2f repeat %.2f delay %dus tail %dus drift %.3f crash %.1f warm %.1f pause %.1f cut %.1f oneway %.1f kill %.1f full %.1f stall %.2f policy %s keys %d mtu %d",
-		m.Nodes, m.Clients, m.Millis, m.Loss, m.Repeat, m.Delay/us, m.Tail/us, m.Drift, m.Crash, m.Warm, m.Pause, m.Cut, m.OneWay, m.Kill, m.Full, m.Stall, m.Policy, m.Keys, m.MTU)
+	return fmt.Sprintf("nodes %d clients %d ms %d loss %.2f repeat %.2f delay %dus tail %dus drift %.3f crash %.1f warm %.1f pause %.1f cut %.1f oneway %.1f kill %.1f full %.1f stall %.2f policy %s keys %d cap %d open %v drain %.1f file %.1f arbiter %v",
+		m.Nodes, m.Clients, m.Millis, m.Loss, m.Repeat, m.Delay/us, m.Tail/us, m.Drift, m.Crash, m.Warm, m.Pause, m.Cut, m.OneWay, m.Kill, m.Full, m.Stall, m.Policy, m.Keys, m.Cap, m.Open, m.Drain, m.File, m.Arbiter)
 }
 
 // Cluster is one run.
@@ -65,6 +68,7 @@ type Cluster struct {
 	rng     *rand.Rand
 	now     instant // real time, which no node sees
 	events  events
+	buffers [][]byte // of datagrams that have arrived
 	seq     uint64
 	hosts   []*host
 	cutTo   [wire.MaxNodes]wire.Set // from → to whom nothing gets through
@@ -80,34 +84,8 @@ type Cluster struct {
 	figures bool               // for measuring, not for checking
 	control map[wire.Op]int    // messages of recoveries, if it is not nil
 	claimed [wire.MaxNodes]int // claims sent to each node, counted with them
-}
-
-type event struct {
-	at  instant
-	seq uint64
-	f   func()
-}
-
-type events []event
-
-func (e events) Len() int { return len(e) }
-func (e events) Less(i, j int) bool {
-	return e[i].at < e[j].at || e[i].at == e[j].at && e[i].seq < e[j].seq
-}
-func (e events) Swap(i, j int) { e[i], e[j] = e[j], e[i] }
-func (e *events) Push(v any)   { *e = append(*e, v.(event)) }
-func (e *events) Pop() any {
-	old := *e
-	v := old[len(old)-1]
-	old[len(old)-1].f = nil
-	*e = old[:len(old)-1]
-	return v
-}
-
-// after runs f in d of real time.
-func (c *Cluster) after(d instant, f func()) {
-	c.seq++
-	heap.Push(&c.events, event{c.now + max(d, 0), c.seq, f})
+	files   []wire.Set         // unused lines by version of the nodes file
+	lock    arbiterLock
 }
 
 func (c *Cluster) trace(format string, args ...any) {
@@ -140,6 +118,10 @@ type host struct {
 	tickAt  instant
 	room    uint32
 	inc     uint64
+	told    protocol.Epoch // of the newest event
+	file    uint32
+	drains  bool
+	noLock  instant // until then the arbiter is out of reach
 }
 
 // clock is the host's own reading of real time t.
@@ -178,7 +160,7 @@ func (h *host) boot() {
 	h.start++
 	h.up, h.paused, h.backlog = true, false, nil
 	h.inc = h.c.rng.Uint64() | 1
-	l, err := link.New(link.Config{Self: h.pnn, Nodes: len(h.c.hosts), Incarnation: h.inc, Cluster: 0x6d7a, MTU: h.c.mix.MTU})
+	l, err := link.New(link.Config{Self: h.pnn, Nodes: len(h.c.hosts), Incarnation: h.inc, Cluster: 0x6d7a, MTU: h.c.mtu()})
 	if err != nil {
 		panic(err)
 	}
@@ -193,10 +175,25 @@ func (h *host) boot() {
 		plant = ""
 	}
 	h.node = protocol.New(h.now(), protocol.Config{Self: h.pnn, Nodes: len(h.c.hosts), Incarnation: h.inc, Seed: h.c.rng.Uint64(), WallMS: int64(1_700_000_000_000 + h.c.now/ms), Start: h.now(),
-		Hash: hashKey, Mode: modeOf, Conditions: h.c.conf, Policy: policyByName(h.c.mix.Policy), Plant: plant, MaxPending: 4096, MaxParked: 4096,
+		Hash: hashKey, Mode: h.c.mode(), NodesFile: h.file, Unused: h.c.files[h.file], Arbiter: h.c.mix.Arbiter, RoomShare: h.c.mix.share(), Conditions: h.c.conf, Policy: policyByName(h.c.mix.Policy), Plant: plant, MaxPending: 4096, MaxParked: 4096,
 		Fault: func(what string) { h.c.check.fail("fault", "node %d: %s", h.pnn, what) }}, h.stable, hostStore{h})
-	h.tickAt = 0
+	h.tickAt, h.drains = 0, false
 	h.flush()
+}
+
+// mode is the fixed table of databases, if they are not opened.
+func (c *Cluster) mode() func(db uint32) protocol.Mode {
+	if c.mix.Open {
+		return nil
+	}
+	return modeOf
+}
+
+func (m *Mix) share() int {
+	if m.Cap > 0 {
+		return 64
+	}
+	return 0
 }
 
 func hashKey(db uint32, key []byte) uint64 {
@@ -261,6 +258,12 @@ func (h *host) flush() {
 			}
 			h.link.Send(h.now(), s.To, s.Ch, s.Epoch, s.DBID, s.Packet, s.Token)
 		}
+		if e.Event.Epoch != 0 {
+			h.c.check.event(h, &e.Event)
+		}
+		if e.LockValue != 0 {
+			h.c.store(h, e.LockValue)
+		}
 		for i := range e.Replies {
 			r := e.Replies[i]
 			r.Data = append([]byte(nil), r.Data...)
@@ -284,13 +287,16 @@ func (h *host) flush() {
 	at = max(at, h.c.now+us)
 	if h.tickAt == 0 || at < h.tickAt || h.tickAt <= h.c.now {
 		h.tickAt = at
-		h.later(at-h.c.now, func() {
-			h.link.Tick(h.now())
-			h.node.Tick(h.now())
-			if h.tickAt <= h.c.now {
-				h.tickAt = 0
-			}
-		})
+		h.c.schedule(at-h.c.now, event{host: h, start: h.start})
+	}
+}
+
+// tick is the dispatcher's timer.
+func (h *host) tick() {
+	h.link.Tick(h.now())
+	h.node.Tick(h.now())
+	if h.tickAt <= h.c.now {
+		h.tickAt = 0
 	}
 }
 
@@ -330,7 +336,7 @@ func (h *host) transmit() {
 	c := h.c
 	for _, d := range h.link.Take() {
 		to := c.hosts[d.To]
-		b := append([]byte(nil), d.Bytes...)
+		b := d.Bytes
 		c.hash.Write(b[:64])
 		for n := 1; n > 0; n-- {
 			if c.faults && c.chance(c.mix.Repeat) {
@@ -351,11 +357,7 @@ func (h *host) transmit() {
 			if c.faults && c.chance(0.02) {
 				delay += c.between(0, c.mix.Tail)
 			}
-			c.after(delay, func() {
-				if to.up {
-					to.run(func() { to.link.Receive(to.now(), b, handler{to}) })
-				}
-			})
+			c.schedule(delay, event{host: to, b: c.buffer(b)})
 		}
 	}
 }
@@ -478,6 +480,7 @@ func (h *host) crash(cold bool) {
 		h.c.check.lifeEnds(h)
 		h.seg = newSegment(h, 0)
 		h.stable = protocol.NewStable()
+		h.file = uint32(len(h.c.files) - 1)
 	}
 }
 

@@ -51,7 +51,7 @@ func samples() []Message {
 			m.Rows = batch
 		case ReplyError:
 			m.Status, m.Data = NotLocked, []byte("the lock was held for 500 ms")
-		case ReplyDBInfo:
+		case ReplyDBInfo, OpenDB, DBTable:
 			m.Data, m.Mode, m.Conds = []byte("locking"), ModePieces, AppendCond(AppendCond(nil, Cond{0, 1}), Cond{16, 3})
 		}
 		ms = append(ms, m)
@@ -76,7 +76,7 @@ var envelopes = []struct {
 	{"CONTROL, cancelled by a higher ballot", Header{Flags: FlagControl, Cluster: 0xc1c1c1c1, Src: 1, Dst: 2, SrcInc: 0x11, DstInc: 0x22, Epoch: 0x60002, Packet: 11, Seq: 5}, ""},
 	{"DATA, nothing but acknowledgements", Header{Flags: FlagData | FlagAck, Cluster: 0xc1c1c1c1, Src: 1, Dst: 2, SrcInc: 0x11, DstInc: 0x22, Epoch: 0x50003, Packet: 12, Ack: 6, AckBits: 1}, ""},
 	{"DATA, sequence 7 refused", Header{Flags: FlagData | FlagRefused, Cluster: 0xc1c1c1c1, Src: 1, Dst: 2, SrcInc: 0x11, DstInc: 0x22, Epoch: 0x40001, Packet: 13, Ack: 7}, ""},
-	{"PING, the first", Header{Flags: FlagPing, Cluster: 0xc1c1c1c1, Src: 1, Dst: 2, SrcInc: 0x11, Packet: 14}, "packet"},
+	{"PING, the first", Header{Flags: FlagPing, Cluster: 0xc1c1c1c1, Src: 1, Dst: 2, SrcInc: 0x11, Packet: 14, Seq: 1}, "packet"},
 	{"challenge", Header{Flags: FlagPing | FlagAck, Cluster: 0xc1c1c1c1, Src: 1, Dst: 2, SrcInc: 0x11, DstInc: 0x33, Packet: 15}, ""},
 	{"answer to challenge 15", Header{Flags: FlagPong | FlagAck, Cluster: 0xc1c1c1c1, Src: 2, Dst: 1, SrcInc: 0x33, DstInc: 0x11, Packet: 1, Ack: 15}, ""},
 }
@@ -303,7 +303,7 @@ func TestBadValues(t *testing.T) {
 	bad("pieces shorter than the data", ReplyDMaster, func(p []byte) { p[len(p)-4]-- })
 	bad("member twice", NewMap, func(p []byte) { copy(p[16+44:], p[16:16+44]) })
 	bad("text is not UTF-8", ReplyError, func(p []byte) { p[24] = 0xff })
-	bad("unknown memory", Promise, func(p []byte) { p[4+8+8+4+88] = 3 })
+	bad("unknown memory", Promise, func(p []byte) { p[4+8+8+4+88] = 4 })
 	bad("claim of no kind", Claims, func(p []byte) { p[8] = 0 })
 }
 
@@ -342,7 +342,7 @@ func TestHeaderKinds(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	data, ping := kind(FlagData, 7, 8), kind(FlagPing, 0, 0)
+	data, ping := kind(FlagData, 7, 8), kind(FlagPing, 7, 0)
 	frag := kind(FlagData|FlagFrag, 7, 8)
 	frag.Index, frag.Count = 1, 2
 	check("DATA", data, "x", true)
@@ -359,8 +359,8 @@ func TestHeaderKinds(t *testing.T) {
 	check("two channels", kind(FlagData|FlagControl, 7, 8), "x", false)
 	check("empty DATA", data, "", false)
 	check("DATA without a sequence", kind(FlagData, 0, 8), "x", false)
-	check("PING with a sequence", kind(FlagPing, 1, 0), "x", false)
-	check("PING with an ack", kind(FlagPing, 0, 1), "x", false)
+	check("PING without a sequence", kind(FlagPing, 0, 0), "x", false)
+	check("PING with an ack", kind(FlagPing, 7, 1), "x", false)
 	check("ack with a payload", kind(FlagData|FlagAck, 0, 8), "x", false)
 	check("ack with a sequence", kind(FlagData|FlagAck, 1, 8), "", false)
 	check("refusal of nothing", kind(FlagData|FlagRefused, 0, 0), "", false)
