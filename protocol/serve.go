@@ -532,8 +532,10 @@ func (n *Node) requestDMaster(from PNN, m *Message) Verdict {
 			n.dropCarry(r, i)
 		}
 	}
-	if to != n.cfg.Self && n.copies > 0 && int64(n.store.Room())-n.roomOut-n.copies < int64(len(m.Data)) && n.plant != plantCarryAll {
-		// The copy may have to become the record here. One is always let through.
+	if to != n.cfg.Self && n.through > 0 && int64(n.store.Room())-n.roomOut-n.copies < int64(len(m.Data)) && n.plant != plantCarryAll {
+		// The copy may have to become the record here. One is always let through: its
+		// receiver has promised room, so it does not stay. Copies of what left this
+		// node are no reason to wait, as two nodes could wait for each other.
 		n.crowded = true
 		return NotYet
 	}
@@ -550,6 +552,8 @@ func (n *Node) requestDMaster(from PNN, m *Message) Verdict {
 	acc, _ := n.s.Map.pnn(m.LAccessor)
 	c := n.carry(r, to, m.ReqID, &Record{RSN: m.RSN, LAccessor: acc, LACount: m.LACount, Data: m.Data, Tags: m.Tags})
 	c.dones = append(c.dones, m.Dones...)
+	c.through = true
+	n.through++
 	n.note(r, m.RSN, m.Data)
 	n.sendRecord(wire.ReplyDMaster, to, r, c, to)
 	return Handled
