@@ -19,6 +19,9 @@ func (n *Node) request(m *Message) Verdict {
 	r := n.rec(m.DBID, m.Key)
 	deadline := n.now + Instant(m.Timeout)*ms
 	if behind, stay := n.serve(r, m, src, nil, deadline, nil); stay {
+		if n.parkedN >= n.cfg.MaxParked && behind != 0 {
+			return NotYet // it may have run already, so it can't be refused here
+		}
 		if n.parkedN >= n.cfg.MaxParked {
 			n.replyError(m, src, wire.NoMemory)
 			return Handled
@@ -75,7 +78,9 @@ func (n *Node) drain(r *rec) {
 			pk.behind = 0
 			pk.m.Via = 0
 		}
-		if pk.behind != 0 && pk.deadline > n.now && !n.store.Look(r.db, r.key, &n.view) {
+		// Whoever waits for the record waits till it comes, REQTIMEOUT or not: what is
+		// sent again after a recovery may have run, and only the record's done list knows.
+		if pk.behind != 0 && (pk.deadline > n.now || n.plant != plantTimeoutBehind) && !n.store.Look(r.db, r.key, &n.view) {
 			i++
 			continue
 		}

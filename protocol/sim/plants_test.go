@@ -10,7 +10,7 @@ import (
 // quick are the planted bugs that random runs see soon.
 var quick = []string{"no-fence", "ack-frozen", "same-vnn", "no-copy-claims", "no-epoch-check", "keep-rsn", "no-done-list", "forget-grants",
 	"keep-dead-pieces", "move-locked", "journal-late", "stale-keeps", "store-without-lock", "old-ballot", "two-registrars", "no-table", "drain-full",
-	"forget-moves"}
+	"forget-moves", "no-event", "fresh-counts", "park-behind-any", "lock-forgets"}
 
 // told are those that a scenario of protocol/testdata shows.
 var told = map[string]string{
@@ -22,6 +22,7 @@ var told = map[string]string{
 	"stale-keeps":        "partitions",
 	"store-without-lock": "locks",
 	"abandon-first":      "abandoned_done",
+	"timeout-behind":     "late_done",
 	"promise-twice":      "no_room_twice",
 	"no-event":           "handover_recovery",
 	"drain-full":         "drain",
