@@ -216,7 +216,7 @@ func owns(i int, key, l string) func(c *pieceClient) {
 }
 
 // piecesRuns bounds the searches with two deaths in the short form.
-const piecesRuns = 4000
+const piecesRuns = 1500
 
 var piecesKillCases = []piecesCase{
 	{name: "append to nothing", do: []func(c *pieceClient){func(c *pieceClient) { c.add("k", "a", false) }}},
