@@ -753,9 +753,7 @@ func (d *Dispatcher) Rung(f func(db uint32, key []byte)) {
 			continue
 		}
 		for set := w.Swap(0); set != 0; set &= set - 1 {
-			for _, w := range d.bits[uint(i*64)+uint(bits.TrailingZeros64(set))] {
-				d.told = append(d.told, w)
-			}
+			d.told = append(d.told, d.bits[uint(i*64)+uint(bits.TrailingZeros64(set))]...)
 		}
 	}
 	for _, w := range d.told {
