@@ -21,6 +21,10 @@ type actor struct {
 	bigClass [bigSlots]uint8
 	free     *lock // locks at hand, nfree of them
 	nfree    int
+	words    wordSlots // of the piece index
+	look     look      // what the running call has seen of its record
+	// arriving: the running call may use the reserve.
+	arriving bool
 	held     *lock // records locked through the Handle that has the actor, the last first
 
 	_   [64]byte // keeps use off the lines that the owner writes

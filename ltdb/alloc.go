@@ -295,17 +295,21 @@ func (a *actor) filled(c int) {
 func (a *actor) newSpan(c int, cl *classLine) bool {
 	s := a.s
 	free, first := 0, -1
+	reserve := s.reserve
+	if a.arriving {
+		reserve = 0
+	}
 	for i := range s.spans {
 		if s.spans[i].word.Load() == 0 {
 			if first < 0 {
 				first = i
 			}
-			if free++; free > s.reserve {
+			if free++; free > reserve {
 				break
 			}
 		}
 	}
-	if free <= s.reserve {
+	if free <= reserve {
 		return false
 	}
 	for i := first; i < len(s.spans); i++ {

@@ -17,8 +17,8 @@ const (
 	// KV: values are overwritten, appended bytes are plain data.
 	KV Mode = iota + 1
 	// Pieces: values are made of the pieces of living clients. Only a
-	// conditional append and a removal change them, which need the dispatcher's
-	// tables; Store, Append and Delete return ErrMode.
+	// conditional append and a removal change them; Store and Append return
+	// ErrMode, and so does Delete of a record that has pieces.
 	Pieces
 )
 

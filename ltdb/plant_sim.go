@@ -15,6 +15,9 @@ package ltdb
 //	wakeall    repair wakes nobody
 //	pass       a sleeper that was woken and takes no lock does not wake the others
 //	unlatchfirst  an insert releases the latch before it clears j.new
+//	livefirst  an append makes its piece live before it has locked the record
+//	nobusy     an append does not say that it is busy
+//	armlate    a waiting append arms the record without looking whether it has changed
 //
 // Set before the tasks start.
 var Plant string

@@ -209,6 +209,9 @@ func (a *actor) publish(at *spot, cell *shm.Word64, id uint64, unlock bool) erro
 		h.jNew.Store(0)
 		h.jOld.Store(0)
 	}
+	if at.meta&(flagAttended<<24|metaWaited) != 0 {
+		s.changed(at)
+	}
 	if unlock {
 		cell.Store(0)
 	}
