@@ -123,7 +123,7 @@ func Run(o Options) (res Result) {
 	c.until(instant(c.mix.Millis) * ms)
 	c.heal()
 	c.check.settle()
-	res.Undecided = c.check.linearizable(2 * time.Second)
+	res.Undecided = c.check.linearizable()
 	res.Failures, res.Hash, res.Acked, res.Recovered, res.Steps = c.check.failures, c.hash.Sum64(), c.check.acked, c.check.recovs, c.steps
 	res.Virtual = time.Duration(c.now)
 	res.Histories = len(c.check.keys)

@@ -59,7 +59,7 @@ func Script(script string) (transcript string, failures []Failure) {
 	s.c.rules = nil
 	s.c.heal()
 	s.c.check.settle()
-	if n := s.c.check.linearizable(0); n > 0 {
+	if n := s.c.check.linearizable(); n > 0 {
 		s.c.check.fail("S3", "%d histories undecided", n)
 	}
 	return s.out.String(), s.c.check.failures
