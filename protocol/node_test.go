@@ -58,8 +58,10 @@ func (s *flat) Holder(db uint32, key []byte) protocol.ClientID {
 	return 0
 }
 
-func (s *flat) Unlock(db uint32, key []byte)                                   { s.at(db, key).holder = 0 }
-func (s *flat) UnlockTo(db uint32, key []byte, c protocol.ClientID)            { s.at(db, key).holder = 0 }
+func (s *flat) Unlock(db uint32, key []byte) { s.at(db, key).holder = 0 }
+func (s *flat) UnlockTo(db uint32, key []byte, c protocol.ClientID, _ uint64) {
+	s.at(db, key).holder = 0
+}
 func (s *flat) Remove(db uint32, key []byte)                                   { r := s.at(db, key); r.there, r.holder = false, 0 }
 func (s *flat) Attend(uint32, []byte, bool)                                    {}
 func (s *flat) Room() uint32                                                   { return 1 << 20 }

@@ -321,6 +321,7 @@ func (n *Node) Abandon(now Instant, c ClientID, cookie uint64) {
 	for _, p := range n.s.pend {
 		if p != nil && p.client == c && p.cookie == cookie {
 			p.abandoned = true
+			n.rec(p.m.DBID, p.m.Key) // it ends now if it is parked here
 		}
 	}
 	n.finish()
@@ -338,6 +339,7 @@ func (n *Node) ClientGone(now Instant, c ClientID) {
 			continue
 		}
 		p.abandoned = true
+		n.rec(p.m.DBID, p.m.Key)
 		switch p.m.Op {
 		case wire.ReqConditionalAppend:
 			appends[p.opid] = true

@@ -321,7 +321,7 @@ func (n *Node) attend(r *rec) {
 // lockFor gives the lock that the dispatcher holds to who asked.
 func (n *Node) lockFor(r *rec, m *Message, src PNN, p *pending) {
 	if p != nil {
-		n.store.UnlockTo(r.db, r.key, p.client)
+		n.store.UnlockTo(r.db, r.key, p.client, p.cookie)
 		n.complete(p, wire.OK, n.view.Data, n.view.RSN, 0, 0)
 		return
 	}
@@ -421,6 +421,9 @@ func (n *Node) plan(r *rec, m *Message, src PNN, mode Mode) (st wire.Status, dat
 // commit publishes a new value and releases the lock.
 func (n *Node) commit(r *rec, m *Message, src PNN, p *pending, data, tags []byte) {
 	n.put = Record{RSN: n.view.RSN + 1, LAccessor: n.view.LAccessor, LACount: n.view.LACount, Data: data, Tags: tags}
+	if p != nil {
+		n.put.Cookie = p.cookie
+	}
 	if !n.store.Publish(r.db, r.key, &n.put, false) {
 		n.store.Unlock(r.db, r.key)
 		n.answer(m, src, p, wire.NoMemory, nil, 0, 0)
