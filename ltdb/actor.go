@@ -25,7 +25,9 @@ type actor struct {
 	look     look      // what the running call has seen of its record
 	// arriving: the running call may use the reserve.
 	arriving bool
-	held     *lock // records locked through the Handle that has the actor, the last first
+	// elsewhere is asked about orphans whose record is not here; nil: erase them.
+	elsewhere func(p *PieceEntry) bool
+	held      *lock // records locked through the Handle that has the actor, the last first
 
 	_   [64]byte // keeps use off the lines that the owner writes
 	use atomic.Uint32

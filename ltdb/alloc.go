@@ -1,10 +1,6 @@
 package ltdb
 
-import (
-	"context"
-
-	"github.com/mainzdb/mainz/shm"
-)
+import "github.com/mainzdb/mainz/shm"
 
 // The allocator. Memory is cut into spans, each of one class of blocks. A
 // class has a free list, under its latch, and a span that new blocks are
@@ -156,7 +152,7 @@ func (a *actor) reserveSlow(c, n int) error {
 		}
 		switch try {
 		case 0: // before anything fails, take back what the dead hold
-			if _, err := a.s.Recover(context.Background()); err != nil {
+			if _, err := a.s.c.RecoverAll(); err != nil {
 				return err
 			}
 		case 1:

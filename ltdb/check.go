@@ -227,7 +227,9 @@ func (k *checker) record(db *DB, n uint64, w *shm.Word64, e uint64, keys map[str
 	switch owner := entryOwner(e); {
 	case owner == 0:
 	case owner == DispatcherSlot:
-		k.bad("%s: locked by the dispatcher, which has no line for it", where)
+		if k.r.Locked++; !s.managed() {
+			k.bad("%s: locked by the dispatcher, and there never was one", where)
+		}
 	case owner > s.seg.Slots() || s.seg.Slot(owner).Live.Load() == 0:
 		k.bad("%s: locked by slot %d, which is nobody's", where, owner)
 	default:
@@ -250,7 +252,11 @@ func hasCell(s *Store, slot uint32, off shm.Offset) bool {
 }
 
 func (k *checker) slots() {
-	for i := uint32(1); i <= k.s.seg.Slots(); i++ {
+	for n := range k.s.seg.Slots() + 1 {
+		i := n
+		if n == 0 {
+			i = DispatcherSlot
+		}
 		free := k.s.seg.Slot(i).Live.Load() == 0
 		b := shm.At[body](k.s.r, k.s.seg.SlotBody(i))
 		for n := range b.handles {

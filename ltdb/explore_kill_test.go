@@ -28,12 +28,12 @@ func keysIn(db *DB, bucket uint64, n int) []string {
 
 // sameBucket returns n keys of one bucket of the tiny world.
 func sameBucket(n int) []string {
-	return keysIn(&DB{id: databaseID(worldDB), mask: 63}, 5, n)
+	return keysIn(&DB{id: databaseID(worldDB), probe: probe{mask: 63}}, 5, n)
 }
 
 // otherBucket returns n keys of another one.
 func otherBucket(n int) []string {
-	return keysIn(&DB{id: databaseID(worldDB), mask: 63}, 6, n)
+	return keysIn(&DB{id: databaseID(worldDB), probe: probe{mask: 63}}, 6, n)
 }
 
 // Values by the class of their block, for keys of 2 or 3 bytes: 56 bytes are

@@ -295,11 +295,15 @@ const (
 func layout() string {
 	return fmt.Sprint("ltdb 2 ",
 		bucketSize, blockHeaderSize, classLineSize, spanLineSize, databaseLineSize, conditionLineSize, MaxConditions, handleSize, unsafe.Sizeof(body{}),
-		nodeCommon, rungBits, changeWords, tagSize, pageClass, stateShift, stampShift, metaWaited,
+		ringsSize, nodeCommon, rungBits, changeWords, tagSize, pageClass, stateShift, stampShift, metaWaited,
 		unsafe.Offsetof(handle{}.jNew), unsafe.Offsetof(handle{}.magazine), unsafe.Offsetof(body{}.cells),
 		unsafe.Offsetof(databaseLine{}.buckets), unsafe.Offsetof(databaseLine{}.name),
 		tagShift, ownerShift, bitW, maxKey, magazineSize, classSizes)
 }
+
+// ringsSize is what a client has in shm.AreaRings: two rings of 256 cells, each
+// with the words before its cells, as package ring lays them out.
+const ringsSize = 2 * (512 + 256*64)
 
 // Places in the header's parameters.
 const (

@@ -13,6 +13,24 @@ func (s *Store) changed(at *spot) {
 	if at.meta&metaWaited != 0 {
 		s.bump(off)
 	}
+	if at.meta&(flagAttended<<24) != 0 && s.served() {
+		s.rung(at.entry)
+	}
+}
+
+// rungBit is the bit of the entry at off.
+func rungBit(off shm.Offset) uint { return uint(off / 8 % rungBits) }
+
+// rung tells the dispatcher to look at an entry. The bell is rung even if the
+// bit is set already: who has set it may have died before it rang.
+func (s *Store) rung(entry *shm.Word64) {
+	bit := rungBit(shm.OffsetOf(s.r, entry))
+	w, set := &s.node.rung[bit/64], uint64(1)<<(bit%64)
+	for v := w.Load(); v&set == 0 && !w.CAS(v, v|set); v = w.Load() {
+	}
+	if s.doorbell != nil {
+		s.doorbell()
+	}
 }
 
 func (s *Store) bump(off shm.Offset) {

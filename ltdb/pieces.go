@@ -207,7 +207,14 @@ func (db *DB) conditionalAppend(ctx context.Context, own *actor, id ConditionID,
 		return Piece{}, ErrNoCondition
 	}
 	t.hash = db.hash(key)
-	if err := db.decide(ctx, own, key, piece, &t); err != nil {
+	err := db.decide(ctx, own, key, piece, &t)
+	if err == ErrFull {
+		// The pieces of the dead take room as well.
+		if n, e := s.tidy(); e == nil && n > 0 {
+			err = db.decide(ctx, own, key, piece, &t)
+		}
+	}
+	if err != nil {
 		return Piece{}, db.giveUp(own, key, &t, err)
 	}
 	if db.mode == KV {
@@ -386,6 +393,9 @@ func (a *actor) refused(t *attempt, key []byte) error {
 // sees the flag; who changed it before makes us look again.
 func (a *actor) arm(t *attempt, key []byte) error {
 	s := a.s
+	// A sweep must not move the record between the lock and the flag.
+	a.h.busy.Store(1)
+	defer a.h.busy.Store(0)
 	var at spot
 	if planted("armlate") && a.look.found {
 		if ok, err := s.tryLock(t.db, key, t.hash, a.cell, nil, &at); err != nil {
@@ -700,9 +710,10 @@ func (a *actor) cutPiece(db *DB, key []byte, hash uint64, o OPID) (changed bool,
 	if err != nil || !ok {
 		a.cell.Store(0)
 		a.h.busy.Store(0)
-		l.at = at // for who spins
+		l.at, l.found = at, ok // for who spins, and for orphans
 		return false, err
 	}
+	l.found = true
 	if !a.copyRecord(len(key), &at) {
 		err = errBadBlock
 	} else {

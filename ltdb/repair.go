@@ -282,7 +282,8 @@ func (p *repairer) cell(cell *shm.Word64) {
 	s := p.s
 	if entry := s.entryAt(off); entry != nil {
 		me := ownedBy(p.slot)
-		if e := entry.Load(); e&ownerMask == me {
+		// What the dispatcher has locked its successor finds.
+		if e := entry.Load(); e&ownerMask == me && p.slot != DispatcherSlot {
 			if b := s.blockAt(entryRef(e), entryClass(e)); b != nil {
 				b.meta.Store(b.meta.Load() | flagOwnerDied<<24)
 			}
@@ -304,6 +305,9 @@ func (p *repairer) cell(cell *shm.Word64) {
 		}
 		// It may have died between a commit and the news of it.
 		s.bump(off)
+		if s.served() {
+			s.rung(entry)
+		}
 	}
 	cell.Store(0)
 }

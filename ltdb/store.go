@@ -51,7 +51,13 @@ type Options struct {
 	// Conditions are the caller's own condition functions, with ids from 16 on.
 	// ErrIncompatible if the segment knows an id under another name or version.
 	Conditions []Condition
-	Log        *slog.Logger // warnings about what was attached; nil: none
+	// Doorbell is called when a record was handed to the dispatcher, or one that
+	// it attends has changed: it wakes the dispatcher if that sleeps. It must
+	// neither block nor call the store. nil: the dispatcher looks by itself.
+	Doorbell func()
+	Log      *slog.Logger // warnings about what was attached; nil: none
+
+	dispatcher bool // the dispatcher's own store
 }
 
 // Store is one client's place in a segment: a process that shares its
@@ -72,6 +78,7 @@ type Store struct {
 	node      *nodeArea
 	condLines []conditionLine
 	conds     []Condition // this client's own
+	doorbell  func()
 	body      *body
 	dataStart shm.Offset
 	spanShift uint
@@ -135,7 +142,8 @@ func join(ctx context.Context, seg *shm.Segment, opts Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.c, err = seg.Join(ctx, shm.JoinOptions{Name: opts.Name, Repair: s.repair, Shared: s.shared})
+	s.doorbell = opts.Doorbell
+	s.c, err = seg.Join(ctx, shm.JoinOptions{Name: opts.Name, Dispatcher: opts.dispatcher, Repair: s.repair, Shared: s.shared})
 	if err != nil {
 		return nil, err
 	}
@@ -194,9 +202,9 @@ func segmentConfig(c Config) (shm.Config, error) {
 	if least := max(4096, largest); c.SpanSize&(c.SpanSize-1) != 0 || c.SpanSize < least || c.SpanSize > 1<<30 {
 		return shm.Config{}, fmt.Errorf("ltdb: spans of %d bytes: must be a power of two from %d, which holds the largest block, to %d", c.SpanSize, least, 1<<30)
 	}
-	const ringSize, nodeSize = 2 * 256 * 64, 256 << 10
+	const nodeSize = 256 << 10
 	fixed := []shm.AreaSpec{
-		{ID: shm.AreaRings, Size: uint64(c.Slots) * ringSize},
+		{ID: shm.AreaRings, Size: uint64(c.Slots) * ringsSize},
 		{ID: shm.AreaNode, Size: nodeSize},
 		{ID: shm.AreaDatabases, Size: databasesSize(uint64(c.Databases))},
 		{ID: shm.AreaClasses, Size: classes * classLineSize},
@@ -340,8 +348,14 @@ func (s *Store) Recover(context.Context) (int, error) {
 	return n, err
 }
 
-// managed reports whether a dispatcher lives in the segment.
-func (s *Store) managed() bool { return s.seg.Slot(DispatcherSlot).Live.Load() != 0 }
+// managed reports whether a dispatcher has ever had the segment. Then what the
+// dead leave is for a dispatcher to clear up, the next one if need be: only it
+// knows what is pending elsewhere.
+func (s *Store) managed() bool { return s.seg.Slot(DispatcherSlot).Generation.Load() != 0 }
+
+// served reports whether a dispatcher has the segment, be it a dead one that
+// nobody has recovered yet.
+func (s *Store) served() bool { return s.seg.Slot(DispatcherSlot).Live.Load() != 0 }
 
 // Close ends the client as its death would: locks are released, waits end
 // with ErrClosed. Handles that are still open keep the slot until they are

@@ -47,7 +47,6 @@ var exploreFull = flag.Bool("explore.full", false, "explore: any number of preem
 type rig struct {
 	*explore.Run
 	r         *shm.Region
-	cells     int
 	acked     []uint64            // commits that have returned
 	delivered map[uint64]int      // how often
 	order     map[uint64][]uint64 // by producer: what was delivered, first times only

@@ -32,6 +32,9 @@ type Client struct {
 // JoinOptions describes a client.
 type JoinOptions struct {
 	Name string // shown to others
+	// Dispatcher takes the dispatcher's slot instead of a client's. ErrInUse
+	// while another dispatcher has it. The caller holds the owner lock.
+	Dispatcher bool
 	// Repair finishes or undoes what the handles of a dead slot had begun and
 	// releases all it held (steps a to f of docs/memory.md, "When a client
 	// dies"). The slot's process runs no more, and no other client repairs it
@@ -81,6 +84,22 @@ func (s *Segment) Join(ctx context.Context, opts JoinOptions) (*Client, error) {
 		return nil, fmt.Errorf("shm: join %s: %w", s.dir, errReplaced)
 	}
 	return c, nil
+}
+
+// candidates are the slots that the client may take, from first to last.
+func (c *Client) candidates() (first, last uint32) {
+	if c.opts.Dispatcher {
+		return DispatcherSlot, DispatcherSlot
+	}
+	return 1, c.seg.Slots()
+}
+
+// noSlot says that none of them can be had.
+func (c *Client) noSlot(live, dead int) error {
+	if c.opts.Dispatcher {
+		return fmt.Errorf("the dispatcher's slot has a tenant: %w; stop that dispatcher first", ErrInUse)
+	}
+	return &NoSlotsError{Slots: int(c.seg.Slots()), Live: live, Dead: dead}
 }
 
 // became makes c the tenant of slot i and writes down who it is.

@@ -116,7 +116,7 @@ int main(int argc, char **argv)
 		send(fd, mem[0], size, MSG_DONTWAIT);
 		for (uint64_t end = now() + 1000000; !ok && now() < end;)
 			ok = recv(fd, mem[0], slot, MSG_DONTWAIT) > 0;
-		if (now() - start > 5000000000ull) {
+		if (now() - start > 60000000000ull) {
 			fprintf(stderr, "no answer\n");
 			return 1;
 		}
