@@ -1,6 +1,7 @@
 package protocol_test
 
 import (
+	"bytes"
 	"fmt"
 	"testing"
 
@@ -98,6 +99,10 @@ func (s *flat) Each(f func(db uint32, key []byte, rsn uint64)) {
 type yes struct{}
 
 func (yes) Check(uint32, []byte, []byte, []byte) (bool, bool) { return true, true }
+
+func (yes) Find(_ uint32, data, what []byte) (int, int, bool) {
+	return bytes.Index(data, what), len(what), true
+}
 
 // couple is a cluster whose messages arrive at once, handled and acknowledged.
 type couple struct {

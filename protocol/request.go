@@ -23,6 +23,8 @@ func (n *Node) Submit(now Instant, c ClientID, cookie uint64, m *Message) (OPID,
 	}
 	o := p.opid
 	switch {
+	case m.Op == wire.ReqConditionalAppend && m.Piece != (OPID{}):
+		// The client has the piece in its index already, under a name of its own.
 	case m.Op == wire.ReqConditionalAppend && n.cfg.Mode(m.DBID) == Pieces:
 		n.s.Prepare(o, c, m.DBID, m.Key, m.Data)
 	case m.Op == wire.ReqRemoveTrigger:
