@@ -139,6 +139,9 @@ func (c *Client) attach(ctx context.Context, dir string) error {
 	return nil
 }
 
+// Dir is the directory that the client has attached to.
+func (c *Client) Dir() string { return c.store.Dir() }
+
 // Close ends the client as its death would: locks are released, pieces removed,
 // waits end with ErrClosed. Idempotent.
 func (c *Client) Close() error {
