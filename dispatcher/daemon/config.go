@@ -106,8 +106,10 @@ type parsed struct {
 func parse(name string, args []string, env func(string) (string, bool), stderr io.Writer) (*parsed, error) {
 	p := &parsed{Config: defaults(), source: map[string]string{}}
 	flags := flag.NewFlagSet(name, flag.ContinueOnError)
-	flags.SetOutput(stderr)
-	flags.Usage = func() {
+	flags.SetOutput(io.Discard)
+	flags.Usage = func() {}
+	help := func() {
+		flags.SetOutput(stderr)
 		fmt.Fprintf(stderr, "Usage: %s [flags]\n\nServes one node until it gets SIGTERM.\n\nExamples:\n  %s --dir /dev/shm/mainz/prod/0/v1 --group mainz\n  %s --wipe --size 1GiB\n\nFlags:\n", name, name, name)
 		flags.PrintDefaults()
 	}
@@ -121,8 +123,12 @@ func parse(name string, args []string, env func(string) (string, bool), stderr i
 			return nil
 		})
 	}
-	if err := flags.Parse(args); err != nil {
+	switch err := flags.Parse(args); {
+	case errors.Is(err, flag.ErrHelp):
+		help()
 		return nil, err
+	case err != nil:
+		return nil, fmt.Errorf("%w: %w; see %s --help", errUsage, err, name)
 	}
 	if flags.NArg() > 0 {
 		return nil, fmt.Errorf("%w: argument %q: there are only flags; see %s --help", errUsage, flags.Arg(0), name)
