@@ -204,7 +204,11 @@ func TestTorture(t *testing.T) {
 		return cmd
 	}
 	procs := []*exec.Cmd{startClient(0), startClient(1)}
-	for k := range kills(12) {
+	short := 12
+	if testing.Short() {
+		short = 4
+	}
+	for k := range kills(short) {
 		time.Sleep(time.Duration(rnd.IntN(40)) * time.Millisecond) // a random moment, not a wait
 		if k%3 != 1 {
 			_ = d.Process.Kill()

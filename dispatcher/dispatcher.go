@@ -236,11 +236,17 @@ func (d *Dispatcher) time() protocol.Instant {
 
 // Run serves until ctx ends, and answers then what has come in.
 func (d *Dispatcher) Run(ctx context.Context) error {
+	rung := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		d.stopping.Store(true)
 		d.door.Ring()
+		close(rung)
 	})
-	defer stop()
+	defer func() {
+		if !stop() {
+			<-rung // it uses the doorbell
+		}
+	}()
 	idle := d.opts.Idle.Start()
 	for !d.stopping.Load() {
 		if d.turn() {
