@@ -158,6 +158,13 @@ func (db *DB) through(ctx context.Context, m *wire.Message, late func(*pending))
 	return p, failed(ctx, p.status)
 }
 
+// giveBack ends the use of what through has returned.
+func (db *DB) giveBack(p *pending) {
+	if p != nil {
+		db.c.ring.done(p)
+	}
+}
+
 // change is through for what changes a record, and waits for its lock. A request
 // without a time limit may wait for a false condition as well, so one that must
 // not is asked again and again.
@@ -168,7 +175,9 @@ func (db *DB) change(ctx context.Context, m *wire.Message, once bool, late func(
 			m.Timeout = 0
 		}
 		p, err := db.through(ctx, m, late)
-		if !once || p == nil || p.status != wire.Timeout {
+		again := once && p != nil && p.status == wire.Timeout
+		db.giveBack(p)
+		if !again {
 			return err
 		}
 		select {
@@ -182,6 +191,7 @@ func (db *DB) change(ctx context.Context, m *wire.Message, once bool, late func(
 // fetch is AppendFetch through the ring.
 func (db *DB) fetch(ctx context.Context, dst, key []byte) ([]byte, error) {
 	p, err := db.through(ctx, &wire.Message{Op: wire.ReqFetch, Key: key, Timeout: limit(ctx)}, nil)
+	defer db.giveBack(p)
 	if err != nil {
 		if ctx.Err() != nil {
 			err = ctx.Err() // a read has no outcome that anybody could not know
@@ -219,6 +229,7 @@ func (db *DB) lock(ctx context.Context, key []byte, wait bool) (Record, error) {
 		m.Timeout = limit(ctx)
 	}
 	p, err := db.c.ring.call(ctx, &m, func(end *pending) { _ = db.l.Withdraw(n, !end.abandoned && end.status == wire.OK) })
+	defer db.c.ring.done(p)
 	if err == nil && p.status == wire.OK {
 		return db.l.Redeem(n)
 	}
@@ -361,7 +372,9 @@ func (db *DB) Watch(ctx context.Context, key []byte) iter.Seq2[Event, error] {
 				yield(0, ErrIncompatible)
 				return
 			}
-			if p.why == wire.WatchTimeout {
+			timeout := p.why == wire.WatchTimeout
+			db.c.ring.done(p)
+			if timeout {
 				continue
 			}
 			seen = rsn

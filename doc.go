@@ -31,9 +31,9 @@
 //
 // # What it never does
 //
-// It starts the guardian of package shm, and once a call goes through the ring a
-// goroutine that takes replies, and one for a moment when mainzd was started
-// again. It logs nothing.
+// It starts the guardian of package shm. Beside that it starts goroutines only
+// when mainzd was started again, or was not there when a call was given up, until
+// that is settled. It logs nothing.
 //
 // # Who may call what
 //

@@ -34,7 +34,7 @@ func TestMain(m *testing.M) {
 }
 
 // child starts this binary as something else.
-func child(t *testing.T, what string, args ...string) *exec.Cmd {
+func child(t testing.TB, what string, args ...string) *exec.Cmd {
 	t.Helper()
 	cmd := exec.Command(os.Args[0], args...)
 	cmd.Env = append(os.Environ(), "MAINZ_TEST_CHILD="+what)
@@ -52,7 +52,7 @@ func startDaemon(t *testing.T, dir string) *exec.Cmd {
 }
 
 // attachTo waits until the daemon is there.
-func attachTo(t *testing.T, dir string, opts ...Option) *Client {
+func attachTo(t testing.TB, dir string, opts ...Option) *Client {
 	t.Helper()
 	ctx := minute(t)
 	for {
