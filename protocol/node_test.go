@@ -1,6 +1,7 @@
 package protocol_test
 
 import (
+	"bytes"
 	"fmt"
 	"testing"
 
@@ -58,8 +59,10 @@ func (s *flat) Holder(db uint32, key []byte) protocol.ClientID {
 	return 0
 }
 
-func (s *flat) Unlock(db uint32, key []byte)                                    { s.at(db, key).holder = 0 }
-func (s *flat) UnlockTo(db uint32, key []byte, c protocol.ClientID)             { s.at(db, key).holder = 0 }
+func (s *flat) Unlock(db uint32, key []byte) { s.at(db, key).holder = 0 }
+func (s *flat) UnlockTo(db uint32, key []byte, c protocol.ClientID, _ uint64) {
+	s.at(db, key).holder = 0
+}
 func (s *flat) Remove(db uint32, key []byte)                                    { r := s.at(db, key); r.there, r.holder = false, 0 }
 func (s *flat) Attend(uint32, []byte, bool)                                     {}
 func (s *flat) Scan(uint32, uint64, func([]byte, *protocol.Record) bool) uint64 { return 0 }
@@ -97,6 +100,10 @@ func (s *flat) Each(f func(db uint32, key []byte, rsn uint64)) {
 type yes struct{}
 
 func (yes) Check(uint32, []byte, []byte, []byte) (bool, bool) { return true, true }
+
+func (yes) Find(_ uint32, data, what []byte) (int, int, bool) {
+	return bytes.Index(data, what), len(what), true
+}
 
 // couple is a cluster whose messages arrive at once, handled and acknowledged.
 type couple struct {

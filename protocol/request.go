@@ -24,6 +24,8 @@ func (n *Node) Submit(now Instant, c ClientID, cookie uint64, m *Message) (OPID,
 	}
 	o := p.opid
 	switch {
+	case m.Op == wire.ReqConditionalAppend && m.Piece != (OPID{}):
+		// The client has the piece in its index already, under a name of its own.
 	case m.Op == wire.ReqConditionalAppend && n.mode(m.DBID) == Pieces:
 		n.s.Prepare(o, c, m.DBID, m.Key, m.Data)
 	case m.Op == wire.ReqRemoveTrigger:
@@ -351,6 +353,7 @@ func (n *Node) Abandon(now Instant, c ClientID, cookie uint64) {
 	for _, p := range n.s.pend {
 		if p != nil && p.client == c && p.cookie == cookie {
 			p.abandoned = true
+			n.rec(p.m.DBID, p.m.Key) // it ends now if it is parked here
 		}
 	}
 	n.finish()
@@ -368,6 +371,7 @@ func (n *Node) ClientGone(now Instant, c ClientID) {
 			continue
 		}
 		p.abandoned = true
+		n.rec(p.m.DBID, p.m.Key)
 		switch p.m.Op {
 		case wire.ReqConditionalAppend:
 			appends[p.opid] = true

@@ -326,7 +326,7 @@ func (n *Node) attend(r *rec) {
 // lockFor gives the lock that the dispatcher holds to who asked.
 func (n *Node) lockFor(r *rec, m *Message, src PNN, p *pending) {
 	if p != nil {
-		n.store.UnlockTo(r.db, r.key, p.client)
+		n.store.UnlockTo(r.db, r.key, p.client, p.cookie)
 		n.complete(p, wire.OK, n.view.Data, n.view.RSN, 0, 0)
 		return
 	}
@@ -372,6 +372,9 @@ func (n *Node) plan(r *rec, m *Message, src PNN, mode Mode) (st wire.Status, dat
 		if mode == Pieces && !n.view.Empty() {
 			return wire.Mode, nil, nil
 		}
+		if n.view.Empty() {
+			return wire.NotFound, nil, nil
+		}
 		return wire.OK, nil, nil
 	case wire.ReqConditionalAppend:
 		yes, known := n.cfg.Conditions.Check(m.Cond, n.view.Data, n.view.Tags, m.Data)
@@ -387,16 +390,23 @@ func (n *Node) plan(r *rec, m *Message, src PNN, mode Mode) (st wire.Status, dat
 		n.scratch = append(append(n.scratch[:0], n.view.Data...), m.Data...)
 		n.tagbuf = n.tagbuf[:0]
 		if mode == Pieces {
-			n.tagbuf = wire.AppendTag(append(n.tagbuf, n.view.Tags...), wire.Tag{OPID: m.OPID, Len: uint32(len(m.Data))})
+			piece := m.OPID
+			if m.Piece != (OPID{}) {
+				piece = m.Piece
+			}
+			n.tagbuf = wire.AppendTag(append(n.tagbuf, n.view.Tags...), wire.Tag{OPID: piece, Len: uint32(len(m.Data))})
 		}
 		return wire.OK, n.scratch, n.tagbuf
 	case wire.ReqRemoveTrigger:
 		if mode == KV {
-			i := bytes.Index(n.view.Data, m.Data)
-			if i < 0 || len(m.Data) == 0 {
+			i, k, known := n.cfg.Conditions.Find(m.Cond, n.view.Data, m.Data)
+			switch {
+			case !known:
+				return wire.NoCondition, nil, nil
+			case k < 1 || i < 0 || i > len(n.view.Data) || k > len(n.view.Data)-i:
 				return wire.NotFound, nil, nil
 			}
-			n.scratch = append(append(n.scratch[:0], n.view.Data[:i]...), n.view.Data[i+len(m.Data):]...)
+			n.scratch = append(append(n.scratch[:0], n.view.Data[:i]...), n.view.Data[i+k:]...)
 			return wire.OK, n.scratch, nil
 		}
 		if m.Piece.PNN != src {
@@ -426,6 +436,9 @@ func (n *Node) plan(r *rec, m *Message, src PNN, mode Mode) (st wire.Status, dat
 // commit publishes a new value and releases the lock.
 func (n *Node) commit(r *rec, m *Message, src PNN, p *pending, data, tags []byte) {
 	n.put = Record{RSN: n.view.RSN + 1, LAccessor: n.view.LAccessor, LACount: n.view.LACount, Data: data, Tags: tags}
+	if p != nil {
+		n.put.Cookie = p.cookie
+	}
 	if !n.store.Publish(r.db, r.key, &n.put, false) {
 		n.store.Unlock(r.db, r.key)
 		n.answer(m, src, p, wire.NoMemory, nil, 0, 0)

@@ -33,6 +33,13 @@ type Stable struct {
 // NewStable is a node's first memory: nothing.
 func NewStable() *Stable { return &Stable{} }
 
+// OPIDs is the counter of the OPID drawn last.
+func (s *Stable) OPIDs() uint64 { return s.opCount }
+
+// SkipOPIDs goes on counting behind n: for a restart that knows only how far the
+// counter may have come.
+func (s *Stable) SkipOPIDs(n uint64) { s.opCount = max(s.opCount, n) }
+
 // forget all of the old segment: a new life begins.
 func (s *Stable) forget(life uint64) {
 	s.Life = life

@@ -8,6 +8,7 @@ type Record struct {
 	LACount   uint32
 	Data      []byte
 	Tags      []byte // rows of wire.Tag
+	Cookie    uint64 // Publish: of the local client's operation that this is the effect of; 0: of none
 }
 
 // Empty: an empty record and an absent key are one thing.
@@ -35,8 +36,9 @@ type Store interface {
 	// Holder is who holds the lock: 0, a client's slot, or the Dispatcher.
 	Holder(db uint32, key []byte) ClientID
 	Unlock(db uint32, key []byte)
-	// UnlockTo leaves the lock to a client's slot.
-	UnlockTo(db uint32, key []byte, c ClientID)
+	// UnlockTo leaves the lock to a client's slot, which asked for it by the
+	// operation of that cookie.
+	UnlockTo(db uint32, key []byte, c ClientID, cookie uint64)
 	// Publish sets a record that the dispatcher holds; false: no room, for an
 	// arriving one not even in the reserve.
 	Publish(db uint32, key []byte, r *Record, arriving bool) bool

@@ -51,6 +51,9 @@ const (
 type Conditions interface {
 	// Check tells whether piece may be appended to a record of these bytes.
 	Check(id uint32, data, tags, piece []byte) (yes, known bool)
+	// Find tells which part of a record of mode KV what asks to remove: n < 1:
+	// none. known is false if there is no such function.
+	Find(id uint32, data, what []byte) (off, n int, known bool)
 }
 
 // Config of a node. Zero durations and limits take the defaults given.

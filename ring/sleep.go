@@ -96,6 +96,14 @@ func (b *Bell) Disarm() {
 // Asleep reports whether the consumer is armed and nobody has rung since.
 func (b *Bell) Asleep() bool { return b.word.Load()&1 != 0 }
 
+// Wake ends the sleep, if the consumer sleeps: for who has left something
+// elsewhere that it looks at after Arm, and has made that seen by a full barrier.
+func (b *Bell) Wake() {
+	if v := b.word.Load(); v&1 != 0 {
+		b.ring(v)
+	}
+}
+
 // ring wakes the sleep that the word v stands for. See doc.go for the order.
 func (b *Bell) ring(v uint32) {
 	if planted("bell") {

@@ -46,6 +46,7 @@ var kinds = []struct {
 	{ltdb.ErrNotFound, notFound},
 	{ltdb.ErrNoDatabase, notFound},
 	{ltdb.ErrLocked, busy},
+	{ltdb.ErrCondition, busy},
 	{ltdb.ErrInUse, busy},
 	{ltdb.ErrNoSpace, noSpace},
 	{ltdb.ErrNoSlots, noSpace},

@@ -10,16 +10,18 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/spf13/cobra"
 
+	"github.com/mainzdb/mainz/dispatcher/daemon"
 	"github.com/mainzdb/mainz/internal/testenv"
 	"github.com/mainzdb/mainz/ltdb"
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"mainz": main})
+	testscript.Main(m, map[string]func(){"mainz": main, "mainzd": func() { daemon.Main() }})
 }
 
 // Each script in testdata is a test; those in testdata/ramdisk get a directory
@@ -44,6 +46,7 @@ func runScripts(t *testing.T, dir, ramdisk string) {
 			"exits":    exits,
 			"json":     checkJSON,
 			"leftover": leftover,
+			"until":    until,
 		},
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("RAMDISK", ramdisk)
@@ -67,6 +70,16 @@ func exits(ts *testscript.TestScript, _ bool, args []string) {
 	}
 	if got != args[0] {
 		ts.Fatalf("exit code %s, want %s", got, args[0])
+	}
+}
+
+// until COMMAND...: runs the command again and again until it succeeds, for a
+// minute at most.
+func until(ts *testscript.TestScript, _ bool, args []string) {
+	for limit := time.Now().Add(time.Minute); ts.Exec(args[0], args[1:]...) != nil; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(limit) {
+			ts.Fatalf("%v does not succeed", args)
+		}
 	}
 }
 

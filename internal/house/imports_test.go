@@ -62,7 +62,7 @@ var rules = map[string]rule{
 	"dispatcher/udp":                     {ours: []string{"dispatcher/transport"}, other: []string{sys}},
 	"dispatcher/xdp":                     {ours: []string{"dispatcher/transport", "dispatcher/udp"}, other: []string{sys, ebpf, netlink}},
 	"dispatcher": {
-		ours:  []string{"shm", "ring", "ltdb", "protocol", "protocol/wire", "protocol/link", "dispatcher/transport", "internal/attach"},
+		ours:  []string{"shm", "ring", "ltdb", "protocol", "protocol/wire", "protocol/link", "dispatcher/transport", "internal/attach", "internal/call"},
 		other: []string{sys},
 	},
 	"dispatcher/daemon": {
@@ -71,8 +71,9 @@ var rules = map[string]rule{
 		other: []string{sys, toml, metrics},
 	},
 
-	"":                {ours: []string{"shm", "ring", "ltdb", "protocol/wire", "internal/attach"}, not: []string{"net"}},
+	"":                {ours: []string{"shm", "ring", "ltdb", "protocol/wire", "internal/attach", "internal/call"}, not: []string{"net"}},
 	"internal/attach": {other: []string{sys}, not: []string{"net"}},
+	"internal/call":   {ours: []string{"shm", "ring", "protocol/wire"}, not: []string{"net"}},
 	"mainztest":       {ours: []string{"", "dispatcher/daemon"}},
 
 	"bench":               {ours: []string{"*"}, other: []string{sys, term}},
@@ -109,7 +110,7 @@ var importers = map[string][]string{
 
 // What a process that uses the store links besides the standard library.
 var (
-	clients       = []string{"", "shm", "ring", "ltdb", "internal/attach"}
+	clients       = []string{"", "shm", "ring", "ltdb", "internal/attach", "internal/call"}
 	clientModules = []string{module, sys, mmap, xxh3, cpuid}
 )
 

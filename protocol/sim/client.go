@@ -758,6 +758,10 @@ func (conditions) Check(id uint32, data, tags, piece []byte) (yes, known bool) {
 	return false, false
 }
 
+func (conditions) Find(_ uint32, data, what []byte) (off, n int, known bool) {
+	return bytes.Index(data, what), len(what), true
+}
+
 // pieceLen: a letter for the mode and seven of the running number.
 const pieceLen = 8
 

@@ -111,7 +111,7 @@ func (s hostStore) held(db uint32, key []byte) *record {
 
 func (s hostStore) Unlock(db uint32, key []byte) { s.held(db, key).holder = 0 }
 
-func (s hostStore) UnlockTo(db uint32, key []byte, c protocol.ClientID) {
+func (s hostStore) UnlockTo(db uint32, key []byte, c protocol.ClientID, _ uint64) {
 	s.held(db, key).holder = c
 }
 

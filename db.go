@@ -1,0 +1,394 @@
+package mainz
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"iter"
+	"time"
+
+	"github.com/mainzdb/mainz/internal/call"
+	"github.com/mainzdb/mainz/ltdb"
+	"github.com/mainzdb/mainz/protocol/wire"
+)
+
+// What a client sees of the store is the store's: nothing is copied or
+// translated between the two.
+type (
+	// Batch is reusable room for FetchBatch.
+	Batch = ltdb.Batch
+	// Record is a locked record, a small value: copies go stale together, and
+	// every method of a stale one returns ErrNotLocked. One goroutine at a time.
+	Record = ltdb.Record
+	// Piece names what one ConditionalAppend added; comparable; meaningless to
+	// other clients and after Close.
+	Piece = ltdb.Piece
+	// Entry is one record of a Traverse; its slices are valid until the next step.
+	Entry = ltdb.Entry
+	// ConditionID names a condition function in the whole cluster. 0 to 15 are
+	// built in.
+	ConditionID = ltdb.ConditionID
+	// Condition decides appends; docs/conditions.md.
+	Condition = ltdb.Condition
+	// Snapshot is a record as a condition sees it.
+	Snapshot = ltdb.Snapshot
+)
+
+// The built-in conditions.
+const (
+	Always     = ltdb.Always     // always true: a plain append
+	IfAbsent   = ltdb.IfAbsent   // the record is empty
+	ShareModes = ltdb.ShareModes // no conflict with the share modes of the other entries
+	ByteRanges = ltdb.ByteRanges // no conflict with the byte ranges of the other entries
+)
+
+// DB is one database. Safe for many goroutines; each call borrows a Handle. Keys
+// are 1 to 1,024 bytes.
+type DB struct {
+	c *Client
+	l *ltdb.DB
+}
+
+// Handle does what its DB does, for one goroutine at a time, without the
+// borrowing: the hot path.
+type Handle struct {
+	db *DB
+	l  *ltdb.Handle
+}
+
+// Ops is what both a *DB and a *Handle can do. ctx is looked at only when a call
+// has to wait.
+type Ops interface {
+	// Fetch returns a copy of the value; nil and ErrNotFound if there is no record.
+	Fetch(ctx context.Context, key []byte) ([]byte, error)
+	// AppendFetch appends the value to dst and returns the extended slice; no
+	// allocation if dst has room; dst is returned unchanged on error.
+	AppendFetch(ctx context.Context, dst, key []byte) ([]byte, error)
+	// FetchBatch fills b.Value and b.Err for every b.Keys; it returns the number
+	// found.
+	FetchBatch(ctx context.Context, b *Batch) (int, error)
+	// FetchLocked locks the record, creating an empty one if there is none, and
+	// waits while others hold it.
+	FetchLocked(ctx context.Context, key []byte) (Record, error)
+	// TryFetchLocked is FetchLocked that returns ErrLocked instead of waiting for
+	// another holder.
+	TryFetchLocked(ctx context.Context, key []byte) (Record, error)
+	// Store replaces the value without a lock of its own (KV); it waits while
+	// others hold the lock.
+	Store(ctx context.Context, key, data []byte) error
+	// Delete removes the record; waits like Store; ErrNotFound if there is none,
+	// ErrMode if it holds pieces.
+	Delete(ctx context.Context, key []byte) error
+	// ConditionalAppend adds piece to the record if the condition holds, else
+	// returns ErrCondition at once. The zero Piece in KV mode.
+	ConditionalAppend(ctx context.Context, cond ConditionID, key, piece []byte) (Piece, error)
+	// ConditionalAppendWait tries again at every change of the record until ctx
+	// ends; once ctx ends nothing stays appended.
+	ConditionalAppendWait(ctx context.Context, cond ConditionID, key, piece []byte) (Piece, error)
+	// RemoveAndTrigger removes a piece that this client appended (Pieces) and
+	// wakes waiters and watchers.
+	RemoveAndTrigger(ctx context.Context, key []byte, p Piece) error
+	// RemoveMatching lets the condition function find what to remove (KV);
+	// ErrNotFound if it finds nothing.
+	RemoveMatching(ctx context.Context, cond ConditionID, key, data []byte) error
+}
+
+var (
+	_ Ops = (*DB)(nil)
+	_ Ops = (*Handle)(nil)
+)
+
+// Name returns the database's name.
+func (db *DB) Name() string { return db.l.Name() }
+
+// Mode returns the database's mode.
+func (db *DB) Mode() Mode { return db.l.Mode() }
+
+// Handle reserves one of the client's handles until Close; ErrNoHandles when all
+// are taken.
+func (db *DB) Handle() (*Handle, error) {
+	l, err := db.l.Handle()
+	if err != nil {
+		return nil, err
+	}
+	return &Handle{db, l}, nil
+}
+
+// Close gives the handle back and unlocks what was locked through it by bypass.
+func (h *Handle) Close() error { return h.l.Close() }
+
+// forced: tests want the ring.
+func (db *DB) forced() bool { return db.c.opts.forceRing }
+
+// must reports whether an operation that the bypass refused can go through the
+// ring. Nothing has happened then.
+func (db *DB) must(err error) bool {
+	return (errors.Is(err, ltdb.ErrNotHere) || errors.Is(err, ErrNoCondition)) && db.c.ring != nil
+}
+
+// limit is the time that a request may take at the dispatcher.
+func limit(ctx context.Context) uint32 {
+	d, ok := ctx.Deadline()
+	if !ok {
+		return call.NoLimit
+	}
+	left := time.Until(d)
+	return uint32(min(max(left, 0)/time.Millisecond+1, 1<<31))
+}
+
+// through sends a request through the ring.
+//
+// late is called if the call ends when nobody waits for it any more; it may be
+// nil.
+func (db *DB) through(ctx context.Context, m *wire.Message, late func(*pending)) (*pending, error) {
+	if db.c.ring == nil {
+		return nil, ErrMode
+	}
+	if len(m.Key) < 1 || len(m.Key) > call.MaxKey || len(m.Data) > db.c.store.MaxValue() {
+		return nil, ErrTooBig
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	m.DBID = db.l.ID()
+	p, err := db.c.ring.call(ctx, m, late)
+	if err != nil {
+		return nil, err
+	}
+	return p, failed(ctx, p.status)
+}
+
+// giveBack ends the use of what through has returned.
+func (db *DB) giveBack(p *pending) {
+	if p != nil {
+		db.c.ring.done(p)
+	}
+}
+
+// change is through for what changes a record, and waits for its lock. A request
+// without a time limit may wait for a false condition as well, so one that must
+// not is asked again and again.
+func (db *DB) change(ctx context.Context, m *wire.Message, once bool, late func(*pending)) error {
+	m.Timeout = limit(ctx)
+	for wait := 50 * time.Microsecond; ; wait = min(2*wait, 5*time.Millisecond) {
+		if once {
+			m.Timeout = 0
+		}
+		p, err := db.through(ctx, m, late)
+		again := once && p != nil && p.status == wire.Timeout
+		db.giveBack(p)
+		if !again {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(wait):
+		}
+	}
+}
+
+// fetch is AppendFetch through the ring.
+func (db *DB) fetch(ctx context.Context, dst, key []byte) ([]byte, error) {
+	p, err := db.through(ctx, &wire.Message{Op: wire.ReqFetch, Key: key, Timeout: limit(ctx)}, nil)
+	defer db.giveBack(p)
+	if err != nil {
+		if ctx.Err() != nil {
+			err = ctx.Err() // a read has no outcome that anybody could not know
+		}
+		return dst, err
+	}
+	_, data, ok := call.DecodeReply(p.reply)
+	switch {
+	case !ok:
+		return dst, ErrIncompatible
+	case len(data) == 0:
+		return dst, ErrNotFound
+	}
+	return append(dst, data...), nil
+}
+
+// lock is FetchLocked through the ring.
+func (db *DB) lock(ctx context.Context, key []byte, wait bool) (Record, error) {
+	if db.c.ring == nil {
+		return Record{}, ErrMode
+	}
+	if len(key) < 1 || len(key) > call.MaxKey {
+		return Record{}, ErrTooBig
+	}
+	if err := ctx.Err(); err != nil {
+		return Record{}, err
+	}
+	key = bytes.Clone(key) // the announcement may outlive the call
+	n, err := db.l.Announce(key)
+	if err != nil {
+		return Record{}, err
+	}
+	m := wire.Message{Op: wire.ReqFetchLocked, DBID: db.l.ID(), Key: key}
+	if wait {
+		m.Timeout = limit(ctx)
+	}
+	p, err := db.c.ring.call(ctx, &m, func(end *pending) { _ = db.l.Withdraw(n, !end.abandoned && end.status == wire.OK) })
+	defer db.c.ring.done(p)
+	if err == nil && p.status == wire.OK {
+		return db.l.Redeem(n)
+	}
+	if !errors.Is(err, ErrUnknown) && !errors.Is(err, ErrClosed) {
+		err = errors.Join(err, db.l.Withdraw(n, false))
+	}
+	if err == nil {
+		if p.status == wire.Timeout && !wait {
+			return Record{}, ErrLocked
+		}
+		err = failed(ctx, p.status)
+	}
+	return Record{}, err
+}
+
+// append is ConditionalAppend and …Wait through the ring.
+func (db *DB) append(ctx context.Context, cond ConditionID, key, piece []byte, wait bool) (Piece, error) {
+	m := wire.Message{Op: wire.ReqConditionalAppend, Cond: uint32(cond), Key: key, Data: piece}
+	if len(piece) == 0 {
+		return Piece{}, ErrTooBig
+	}
+	if db.l.Mode() == KV {
+		return Piece{}, db.change(ctx, &m, !wait, nil)
+	}
+	p, err := db.l.PreparePiece(key, piece)
+	if err != nil {
+		return Piece{}, err
+	}
+	m.Piece = opid(p)
+	key = bytes.Clone(key)
+	err = db.change(ctx, &m, !wait, func(end *pending) {
+		if end.abandoned || end.status != wire.OK {
+			_ = db.l.DropPiece(p)
+			return
+		}
+		db.l.KeepPiece(p)
+		go func() { _ = db.remove(db.c.ring.ctx, key, p) }() // nobody wants it
+	})
+	switch {
+	case err == nil:
+		db.l.KeepPiece(p)
+		return p, nil
+	case errors.Is(err, ErrUnknown), errors.Is(err, ErrClosed):
+		return Piece{}, err // it stays prepared until the call ends, or the client does
+	}
+	return Piece{}, errors.Join(err, db.l.DropPiece(p))
+}
+
+func opid(p Piece) wire.OPID {
+	o := p.OPID()
+	return wire.OPID{PNN: wire.PNN(o.PNN), Life: o.Life, Counter: o.Counter}
+}
+
+// remove is RemoveAndTrigger through the ring.
+func (db *DB) remove(ctx context.Context, key []byte, p Piece) error {
+	if db.l.Mode() != Pieces {
+		return ErrMode
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := db.l.MarkRemoving(key, p); err != nil {
+		return err
+	}
+	err := db.change(ctx, &wire.Message{Op: wire.ReqRemoveTrigger, Key: key, Piece: opid(p)}, false, func(end *pending) {
+		if end.abandoned || end.status != wire.OK && end.status != wire.NotFound {
+			db.l.KeepPiece(p)
+			return
+		}
+		_ = db.l.DropPiece(p)
+	})
+	switch {
+	case err == nil || errors.Is(err, ErrNotFound):
+		return db.l.DropPiece(p)
+	case !errors.Is(err, ErrUnknown) && !errors.Is(err, ErrClosed):
+		db.l.KeepPiece(p)
+	}
+	return err
+}
+
+func (db *DB) removeMatching(ctx context.Context, cond ConditionID, key, data []byte) error {
+	if db.l.Mode() != KV {
+		return ErrMode
+	}
+	return db.change(ctx, &wire.Message{Op: wire.ReqRemoveTrigger, Cond: uint32(cond), Key: key, Data: data}, false, nil)
+}
+
+func (db *DB) put(ctx context.Context, key, data []byte) error {
+	if db.l.Mode() != KV {
+		return ErrMode
+	}
+	return db.change(ctx, &wire.Message{Op: wire.ReqStoreUnlock, Key: key, Data: data}, false, nil)
+}
+
+func (db *DB) batch(ctx context.Context, b *Batch) (int, error) {
+	n := 0
+	b.Value, b.Err = make([][]byte, len(b.Keys)), make([]error, len(b.Keys))
+	for i, key := range b.Keys {
+		b.Value[i], b.Err[i] = db.fetch(ctx, nil, key)
+		if b.Err[i] == nil {
+			n++
+		} else if err := ctx.Err(); err != nil {
+			return n, err
+		}
+	}
+	return n, nil
+}
+
+// Event says why Watch yielded.
+type Event uint8
+
+const (
+	Armed   Event = iota + 1 // The watch stands; nothing later is missed.
+	Changed                  // The value changed or a piece was removed.
+)
+
+// Watch yields once when armed and then after every change of key (several may
+// be one), until ctx ends or the loop breaks. Fetch inside the loop. It goes
+// through the ring.
+func (db *DB) Watch(ctx context.Context, key []byte) iter.Seq2[Event, error] {
+	return func(yield func(Event, error) bool) {
+		seen, event := uint64(0), Armed
+		for {
+			// The first question names a number that no record has: the answer
+			// is the present one.
+			m := wire.Message{Op: wire.ReqWatch, Key: key, RSN: seen, Timeout: limit(ctx)}
+			if event == Armed {
+				m.RSN = ^uint64(0)
+			}
+			p, err := db.through(ctx, &m, nil)
+			if err != nil {
+				if ctx.Err() != nil {
+					err = ctx.Err()
+				}
+				yield(0, err)
+				return
+			}
+			rsn, _, ok := call.DecodeReply(p.reply)
+			if !ok {
+				yield(0, ErrIncompatible)
+				return
+			}
+			timeout := p.why == wire.WatchTimeout
+			db.c.ring.done(p)
+			if timeout {
+				continue
+			}
+			seen = rsn
+			if !yield(event, nil) {
+				return
+			}
+			event = Changed
+		}
+	}
+}
+
+// Traverse yields the database's records in no order, each at least once if it
+// exists throughout. No lock is held while the body runs.
+func (db *DB) Traverse(ctx context.Context) iter.Seq2[Entry, error] { return db.l.Traverse(ctx) }
+
+// Usage walks the database and counts what is in it. It takes no lock.
+func (db *DB) Usage(ctx context.Context) (ltdb.Usage, error) { return db.l.Usage(ctx) }

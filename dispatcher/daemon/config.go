@@ -1,0 +1,275 @@
+package daemon
+
+import (
+	"bytes"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"math/bits"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/pelletier/go-toml/v2"
+
+	"github.com/mainzdb/mainz/ltdb"
+	"github.com/mainzdb/mainz/ring"
+)
+
+// DefaultConfig is the file that is read if no other is named, and if it is there.
+const DefaultConfig = "/etc/mainz/mainzd.toml"
+
+// Config is what a daemon can be told.
+type Config struct {
+	Dir       string `toml:"dir"`
+	Cluster   string `toml:"cluster"`
+	Group     string `toml:"group"`
+	Size      string `toml:"size"`
+	Slots     int    `toml:"slots"`
+	MaxValue  string `toml:"max_value"`
+	Databases int    `toml:"databases"`
+	HugePages string `toml:"huge_pages"`
+	Idle      string `toml:"idle"`
+	LogLevel  string `toml:"log_level"`
+	LogFormat string `toml:"log_format"`
+}
+
+func defaults() Config {
+	return Config{Dir: "/dev/shm/mainz/default/0/v1", Cluster: "default", Size: "256MiB", Slots: 256, MaxValue: "1MiB", Databases: 16,
+		HugePages: "auto", Idle: "adaptive", LogLevel: "info", LogFormat: "text"}
+}
+
+// Setting is one value and where it comes from.
+type Setting struct {
+	Name   string `json:"name"`
+	Value  string `json:"value"`
+	Source string `json:"source"` // default, the file's path, the variable's or the flag's name
+	Help   string `json:"help"`
+}
+
+// field is one setting of a Config.
+type field struct {
+	name, help string
+	get        func(c *Config) string
+	set        func(c *Config, v string) error
+}
+
+func text(name, help string, at func(c *Config) *string) field {
+	return field{name, help, func(c *Config) string { return *at(c) }, func(c *Config, v string) error {
+		*at(c) = v
+		return nil
+	}}
+}
+
+func number(name, help string, at func(c *Config) *int) field {
+	return field{name, help, func(c *Config) string { return strconv.Itoa(*at(c)) }, func(c *Config, v string) error {
+		n, err := strconv.Atoi(v)
+		if err != nil {
+			return fmt.Errorf("%q is no number", v)
+		}
+		*at(c) = n
+		return nil
+	}}
+}
+
+var fields = []field{
+	text("dir", "`directory` of the node, on a ramdisk", func(c *Config) *string { return &c.Dir }),
+	text("cluster", "`name` of the cluster", func(c *Config) *string { return &c.Cluster }),
+	text("group", "`group` whose members may attach; empty: the daemon's own", func(c *Config) *string { return &c.Group }),
+	text("size", "`size` of a new segment", func(c *Config) *string { return &c.Size }),
+	number("slots", "`number` of clients at a time, for a new segment", func(c *Config) *int { return &c.Slots }),
+	text("max_value", "longest value, a `size`, for a new segment", func(c *Config) *string { return &c.MaxValue }),
+	number("databases", "`number` of databases at most, for a new segment", func(c *Config) *int { return &c.Databases }),
+	text("huge_pages", "pages of 2 MiB for a new segment: `auto`, never or require", func(c *Config) *string { return &c.HugePages }),
+	text("idle", "what to do when there is nothing to do: busy, `adaptive` or sleep", func(c *Config) *string { return &c.Idle }),
+	text("log_level", "`level`: debug, info, warn or error", func(c *Config) *string { return &c.LogLevel }),
+	text("log_format", "`format` of the log on standard error: text or json", func(c *Config) *string { return &c.LogFormat }),
+}
+
+func (f *field) flagName() string { return strings.ReplaceAll(f.name, "_", "-") }
+func (f *field) variable() string { return "MAINZ_" + strings.ToUpper(f.name) }
+
+// errUsage: the arguments or the configuration are at fault.
+var errUsage = errors.New("usage")
+
+// parsed is a configuration with its sources.
+type parsed struct {
+	Config
+	wipe   bool
+	source map[string]string
+}
+
+// parse reads flags, environment and file, and checks the values.
+func parse(name string, args []string, env func(string) (string, bool), stderr io.Writer) (*parsed, error) {
+	p := &parsed{Config: defaults(), source: map[string]string{}}
+	flags := flag.NewFlagSet(name, flag.ContinueOnError)
+	flags.SetOutput(io.Discard)
+	flags.Usage = func() {}
+	help := func() {
+		flags.SetOutput(stderr)
+		fmt.Fprintf(stderr, "Usage: %s [flags]\n\nServes one node until it gets SIGTERM.\n\nExamples:\n  %s --dir /dev/shm/mainz/prod/0/v1 --group mainz\n  %s --wipe --size 1GiB\n\nFlags:\n", name, name, name)
+		flags.PrintDefaults()
+	}
+	file := flags.String("config", "", "TOML `file`; default "+DefaultConfig+" if that is there")
+	flags.BoolVar(&p.wipe, "wipe", false, "start from an empty segment")
+	given := map[string]string{}
+	for i := range fields {
+		f := &fields[i]
+		flags.Func(f.flagName(), f.help+" (default "+strconv.Quote(f.get(&p.Config))+", or $"+f.variable()+")", func(v string) error {
+			given[f.name] = v
+			return nil
+		})
+	}
+	switch err := flags.Parse(args); {
+	case errors.Is(err, flag.ErrHelp):
+		help()
+		return nil, err
+	case err != nil:
+		return nil, fmt.Errorf("%w: %w; see %s --help", errUsage, err, name)
+	}
+	if flags.NArg() > 0 {
+		return nil, fmt.Errorf("%w: argument %q: there are only flags; see %s --help", errUsage, flags.Arg(0), name)
+	}
+	path, must := *file, *file != ""
+	if !must {
+		if path, must = env("MAINZ_CONFIG"); !must {
+			path = DefaultConfig
+		}
+	}
+	if err := p.readFile(path, must); err != nil {
+		return nil, err
+	}
+	for i := range fields {
+		f := &fields[i]
+		source := f.variable()
+		v, ok := env(source)
+		if g, is := given[f.name]; is {
+			v, ok, source = g, true, "--"+f.flagName()
+		}
+		if !ok {
+			continue
+		}
+		if err := f.set(&p.Config, v); err != nil {
+			return nil, fmt.Errorf("%w: %s: %w", errUsage, source, err)
+		}
+		p.source[f.name] = source
+	}
+	if _, err := p.store(); err != nil {
+		return nil, err
+	}
+	if _, err := ring.ParseStrategy(p.Idle); err != nil {
+		return nil, fmt.Errorf("%w: idle: %w", errUsage, err)
+	}
+	if _, err := p.logger(io.Discard); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+func (p *parsed) readFile(path string, must bool) error {
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) && !must {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("configuration: %w", err)
+	}
+	dec := toml.NewDecoder(bytes.NewReader(b)).DisallowUnknownFields()
+	if err := dec.Decode(&p.Config); err != nil {
+		var strict *toml.StrictMissingError
+		if errors.As(err, &strict) {
+			return fmt.Errorf("%w: %s: unknown setting:\n%s", errUsage, path, strict.String())
+		}
+		return fmt.Errorf("%w: %s: %w", errUsage, path, err)
+	}
+	var set map[string]any
+	if err := toml.Unmarshal(b, &set); err != nil {
+		return fmt.Errorf("%w: %s: %w", errUsage, path, err)
+	}
+	for name := range set {
+		p.source[name] = path
+	}
+	return nil
+}
+
+// store is the configuration as the store wants it.
+func (c *Config) store() (ltdb.Config, error) {
+	s := ltdb.Config{Slots: c.Slots, Databases: c.Databases, Cluster: c.Cluster, Group: c.Group}
+	var err error
+	if s.Size, err = parseSize(c.Size); err != nil {
+		return s, fmt.Errorf("%w: size: %w", errUsage, err)
+	}
+	n, err := parseSize(c.MaxValue)
+	if err != nil || n > 1<<30 {
+		return s, fmt.Errorf("%w: max_value: %q is no size that a value can have", errUsage, c.MaxValue)
+	}
+	s.MaxValue = int(n)
+	switch c.HugePages {
+	case "auto":
+		s.HugePages = ltdb.HugeAuto
+	case "never":
+		s.HugePages = ltdb.HugeNever
+	case "require":
+		s.HugePages = ltdb.HugeRequire
+	default:
+		return s, fmt.Errorf("%w: huge_pages: %q: there are auto, never and require", errUsage, c.HugePages)
+	}
+	return s, nil
+}
+
+func (c *Config) logger(w io.Writer) (*slog.Logger, error) {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(c.LogLevel)); err != nil {
+		return nil, fmt.Errorf("%w: log_level: %q: there are debug, info, warn and error", errUsage, c.LogLevel)
+	}
+	o := &slog.HandlerOptions{Level: level}
+	switch c.LogFormat {
+	case "text":
+		return slog.New(slog.NewTextHandler(w, o)), nil
+	case "json":
+		return slog.New(slog.NewJSONHandler(w, o)), nil
+	}
+	return nil, fmt.Errorf("%w: log_format: %q: there are text and json", errUsage, c.LogFormat)
+}
+
+// parseSize reads bytes, with KiB, MiB or GiB behind them if they are many.
+func parseSize(s string) (uint64, error) {
+	n, unit := strings.TrimSpace(s), uint64(1)
+	for suffix, u := range map[string]uint64{"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30} {
+		if t, ok := strings.CutSuffix(n, suffix); ok {
+			n, unit = strings.TrimSpace(t), u
+			break
+		}
+	}
+	v, err := strconv.ParseUint(n, 10, 64)
+	if hi, lo := bits.Mul64(v, unit); err == nil && hi == 0 {
+		return lo, nil
+	}
+	return 0, fmt.Errorf("%q is no size; write bytes, or a number with KiB, MiB or GiB", s)
+}
+
+func (p *parsed) settings() []Setting {
+	var all []Setting
+	for i := range fields {
+		f := &fields[i]
+		source := p.source[f.name]
+		if source == "" {
+			source = "default"
+		}
+		all = append(all, Setting{f.name, f.get(&p.Config), source, strings.ReplaceAll(f.help, "`", "")})
+	}
+	return all
+}
+
+// Settings returns what a daemon that is started with these flags in this
+// environment would go by, and where each value comes from.
+func Settings(args []string) ([]Setting, error) {
+	p, err := parse("mainzd", args, os.LookupEnv, io.Discard)
+	if err != nil {
+		return nil, err
+	}
+	return p.settings(), nil
+}

@@ -1,0 +1,396 @@
+package dispatcher
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"github.com/mainzdb/mainz/internal/attach"
+	"github.com/mainzdb/mainz/internal/call"
+	"github.com/mainzdb/mainz/ltdb"
+	"github.com/mainzdb/mainz/protocol"
+	"github.com/mainzdb/mainz/protocol/link"
+	"github.com/mainzdb/mainz/protocol/wire"
+	"github.com/mainzdb/mainz/ring"
+	"github.com/mainzdb/mainz/shm"
+)
+
+// Options say which node it is and how it behaves.
+type Options struct {
+	Dir   string        // of the node
+	Store ltdb.Options  // Create, Wipe, Config, Conditions, Log
+	Idle  ring.Strategy // what to do when there is nothing to do
+	Log   *slog.Logger  // nil: nowhere
+}
+
+// Stats count since Open. They belong to the dispatcher's goroutine.
+type Stats struct {
+	Turns, Sleeps, Cells, Requests, Replies, Rung, Attached, Gone, Broken uint64
+}
+
+// Dispatcher is the loop of one node.
+type Dispatcher struct {
+	opts     Options
+	log      *slog.Logger
+	d        *ltdb.Dispatcher
+	seg      *shm.Segment
+	node     *call.Node
+	door     *shm.Doorbell
+	bell     *ring.Bell
+	listener *attach.Listener
+	core     *protocol.Node
+	stable   *protocol.Stable
+	store    *store
+	calls    *calls
+	clients  []*client
+	bySlot   map[uint32]*client
+	peers    []*peer
+
+	incarnation uint32
+	maxRequest  int
+	start       time.Time
+	now         protocol.Instant
+	next        protocol.Instant // when the core has something to do
+	scanAt      protocol.Instant // when to look for the dead
+	socketsAt   protocol.Instant
+	eff         protocol.Effects
+	msg         wire.Message
+	gate        protocol.Gate // as it stands in the segment
+	pass        ltdb.Pass
+	passNum     uint64
+	passing     bool
+	orphans     bool
+	rung        func(db uint32, key []byte)
+	polls       pollSet
+	stopping    atomic.Bool
+
+	Stats Stats
+}
+
+const (
+	scanEvery    = 50 * link.Millisecond
+	socketsEvery = link.Millisecond
+	stopLimit    = link.Second // for answering what runs
+)
+
+// Open takes the node: the directory, the segment in it, which is made if there
+// is none and the options allow it, the dispatcher's slot, and the socket.
+func Open(ctx context.Context, opts Options) (*Dispatcher, error) {
+	if opts.Store.Config.PNN != 0 {
+		return nil, fmt.Errorf("dispatcher: node %d: a single node has number 0", opts.Store.Config.PNN)
+	}
+	d := &Dispatcher{opts: opts, log: opts.Log, bySlot: map[uint32]*client{}, start: time.Now()}
+	if d.log == nil {
+		d.log = slog.New(slog.DiscardHandler)
+	}
+	if err := d.open(ctx); err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	return d, nil
+}
+
+func (d *Dispatcher) open(ctx context.Context) (err error) {
+	if d.d, err = ltdb.OpenDispatcher(ctx, d.opts.Dir, d.opts.Store); err != nil {
+		return err
+	}
+	d.seg = d.d.Store().Segment()
+	var bell shm.Offset
+	if d.node, bell, err = call.NodeOf(d.seg); err != nil {
+		return err
+	}
+	if err := shm.MakeDoorbell(d.opts.Dir, shm.Config{Group: d.opts.Store.Config.Group}); err != nil {
+		return err
+	}
+	if d.door, err = shm.OpenDoorbell(d.opts.Dir); err != nil {
+		return err
+	}
+	if d.bell, err = ring.OpenBell(d.seg.Region(), bell, d.door); err != nil {
+		return err
+	}
+	var seed [12]byte
+	if _, err := rand.Read(seed[:]); err != nil {
+		return err
+	}
+	d.incarnation = binary.LittleEndian.Uint32(seed[:]) | 1
+	d.maxRequest = d.d.Store().MaxValue() + call.MaxKey + 64
+	d.calls = &calls{seg: d.seg, node: d.node}
+	d.store = newStore(d.d, d.calls)
+
+	// What the dispatcher before us has left. The gate is closed before the
+	// records are walked; clients wait for a moment.
+	warm := d.node.Magic.Load() == call.Magic
+	d.d.Freeze()
+	var pass ltdb.Pass
+	for limit := time.Now().Add(10 * time.Second); ; {
+		busy, err := d.d.Pass(&pass)
+		if err != nil {
+			return err
+		}
+		if len(busy) == 0 {
+			break
+		}
+		if time.Now().After(limit) {
+			return fmt.Errorf("dispatcher: client in slot %d (%s) is stopped in the middle of a change; end it", busy[0], d.seg.SlotName(busy[0]))
+		}
+		time.Sleep(100 * time.Microsecond)
+	}
+	d.calls.settle(d.store, func(slot, generation uint32) bool {
+		return slot >= 1 && slot <= d.seg.Slots() && d.node.Attached[slot].Load() == generation && d.alive(slot, generation)
+	})
+	d.d.ReleaseUnlisted(func(uint32, []byte) bool { return false })
+	d.load(warm)
+	d.core = protocol.New(d.time(), protocol.Config{
+		Self: 0, Nodes: 1, Incarnation: uint64(d.incarnation), Seed: binary.LittleEndian.Uint64(seed[4:]),
+		WallMS: d.start.UnixMilli(), Hash: d.store.hash, Mode: d.store.mode, Conditions: d.store,
+		Heartbeat: link.Second, // there is nobody to ask
+		Fault:     func(what string) { d.log.Error("broken promise", "what", what) },
+	}, d.stable, d.store)
+	d.rung = func(db uint32, key []byte) {
+		d.Stats.Rung++
+		d.core.Released(d.now, db, key)
+	}
+	d.node.PID.Store(uint32(os.Getpid()))
+	d.node.Started.Store(uint64(d.start.UnixNano()))
+	d.node.Incarnation.Store(d.incarnation)
+	d.node.Magic.Store(call.Magic)
+	for slot := uint32(1); slot <= d.seg.Slots(); slot++ {
+		g := d.node.Attached[slot].Load()
+		if g == 0 {
+			continue
+		}
+		if d.alive(slot, g) {
+			if _, err := d.serve(slot, g, true); err == nil {
+				continue
+			} else {
+				d.log.Warn("client can't be taken over; it has to attach again", "slot", slot, "error", err)
+			}
+		}
+		d.node.Attached[slot].Store(0)
+	}
+	d.orphans = true
+	if d.listener, err = attach.Listen(d.opts.Dir, d.opts.Store.Config.Group); err != nil {
+		return err
+	}
+	// Until the gate is open nobody is served: it takes a few turns.
+	for d.gate.State != protocol.GateOpen {
+		if err := ctx.Err(); err != nil {
+			return fmt.Errorf("dispatcher: opening the node: %w", err)
+		}
+		if !d.turn() {
+			time.Sleep(100 * time.Microsecond)
+		}
+	}
+	d.log.Info("node is open", "dir", d.opts.Dir, "warm", warm, "clients", len(d.clients), "epoch", uint64(d.gate.Epoch))
+	return nil
+}
+
+// load gives the core the memory that it has in the segment. A segment that no
+// dispatcher was in yet belongs to this node as well: a single node keeps what
+// is there.
+func (d *Dispatcher) load(warm bool) {
+	s := protocol.NewStable()
+	s.Memory = wire.MemoryFull
+	s.Life = d.seg.Gate().Life.Load()
+	if warm {
+		s.Promised, s.Taken, s.Opened = protocol.Epoch(d.node.Promised.Load()), protocol.Epoch(d.node.Taken.Load()), protocol.Epoch(d.node.Opened.Load())
+		s.HighVNN = protocol.VNN(d.node.HighVNN.Load())
+	}
+	if s.Taken != 0 {
+		s.Map.Members = []wire.Member{{VNN: s.HighVNN, PNN: 0, Life: s.Life}}
+	}
+	s.SkipOPIDs(d.node.OpCount.Load())
+	d.stable = s
+	d.node.OpCount.Store(s.OPIDs() + opidStep)
+}
+
+// opidStep is how many OPIDs are taken from the segment at a time.
+const opidStep = 1 << 20
+
+// save keeps what the core must find again.
+func (d *Dispatcher) save() {
+	n, s := d.node, d.stable
+	for _, v := range []struct {
+		w *shm.Word64
+		x uint64
+	}{{&n.Promised, uint64(s.Promised)}, {&n.Taken, uint64(s.Taken)}, {&n.Opened, uint64(s.Opened)}, {&n.Life, s.Life}, {&n.HighVNN, uint64(s.HighVNN)}} {
+		if v.w.Load() != v.x {
+			v.w.Store(v.x)
+		}
+	}
+	if left := n.OpCount.Load() - s.OPIDs(); left < opidStep/2 {
+		n.OpCount.Store(s.OPIDs() + opidStep)
+	}
+}
+
+// time is the node's clock.
+func (d *Dispatcher) time() protocol.Instant {
+	d.now = protocol.Instant(time.Since(d.start)) + link.Second
+	return d.now
+}
+
+// Run serves until ctx ends, and answers then what has come in.
+func (d *Dispatcher) Run(ctx context.Context) error {
+	rung := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		d.stopping.Store(true)
+		d.door.Ring()
+		close(rung)
+	})
+	defer func() {
+		if !stop() {
+			<-rung // it uses the doorbell
+		}
+	}()
+	idle := d.opts.Idle.Start()
+	for !d.stopping.Load() {
+		if d.turn() {
+			idle.Reset()
+		} else if !idle.Again() {
+			if err := d.sleep(); err != nil {
+				return err
+			}
+			idle.Reset()
+		}
+		if err := d.d.Err(); err != nil {
+			return fmt.Errorf("dispatcher: %w", err)
+		}
+	}
+	for limit := d.time() + stopLimit; d.turn() && d.now < limit; {
+	}
+	return nil
+}
+
+// turn is one turn of the loop; it reports whether there was anything to do.
+func (d *Dispatcher) turn() bool {
+	d.time()
+	d.Stats.Turns++
+	did := d.rings()
+	rung := d.Stats.Rung
+	d.d.Rung(d.rung)
+	if d.now >= d.socketsAt {
+		did = d.sockets() || did
+	}
+	if d.now >= d.scanAt {
+		d.scan()
+	}
+	if d.now >= d.next {
+		d.core.Tick(d.now)
+	}
+	if d.passing {
+		d.goOn()
+	}
+	replies := d.Stats.Replies
+	d.taken()
+	return did || d.Stats.Rung != rung || d.Stats.Replies != replies
+}
+
+// rings takes what the clients ask, a bounded number of cells of each.
+func (d *Dispatcher) rings() bool {
+	n := 0
+	for _, c := range d.clients {
+		if len(c.queue) > 0 {
+			d.pump(c)
+		}
+		if !c.broken && len(c.queue) < maxQueue && c.in.Ready() {
+			n += c.in.Poll(ringBudget, c.take)
+		}
+	}
+	return n > 0
+}
+
+// taken carries out what the core wants done.
+func (d *Dispatcher) taken() {
+	e := &d.eff
+	d.core.Take(e)
+	d.next = e.Next
+	if e.Freeze {
+		d.d.Freeze()
+		d.gate.State = protocol.GateFrozen
+		d.pass, d.passNum, d.passing = ltdb.Pass{}, e.PassNum, true
+	}
+	if e.Gate != d.gate {
+		d.setGate(e.Gate)
+	}
+	d.save()
+	for i := range e.Replies {
+		r := &e.Replies[i]
+		if st := d.calls.find(r.Cookie); st != nil && !st.answered {
+			d.Stats.Replies++
+			d.answer(st, r.Status, r.Why, r.RSN, r.Data)
+		}
+	}
+}
+
+func (d *Dispatcher) setGate(g protocol.Gate) {
+	if g.State == protocol.GateOpen {
+		d.d.Mapped(uint64(g.Epoch), uint32(g.VNN), 1, 0)
+		d.d.Lease(shm.NoLease, shm.NoLease)
+		d.d.Open()
+	} else if d.gate.State == protocol.GateOpen {
+		d.d.Freeze()
+	}
+	d.gate = g
+}
+
+// goOn looks again at the handles that were busy when the gate was closed.
+func (d *Dispatcher) goOn() {
+	busy, err := d.d.Pass(&d.pass)
+	if err != nil {
+		d.log.Error("pass", "error", err)
+	}
+	if err == nil && len(busy) == 0 {
+		d.passing = false
+		d.core.Frozen(d.now, d.passNum)
+	}
+}
+
+// scan looks for clients that are dead or have left.
+func (d *Dispatcher) scan() {
+	d.scanAt = d.now + scanEvery
+	if err := d.d.RecoverDead(func(uint32) { d.orphans = true }); err != nil {
+		d.log.Error("recovery of a dead client", "error", err)
+	}
+	for i := len(d.clients) - 1; i >= 0; i-- {
+		if c := d.clients[i]; !d.alive(c.slot, c.generation) {
+			d.Stats.Gone++
+			d.orphans = true
+			d.gone(c)
+		}
+	}
+	if d.orphans && d.gate.State == protocol.GateOpen {
+		_, d.orphans = d.d.RemoveOrphans(nil)
+	}
+}
+
+// Close gives the node up and leaves its segment for the next dispatcher. It is
+// idempotent.
+func (d *Dispatcher) Close() error {
+	var errs []error
+	if d.listener != nil {
+		errs = append(errs, d.listener.Close())
+		d.listener = nil
+	}
+	for len(d.peers) > 0 {
+		d.closePeer(d.peers[0].Peer)
+	}
+	if d.d != nil {
+		if d.node != nil {
+			d.node.Incarnation.Store(0)
+			// Nobody is to hand records over to who isn't there.
+			d.d.ReleaseUnlisted(func(uint32, []byte) bool { return false })
+		}
+		errs = append(errs, d.d.Close())
+		d.d = nil
+	}
+	if d.door != nil {
+		errs = append(errs, d.door.Close())
+		d.door = nil
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,88 @@
+package mainz
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/mainzdb/mainz/internal/attach"
+	"github.com/mainzdb/mainz/ltdb"
+	"github.com/mainzdb/mainz/protocol/wire"
+)
+
+// Errors, for errors.Is. Those of package ltdb are the same values there, so that
+// nothing is translated on the way. What a context ends is the context's error,
+// joined with ErrUnknown where the operation may have happened.
+var (
+	ErrNotFound     = ltdb.ErrNotFound
+	ErrLocked       = ltdb.ErrLocked
+	ErrNotLocked    = ltdb.ErrNotLocked
+	ErrCondition    = ltdb.ErrCondition
+	ErrNoCondition  = ltdb.ErrNoCondition
+	ErrMode         = ltdb.ErrMode
+	ErrTooBig       = ltdb.ErrTooBig
+	ErrNoSpace      = ltdb.ErrNoSpace
+	ErrNoHandles    = ltdb.ErrNoHandles
+	ErrNoSlots      = ltdb.ErrNoSlots
+	ErrTooManyLocks = ltdb.ErrTooManyLocks
+	ErrNoDatabase   = ltdb.ErrNoDatabase
+	ErrLeaseLost    = ltdb.ErrLeaseLost
+	ErrNotRunning   = ltdb.ErrNotRunning
+	ErrIncompatible = ltdb.ErrIncompatible
+	ErrPermission   = ltdb.ErrPermission
+	ErrCorrupt      = ltdb.ErrCorrupt
+	ErrClosed       = ltdb.ErrClosed
+	ErrNotSupported = ltdb.ErrNotSupported
+
+	// ErrUnknown: nobody can say whether the operation has happened.
+	ErrUnknown = errors.New("mainz: outcome unknown")
+)
+
+// attachError gives an error of package attach the kind that callers know.
+func attachError(err error) error {
+	for _, k := range []struct{ from, to error }{
+		{attach.ErrNotRunning, ErrNotRunning},
+		{attach.ErrPermission, ErrPermission},
+		{attach.ErrIncompatible, ErrIncompatible},
+		{attach.ErrProtocol, ErrIncompatible},
+		{attach.ErrNotSupported, ErrNotSupported},
+	} {
+		if errors.Is(err, k.from) {
+			return fmt.Errorf("mainz: %w (%w)", err, k.to)
+		}
+	}
+	return fmt.Errorf("mainz: %w", err)
+}
+
+// failed is the error for a status with which a call through the ring has
+// ended; nil for OK.
+func failed(ctx context.Context, st wire.Status) error {
+	switch st {
+	case wire.OK:
+		return nil
+	case wire.NotFound:
+		return ErrNotFound
+	case wire.Condition:
+		return ErrCondition
+	case wire.NoCondition:
+		return ErrNoCondition
+	case wire.NotLocked:
+		return ErrNotLocked
+	case wire.Mode:
+		return ErrMode
+	case wire.TooBig:
+		return ErrTooBig
+	case wire.NoDB:
+		return ErrNoDatabase
+	case wire.NoMemory:
+		return ltdb.ErrFull
+	case wire.Unknown:
+		return ErrUnknown
+	case wire.Timeout: // the dispatcher's clock was a little faster than the context's
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		return context.DeadlineExceeded
+	}
+	return fmt.Errorf("mainz: the dispatcher says %v", st)
+}

@@ -1,0 +1,375 @@
+package attach
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/user"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const socketFlags = unix.SOCK_SEQPACKET | unix.SOCK_CLOEXEC | unix.SOCK_NONBLOCK
+
+// address is the socket's name for the kernel, which takes 107 bytes: a longer
+// one goes by the directory's descriptor. done closes that.
+func address(dir string) (sa *unix.SockaddrUnix, done func(), err error) {
+	path := filepath.Join(dir, SocketName)
+	if len(path) < 100 {
+		return &unix.SockaddrUnix{Name: path}, func() {}, nil
+	}
+	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	return &unix.SockaddrUnix{Name: fmt.Sprintf("/proc/self/fd/%d/%s", fd, SocketName)}, func() { _ = unix.Close(fd) }, nil
+}
+
+// Conn is a client's connection to its dispatcher.
+type Conn struct {
+	fd  int
+	dir string
+	buf [maxMessage + 1]byte
+}
+
+// Dial connects to the dispatcher of the node whose directory dir is.
+func Dial(ctx context.Context, dir string) (*Conn, error) {
+	at := filepath.Join(dir, SocketName)
+	for {
+		fd, err := dial(dir)
+		switch {
+		case err == nil:
+			return &Conn{fd: fd, dir: dir}, nil
+		case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EINTR):
+			// Many come at once; the dispatcher takes them one after the other.
+			if err := pause(ctx); err != nil {
+				return nil, fmt.Errorf("attach: %s: %w", at, err)
+			}
+		case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ECONNREFUSED), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ENOTSOCK):
+			return nil, fmt.Errorf("attach: %s: %w (%v); start mainzd for this directory", at, ErrNotRunning, err)
+		case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
+			return nil, fmt.Errorf("attach: %s: %w; %s", at, ErrPermission, join(groupOf(dir)))
+		case errors.Is(err, unix.EPROTOTYPE):
+			return nil, fmt.Errorf("attach: %s: %w: it is another kind of socket; upgrade the dispatcher", at, ErrIncompatible)
+		default:
+			return nil, fmt.Errorf("attach: %s: %w", at, err)
+		}
+	}
+}
+
+func dial(dir string) (int, error) {
+	sa, done, err := address(dir)
+	if err != nil {
+		return -1, err
+	}
+	defer done()
+	fd, err := unix.Socket(unix.AF_UNIX, socketFlags, 0)
+	if err != nil {
+		return -1, err
+	}
+	if err := unix.Connect(fd, sa); err != nil {
+		_ = unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+func pause(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(time.Millisecond):
+		return nil
+	}
+}
+
+// Call sends a message and waits for the answer, which may be m itself. A
+// refusal is an error, and so is the dispatcher's end: ErrNotRunning.
+func (c *Conn) Call(ctx context.Context, m, answer *Message) error {
+	if err := send(c.fd, m); err != nil {
+		return c.ended(err)
+	}
+	for {
+		n, err := receive(c.fd, c.buf[:])
+		switch {
+		case err == unix.EAGAIN:
+			if err := readable(ctx, c.fd); err != nil {
+				return fmt.Errorf("attach: %s: waiting for an answer: %w", c.dir, err)
+			}
+			continue
+		case err != nil:
+			return c.ended(err)
+		}
+		if err := answer.decode(c.buf[:n]); err != nil {
+			return err
+		}
+		if answer.Kind == Refused {
+			return answer.refusal()
+		}
+		return nil
+	}
+}
+
+func (c *Conn) ended(err error) error {
+	if err == io.EOF || err == unix.EPIPE || err == unix.ECONNRESET {
+		return fmt.Errorf("attach: %s: %w: the dispatcher has closed the connection; start mainzd, and attach again", c.dir, ErrNotRunning)
+	}
+	return fmt.Errorf("attach: %s: %w", c.dir, err)
+}
+
+// readable waits until fd can be read or has ended.
+func readable(ctx context.Context, fd int) error {
+	for {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		// In slices: a context that is cancelled has no descriptor to poll.
+		wait := 20 * time.Millisecond
+		if d, ok := ctx.Deadline(); ok {
+			wait = min(wait, max(time.Until(d), time.Millisecond))
+		}
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(wait.Milliseconds())+1)
+		if err != nil && err != unix.EINTR {
+			return err
+		}
+		if n > 0 {
+			return nil
+		}
+	}
+}
+
+// Lost reports whether the dispatcher has closed the connection, or is dead.
+func (c *Conn) Lost() bool {
+	p := []unix.PollFd{{Fd: int32(c.fd), Events: unix.POLLIN}}
+	n, err := unix.Poll(p, 0)
+	return err == nil && n > 0 && p[0].Revents&(unix.POLLHUP|unix.POLLERR|unix.POLLNVAL) != 0
+}
+
+// Close ends the connection. It is idempotent.
+func (c *Conn) Close() error {
+	if c.fd < 0 {
+		return nil
+	}
+	fd := c.fd
+	c.fd = -1
+	return unix.Close(fd)
+}
+
+func send(fd int, m *Message) error {
+	b, err := m.encode(nil)
+	if err != nil {
+		return err
+	}
+	for {
+		err := unix.Sendto(fd, b, unix.MSG_NOSIGNAL, nil)
+		if err != unix.EINTR {
+			return err
+		}
+	}
+}
+
+// receive takes one message: EAGAIN if there is none, io.EOF at the end.
+func receive(fd int, b []byte) (int, error) {
+	for {
+		n, _, err := unix.Recvfrom(fd, b, unix.MSG_TRUNC)
+		switch {
+		case err == unix.EINTR:
+		case err != nil:
+			return 0, err
+		case n == 0:
+			return 0, io.EOF
+		case n > maxMessage:
+			return 0, fmt.Errorf("attach: message of %d bytes: %w", n, ErrProtocol)
+		default:
+			return n, nil
+		}
+	}
+}
+
+// Listener is the dispatcher's side.
+type Listener struct {
+	fd  int
+	dir string
+	gid int // of those who may come; -1: the dispatcher's own group
+}
+
+// Listen makes the socket in dir. The caller owns the directory: what is left of
+// a dispatcher before it is removed. group is a name or a number; "" is the
+// process's own.
+func Listen(dir, group string) (*Listener, error) {
+	gid := os.Getegid()
+	if group != "" {
+		var err error
+		if gid, err = lookupGroup(group); err != nil {
+			return nil, fmt.Errorf("attach: group %q: %w; create it with groupadd, or configure another", group, err)
+		}
+	}
+	at := filepath.Join(dir, SocketName)
+	sa, done, err := address(dir)
+	if err != nil {
+		return nil, fmt.Errorf("attach: %s: %w", at, err)
+	}
+	defer done()
+	if err := unix.Unlink(sa.Name); err != nil && err != unix.ENOENT {
+		return nil, fmt.Errorf("attach: remove the old %s: %w", at, err)
+	}
+	fd, err := unix.Socket(unix.AF_UNIX, socketFlags, 0)
+	if err != nil {
+		return nil, fmt.Errorf("attach: %w", err)
+	}
+	// Nobody can connect before listen, so the mode is right in time.
+	if err = unix.Bind(fd, sa); err == nil && gid != os.Getegid() {
+		err = unix.Lchown(sa.Name, -1, gid)
+	}
+	if err == nil {
+		err = unix.Chmod(sa.Name, 0o660)
+	}
+	if err == nil {
+		err = unix.Listen(fd, 128)
+	}
+	if err != nil {
+		_ = unix.Close(fd)
+		return nil, fmt.Errorf("attach: %s: %w", at, err)
+	}
+	return &Listener{fd: fd, dir: dir, gid: gid}, nil
+}
+
+// FD is the descriptor to poll for reading: somebody wants to come in.
+func (l *Listener) FD() int { return l.fd }
+
+// Close stops listening and removes the socket. Connections stay.
+func (l *Listener) Close() error {
+	if l.fd < 0 {
+		return nil
+	}
+	if sa, done, err := address(l.dir); err == nil {
+		_ = unix.Unlink(sa.Name)
+		done()
+	}
+	fd := l.fd
+	l.fd = -1
+	return unix.Close(fd)
+}
+
+// Cred says who is at the other end, as the kernel knows it. PID is 0 if that
+// process is in a PID namespace that can't be seen from here.
+type Cred struct {
+	PID      int32
+	UID, GID uint32
+}
+
+// Peer is one client's connection.
+type Peer struct {
+	Cred Cred
+	fd   int
+	buf  []byte
+}
+
+// Accept takes the next client: nil if nobody waits. Who may not come in is told
+// so; that is an error for the log, and there may be others behind him.
+func (l *Listener) Accept() (*Peer, error) {
+	for range 16 {
+		fd, _, err := unix.Accept4(l.fd, unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
+		switch {
+		case err == unix.EAGAIN:
+			return nil, nil
+		case err == unix.EINTR || err == unix.ECONNABORTED:
+			continue
+		case err != nil:
+			return nil, fmt.Errorf("attach: accept: %w", err)
+		}
+		p := &Peer{fd: fd, buf: make([]byte, maxMessage+1)}
+		u, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
+		if err == nil {
+			p.Cred = Cred{u.Pid, u.Uid, u.Gid}
+			if !l.allowed(fd, p.Cred) {
+				err = fmt.Errorf("attach: %w: user %d, group %d", ErrPermission, u.Uid, u.Gid)
+				_ = p.Refuse(CodePermission, join(uint32(l.gid)))
+			}
+		}
+		if err != nil {
+			_ = p.Close()
+			return nil, err
+		}
+		return p, nil
+	}
+	return nil, nil
+}
+
+func (l *Listener) allowed(fd int, c Cred) bool {
+	if c.UID == 0 || int(c.UID) == os.Geteuid() || int(c.GID) == l.gid {
+		return true
+	}
+	groups, err := peerGroups(fd)
+	return err == nil && slices.Contains(groups, uint32(l.gid))
+}
+
+// FD is the descriptor to poll for reading: a message, or the client's end.
+func (p *Peer) FD() int { return p.fd }
+
+// Receive takes a message. false: none is there. io.EOF: the client is gone.
+// After any error the connection is of no use.
+func (p *Peer) Receive(m *Message) (bool, error) {
+	n, err := receive(p.fd, p.buf)
+	switch {
+	case err == unix.EAGAIN:
+		return false, nil
+	case err == unix.ECONNRESET:
+		return false, io.EOF
+	case err != nil:
+		return false, err
+	}
+	return true, m.decode(p.buf[:n])
+}
+
+// Send sends a message. It does not wait: who doesn't read is cut off.
+func (p *Peer) Send(m *Message) error { return send(p.fd, m) }
+
+// Refuse tells the client why it is not served.
+func (p *Peer) Refuse(code Code, text string) error {
+	return p.Send(&Message{Kind: Refused, Version: Version, Code: code, Text: text})
+}
+
+// Close ends the connection. It is idempotent.
+func (p *Peer) Close() error {
+	if p.fd < 0 {
+		return nil
+	}
+	fd := p.fd
+	p.fd = -1
+	return unix.Close(fd)
+}
+
+func lookupGroup(name string) (int, error) {
+	if n, err := strconv.Atoi(name); err == nil {
+		return n, nil
+	}
+	g, err := user.LookupGroup(name)
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(g.Gid)
+}
+
+func groupOf(dir string) uint32 {
+	var st unix.Stat_t
+	if unix.Stat(filepath.Join(dir, SocketName), &st) != nil && unix.Stat(dir, &st) != nil {
+		return uint32(os.Getegid())
+	}
+	return st.Gid
+}
+
+// join is the next step for who is not of the group.
+func join(gid uint32) string {
+	name := strconv.Itoa(int(gid))
+	if g, err := user.LookupGroupId(name); err == nil {
+		name = g.Name
+	}
+	return fmt.Sprintf("join its group: usermod -aG %s USER, and log in again", name)
+}

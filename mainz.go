@@ -1,0 +1,217 @@
+package mainz
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	"github.com/mainzdb/mainz/internal/attach"
+	"github.com/mainzdb/mainz/internal/call"
+	"github.com/mainzdb/mainz/ltdb"
+	"github.com/mainzdb/mainz/ring"
+	"github.com/mainzdb/mainz/shm"
+)
+
+// DefaultDir is the directory of a node that has no other.
+const DefaultDir = "/dev/shm/mainz/default/0/v1"
+
+// attachLimit bounds Attach where the context sets no deadline.
+const attachLimit = 2 * time.Second
+
+// Option changes how Attach works.
+type Option func(*options)
+
+type options struct {
+	name       string
+	readOnly   bool
+	conditions []Condition
+	forceRing  bool // for tests: nothing by bypass
+}
+
+// WithCondition registers a condition function (the plan's set_conditional).
+// Attach fails with ErrIncompatible if the node knows the id under another name
+// or version.
+func WithCondition(c Condition) Option {
+	return func(o *options) { o.conditions = append(o.conditions, c) }
+}
+
+// WithName labels the client in status output; default is the base name of
+// argv[0].
+func WithName(name string) Option { return func(o *options) { o.name = name } }
+
+// ReadOnly attaches an observer: no slot, no locks, Fetch and Traverse by bypass
+// only. It needs no dispatcher.
+func ReadOnly() Option { return func(o *options) { o.readOnly = true } }
+
+// Client is one process's place on a node. Safe for many goroutines.
+type Client struct {
+	opts  options
+	store *ltdb.Store
+	conn  *attach.Conn
+	door  *shm.Doorbell
+	bell  *ring.Bell
+	ring  *callRing // nil for an observer
+	shut  atomic.Bool
+}
+
+// Attach joins the segment in dir; "" means $MAINZ_DIR, then DefaultDir. ctx
+// bounds the attach alone, 2 s if it has no deadline. ErrNotRunning,
+// ErrPermission, ErrIncompatible, ErrNoSpace say what to do next.
+func Attach(ctx context.Context, dir string, opts ...Option) (*Client, error) {
+	c := &Client{}
+	for _, o := range opts {
+		o(&c.opts)
+	}
+	if c.opts.name == "" {
+		c.opts.name = filepath.Base(os.Args[0])
+	}
+	if dir == "" {
+		dir = os.Getenv("MAINZ_DIR")
+	}
+	if dir == "" {
+		dir = DefaultDir
+	}
+	if _, ok := ctx.Deadline(); !ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, attachLimit)
+		defer cancel()
+	}
+	var err error
+	if c.opts.readOnly {
+		c.store, err = ltdb.Open(ctx, dir, ltdb.Options{ReadOnly: true})
+		if err != nil {
+			return nil, fmt.Errorf("mainz: %w", err)
+		}
+		return c, nil
+	}
+	if err := c.attach(ctx, dir); err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	return c, nil
+}
+
+func (c *Client) attach(ctx context.Context, dir string) error {
+	var err error
+	if c.conn, err = attach.Dial(ctx, dir); err != nil {
+		return attachError(err)
+	}
+	hello := attach.Message{Kind: attach.Hello, Version: attach.Version, Name: c.opts.name}
+	for _, k := range c.opts.conditions {
+		hello.Conditions = append(hello.Conditions, attach.Condition{ID: uint32(k.ID), Version: k.Version, Name: k.Name})
+	}
+	var answer attach.Message
+	if err := c.conn.Call(ctx, &hello, &answer); err != nil {
+		return attachError(err)
+	}
+	if answer.Kind != attach.Welcome || answer.Version != attach.Version {
+		return fmt.Errorf("mainz: %s: the dispatcher speaks version %d, this program %d: %w; upgrade the older one", dir, answer.Version, attach.Version, ErrIncompatible)
+	}
+	if c.door, err = shm.OpenDoorbell(dir); err != nil {
+		return fmt.Errorf("mainz: %w", err)
+	}
+	wake := func() {
+		if b := c.bell; b != nil {
+			b.Wake()
+		}
+	}
+	if c.store, err = ltdb.Open(ctx, dir, ltdb.Options{Name: c.opts.name, Conditions: c.opts.conditions, Doorbell: wake}); err != nil {
+		return fmt.Errorf("mainz: %w", err)
+	}
+	seg := c.store.Segment()
+	_, bell, err := call.NodeOf(seg)
+	if err != nil {
+		return fmt.Errorf("mainz: %w", err)
+	}
+	if c.bell, err = ring.OpenBell(seg.Region(), bell, c.door); err != nil {
+		return fmt.Errorf("mainz: %w", err)
+	}
+	generation := uint32(seg.Slot(c.store.Slot()).Generation.Load())
+	if err := c.conn.Call(ctx, &attach.Message{Kind: attach.Joined, Version: attach.Version, Slot: c.store.Slot(), Generation: generation}, &answer); err != nil {
+		return attachError(err)
+	}
+	if c.ring, err = openRing(seg, c.store.Slot(), c.bell); err != nil {
+		return fmt.Errorf("mainz: %w", err)
+	}
+	return nil
+}
+
+// Dir is the directory that the client has attached to.
+func (c *Client) Dir() string { return c.store.Dir() }
+
+// Close ends the client as its death would: locks are released, pieces removed,
+// waits end with ErrClosed. Idempotent.
+func (c *Client) Close() error {
+	if c.shut.Swap(true) {
+		return nil
+	}
+	var errs []error
+	if c.ring != nil {
+		c.ring.close()
+	}
+	if c.store != nil {
+		errs = append(errs, c.store.Close())
+	}
+	if c.conn != nil {
+		errs = append(errs, c.conn.Close())
+	}
+	if c.door != nil {
+		errs = append(errs, c.door.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// Mode is fixed when a database is created.
+type Mode = ltdb.Mode
+
+// KV: values are overwritten, appended bytes are plain data. Pieces: values are
+// the pieces of living clients; no Store.
+const (
+	KV     = ltdb.KV
+	Pieces = ltdb.Pieces
+)
+
+// OpenOption changes how Open works.
+type OpenOption func(*openOptions)
+
+type openOptions struct{ ltdb.DatabaseOptions }
+
+// MustExist makes it an ErrNoDatabase if there is no such database.
+func MustExist() OpenOption { return func(o *openOptions) { o.MustExist = true } }
+
+// Records says how many records to expect, which sizes a new database's hash
+// table; default 100,000.
+func Records(n int) OpenOption { return func(o *openOptions) { o.Records = n } }
+
+// Open attaches to the named database, and creates it with the given mode if it
+// is new; ErrMode if it exists with another one.
+func (c *Client) Open(ctx context.Context, name string, mode Mode, opts ...OpenOption) (*DB, error) {
+	var o openOptions
+	for _, f := range opts {
+		f(&o)
+	}
+	l, err := c.store.Database(ctx, name, mode, o.DatabaseOptions)
+	if err != nil {
+		return nil, fmt.Errorf("mainz: %w", err)
+	}
+	return &DB{c: c, l: l}, nil
+}
+
+// Stats holds counters since the attach; the histograms stay in shared memory
+// (mainz stat).
+type Stats struct {
+	ltdb.Stats        // of the bypass
+	Ring       uint64 // calls through the ring
+}
+
+// Stats reads this client's counters.
+func (c *Client) Stats() Stats {
+	s := Stats{Stats: c.store.Stats()}
+	if c.ring != nil {
+		s.Ring = c.ring.count.Load()
+	}
+	return s
+}

@@ -1,0 +1,274 @@
+package mainz
+
+import (
+	"context"
+
+	"github.com/mainzdb/mainz/protocol/wire"
+)
+
+// The operations of DB and Handle: by bypass, and through the ring if the bypass
+// says that this process can't do it.
+
+// Fetch: see Ops.
+func (db *DB) Fetch(ctx context.Context, key []byte) ([]byte, error) {
+	if db.forced() {
+		return db.fetch(ctx, nil, key)
+	}
+	v, err := db.l.Fetch(ctx, key)
+	if err != nil && db.must(err) {
+		return db.fetch(ctx, nil, key)
+	}
+	return v, err
+}
+
+// AppendFetch: see Ops.
+func (db *DB) AppendFetch(ctx context.Context, dst, key []byte) ([]byte, error) {
+	if db.forced() {
+		return db.fetch(ctx, dst, key)
+	}
+	v, err := db.l.AppendFetch(ctx, dst, key)
+	if err != nil && db.must(err) {
+		return db.fetch(ctx, dst, key)
+	}
+	return v, err
+}
+
+// FetchLocked: see Ops.
+func (db *DB) FetchLocked(ctx context.Context, key []byte) (Record, error) {
+	if db.forced() {
+		return db.lock(ctx, key, true)
+	}
+	v, err := db.l.FetchLocked(ctx, key)
+	if err != nil && db.must(err) {
+		return db.lock(ctx, key, true)
+	}
+	return v, err
+}
+
+// TryFetchLocked: see Ops.
+func (db *DB) TryFetchLocked(ctx context.Context, key []byte) (Record, error) {
+	if db.forced() {
+		return db.lock(ctx, key, false)
+	}
+	v, err := db.l.TryFetchLocked(ctx, key)
+	if err != nil && db.must(err) {
+		return db.lock(ctx, key, false)
+	}
+	return v, err
+}
+
+// Store: see Ops.
+func (db *DB) Store(ctx context.Context, key, data []byte) error {
+	if db.forced() {
+		return db.put(ctx, key, data)
+	}
+	err := db.l.Store(ctx, key, data)
+	if err != nil && db.must(err) {
+		return db.put(ctx, key, data)
+	}
+	return err
+}
+
+// Delete: see Ops.
+func (db *DB) Delete(ctx context.Context, key []byte) error {
+	if db.forced() {
+		return db.change(ctx, &wire.Message{Op: wire.ReqDelete, Key: key}, false, nil)
+	}
+	err := db.l.Delete(ctx, key)
+	if err != nil && db.must(err) {
+		return db.change(ctx, &wire.Message{Op: wire.ReqDelete, Key: key}, false, nil)
+	}
+	return err
+}
+
+// ConditionalAppend: see Ops.
+func (db *DB) ConditionalAppend(ctx context.Context, cond ConditionID, key, piece []byte) (Piece, error) {
+	if db.forced() {
+		return db.append(ctx, cond, key, piece, false)
+	}
+	v, err := db.l.ConditionalAppend(ctx, cond, key, piece)
+	if err != nil && db.must(err) {
+		return db.append(ctx, cond, key, piece, false)
+	}
+	return v, err
+}
+
+// ConditionalAppendWait: see Ops.
+func (db *DB) ConditionalAppendWait(ctx context.Context, cond ConditionID, key, piece []byte) (Piece, error) {
+	if db.forced() {
+		return db.append(ctx, cond, key, piece, true)
+	}
+	v, err := db.l.ConditionalAppendWait(ctx, cond, key, piece)
+	if err != nil && db.must(err) {
+		return db.append(ctx, cond, key, piece, true)
+	}
+	return v, err
+}
+
+// RemoveAndTrigger: see Ops.
+func (db *DB) RemoveAndTrigger(ctx context.Context, key []byte, p Piece) error {
+	if db.forced() {
+		return db.remove(ctx, key, p)
+	}
+	err := db.l.RemoveAndTrigger(ctx, key, p)
+	if err != nil && db.must(err) {
+		return db.remove(ctx, key, p)
+	}
+	return err
+}
+
+// RemoveMatching: see Ops.
+func (db *DB) RemoveMatching(ctx context.Context, cond ConditionID, key, data []byte) error {
+	if db.forced() {
+		return db.removeMatching(ctx, cond, key, data)
+	}
+	err := db.l.RemoveMatching(ctx, cond, key, data)
+	if err != nil && db.must(err) {
+		return db.removeMatching(ctx, cond, key, data)
+	}
+	return err
+}
+
+// FetchBatch: see Ops.
+func (db *DB) FetchBatch(ctx context.Context, b *Batch) (int, error) {
+	if db.forced() {
+		return db.batch(ctx, b)
+	}
+	v, err := db.l.FetchBatch(ctx, b)
+	if err != nil && db.must(err) {
+		return db.batch(ctx, b)
+	}
+	return v, err
+}
+
+// Fetch: see Ops.
+func (h *Handle) Fetch(ctx context.Context, key []byte) ([]byte, error) {
+	if h.db.forced() {
+		return h.db.fetch(ctx, nil, key)
+	}
+	v, err := h.l.Fetch(ctx, key)
+	if err != nil && h.db.must(err) {
+		return h.db.fetch(ctx, nil, key)
+	}
+	return v, err
+}
+
+// AppendFetch: see Ops.
+func (h *Handle) AppendFetch(ctx context.Context, dst, key []byte) ([]byte, error) {
+	if h.db.forced() {
+		return h.db.fetch(ctx, dst, key)
+	}
+	v, err := h.l.AppendFetch(ctx, dst, key)
+	if err != nil && h.db.must(err) {
+		return h.db.fetch(ctx, dst, key)
+	}
+	return v, err
+}
+
+// FetchLocked: see Ops.
+func (h *Handle) FetchLocked(ctx context.Context, key []byte) (Record, error) {
+	if h.db.forced() {
+		return h.db.lock(ctx, key, true)
+	}
+	v, err := h.l.FetchLocked(ctx, key)
+	if err != nil && h.db.must(err) {
+		return h.db.lock(ctx, key, true)
+	}
+	return v, err
+}
+
+// TryFetchLocked: see Ops.
+func (h *Handle) TryFetchLocked(ctx context.Context, key []byte) (Record, error) {
+	if h.db.forced() {
+		return h.db.lock(ctx, key, false)
+	}
+	v, err := h.l.TryFetchLocked(ctx, key)
+	if err != nil && h.db.must(err) {
+		return h.db.lock(ctx, key, false)
+	}
+	return v, err
+}
+
+// Store: see Ops.
+func (h *Handle) Store(ctx context.Context, key, data []byte) error {
+	if h.db.forced() {
+		return h.db.put(ctx, key, data)
+	}
+	err := h.l.Store(ctx, key, data)
+	if err != nil && h.db.must(err) {
+		return h.db.put(ctx, key, data)
+	}
+	return err
+}
+
+// Delete: see Ops.
+func (h *Handle) Delete(ctx context.Context, key []byte) error {
+	if h.db.forced() {
+		return h.db.change(ctx, &wire.Message{Op: wire.ReqDelete, Key: key}, false, nil)
+	}
+	err := h.l.Delete(ctx, key)
+	if err != nil && h.db.must(err) {
+		return h.db.change(ctx, &wire.Message{Op: wire.ReqDelete, Key: key}, false, nil)
+	}
+	return err
+}
+
+// ConditionalAppend: see Ops.
+func (h *Handle) ConditionalAppend(ctx context.Context, cond ConditionID, key, piece []byte) (Piece, error) {
+	if h.db.forced() {
+		return h.db.append(ctx, cond, key, piece, false)
+	}
+	v, err := h.l.ConditionalAppend(ctx, cond, key, piece)
+	if err != nil && h.db.must(err) {
+		return h.db.append(ctx, cond, key, piece, false)
+	}
+	return v, err
+}
+
+// ConditionalAppendWait: see Ops.
+func (h *Handle) ConditionalAppendWait(ctx context.Context, cond ConditionID, key, piece []byte) (Piece, error) {
+	if h.db.forced() {
+		return h.db.append(ctx, cond, key, piece, true)
+	}
+	v, err := h.l.ConditionalAppendWait(ctx, cond, key, piece)
+	if err != nil && h.db.must(err) {
+		return h.db.append(ctx, cond, key, piece, true)
+	}
+	return v, err
+}
+
+// RemoveAndTrigger: see Ops.
+func (h *Handle) RemoveAndTrigger(ctx context.Context, key []byte, p Piece) error {
+	if h.db.forced() {
+		return h.db.remove(ctx, key, p)
+	}
+	err := h.l.RemoveAndTrigger(ctx, key, p)
+	if err != nil && h.db.must(err) {
+		return h.db.remove(ctx, key, p)
+	}
+	return err
+}
+
+// RemoveMatching: see Ops.
+func (h *Handle) RemoveMatching(ctx context.Context, cond ConditionID, key, data []byte) error {
+	if h.db.forced() {
+		return h.db.removeMatching(ctx, cond, key, data)
+	}
+	err := h.l.RemoveMatching(ctx, cond, key, data)
+	if err != nil && h.db.must(err) {
+		return h.db.removeMatching(ctx, cond, key, data)
+	}
+	return err
+}
+
+// FetchBatch: see Ops.
+func (h *Handle) FetchBatch(ctx context.Context, b *Batch) (int, error) {
+	if h.db.forced() {
+		return h.db.batch(ctx, b)
+	}
+	v, err := h.l.FetchBatch(ctx, b)
+	if err != nil && h.db.must(err) {
+		return h.db.batch(ctx, b)
+	}
+	return v, err
+}

@@ -1,0 +1,439 @@
+package mainz
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/mainzdb/mainz/internal/call"
+	"github.com/mainzdb/mainz/protocol/wire"
+	"github.com/mainzdb/mainz/ring"
+	"github.com/mainzdb/mainz/shm"
+)
+
+// callRing is the client's way to the dispatcher. Of the goroutines that wait for
+// a reply one takes all replies, for itself and for the others: the leader, which
+// holds recv. When it has its own, another one leads.
+type callRing struct {
+	out   *ring.Producer
+	in    *ring.Consumer // the leader's
+	take  func(*ring.Message)
+	ctx   context.Context // ends with the client
+	end   context.CancelFunc
+	room  chan struct{} // one for each call
+	large chan struct{} // one for each large request
+	count atomic.Uint64
+
+	recv    sync.Mutex
+	waiting atomic.Int32  // goroutines that lead, or want to
+	lead    chan struct{} // somebody else has to
+	spare   sync.Pool     // of *pending
+
+	mu         sync.Mutex
+	dispatcher uint32 // incarnation
+	next       uint32
+	calls      map[uint32]*pending
+	orphans    int      // calls that nobody waits for
+	undone     []uint32 // calls to be abandoned when there is room in the ring
+}
+
+// pending is a call under way. Its fields are the caller's before it is
+// registered and when ended is set, and belong to mu in between.
+type pending struct {
+	id         uint32
+	dispatcher uint32 // whom it was sent to
+	payload    []byte // does not change while the call is under way
+	nop        bool
+	ended      atomic.Bool
+	wake       chan struct{} // a hint to look at ended
+	status     wire.Status
+	why        uint32
+	total      uint32
+	reply      []byte
+	abandoned  bool           // it has not run and will not
+	orphan     bool           // nobody waits
+	late       func(*pending) // called then, when it ends; may be nil
+}
+
+const (
+	largeRequest = 4 << 10 // bytes; of these only a few are under way at a time
+	largeCalls   = 16
+	maxCalls     = call.MaxCalls - 64
+	// abandonWait is how long a call whose context has ended waits to be told
+	// whether it has run.
+	abandonWait = 200 * time.Millisecond
+)
+
+func openRing(seg *shm.Segment, slot uint32, bell *ring.Bell) (*callRing, error) {
+	out, in, ok := call.Rings(seg, slot)
+	if !ok {
+		return nil, fmt.Errorf("the segment has no rings for slot %d: %w", slot, ErrIncompatible)
+	}
+	r := &callRing{lead: make(chan struct{}, 1), room: make(chan struct{}, maxCalls), large: make(chan struct{}, largeCalls), calls: map[uint32]*pending{}}
+	var err error
+	if r.out, err = ring.OpenProducer(seg.Region(), out, call.RequestCells, ring.Options{Bell: bell}); err != nil {
+		return nil, err
+	}
+	if r.in, err = ring.OpenConsumer(seg.Region(), in, call.ReplyCells, ring.Options{}); err != nil {
+		return nil, err
+	}
+	r.take = r.cell
+	r.spare.New = func() any { return &pending{wake: make(chan struct{}, 1)} }
+	r.ctx, r.end = context.WithCancel(context.Background())
+	// The dispatcher has said who it is before it said that we may come.
+	r.in.Poll(1, func(m *ring.Message) {
+		var h call.Head
+		if h.Get(m) != nil && h.Kind == call.Started {
+			r.dispatcher = h.Dispatcher
+		}
+	})
+	return r, nil
+}
+
+// close ends all calls with ErrClosed.
+func (r *callRing) close() {
+	r.end()
+	r.recv.Lock() // nobody reads the ring any more
+}
+
+// call sends a request and waits for its reply. late is called, by another
+// goroutine, if the call ends when nobody waits for it any more. What is
+// returned is given back by done.
+func (r *callRing) call(ctx context.Context, m *wire.Message, late func(*pending)) (*pending, error) {
+	p := r.fresh()
+	p.late = late
+	p.payload = call.AppendRequest(p.payload, m)
+	if len(p.payload) > largeRequest {
+		if err := r.enter(ctx, r.large); err != nil {
+			return nil, err
+		}
+		defer func() { <-r.large }()
+	}
+	return r.do(ctx, p)
+}
+
+// nop is a call that does nothing.
+func (r *callRing) nop(ctx context.Context) error {
+	p := r.fresh()
+	p.nop = true
+	p, err := r.do(ctx, p)
+	r.done(p)
+	return err
+}
+
+func (r *callRing) fresh() *pending {
+	p := r.spare.Get().(*pending)
+	*p = pending{wake: p.wake, payload: p.payload[:0], reply: p.reply[:0]}
+	return p
+}
+
+// done gives back what call has returned; nil is nothing.
+func (r *callRing) done(p *pending) {
+	if p != nil && cap(p.payload) <= 64<<10 && cap(p.reply) <= 64<<10 {
+		r.spare.Put(p)
+	}
+}
+
+func (r *callRing) enter(ctx context.Context, room chan struct{}) error {
+	select {
+	case room <- struct{}{}:
+		return nil
+	default:
+	}
+	select {
+	case room <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-r.ctx.Done():
+		return ErrClosed
+	}
+}
+
+func (r *callRing) do(ctx context.Context, p *pending) (*pending, error) {
+	if err := r.enter(ctx, r.room); err != nil {
+		return nil, err
+	}
+	defer func() { <-r.room }()
+	r.count.Add(1)
+	dispatcher, err := r.register(p)
+	if err != nil {
+		return nil, err
+	}
+	if err = r.send(ctx, p.id, dispatcher, p.payload, p.nop); err == nil {
+		err = r.await(ctx, p)
+	}
+	switch {
+	case err == nil:
+		return p, nil
+	case r.ctx.Err() != nil:
+		return nil, ErrClosed
+	}
+	return r.giveUp(p, err)
+}
+
+// register names the call.
+func (r *callRing) register(p *pending) (dispatcher uint32, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.ctx.Err() != nil {
+		return 0, ErrClosed
+	}
+	for {
+		r.next++
+		if _, taken := r.calls[r.next]; !taken {
+			break
+		}
+	}
+	p.id, p.dispatcher = r.next, r.dispatcher
+	r.calls[p.id] = p
+	return p.dispatcher, nil
+}
+
+// await waits until the call has ended, and takes replies meanwhile if nobody
+// else does.
+func (r *callRing) await(ctx context.Context, p *pending) error {
+	for !p.ended.Load() {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if r.ctx.Err() != nil {
+			return ErrClosed
+		}
+		r.waiting.Add(1) // before the look at recv: who gives that up looks here
+		if r.recv.TryLock() {
+			err := r.takeReplies(ctx, p.ended.Load)
+			r.waiting.Add(-1)
+			r.recv.Unlock()
+			r.pass()
+			if err != nil && !p.ended.Load() {
+				return err
+			}
+			continue
+		}
+		select {
+		case <-p.wake:
+		case <-r.lead:
+		case <-ctx.Done():
+		case <-r.ctx.Done():
+		}
+		r.waiting.Add(-1)
+	}
+	return nil
+}
+
+// pass lets somebody else lead, if anybody wants to.
+func (r *callRing) pass() {
+	if r.waiting.Load() > 0 {
+		select {
+		case r.lead <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// takeReplies leads until enough says so.
+//
+// Preconditions: the caller holds recv.
+func (r *callRing) takeReplies(ctx context.Context, enough func() bool) error {
+	for !enough() {
+		if r.in.Poll(64, r.take) > 0 {
+			continue
+		}
+		r.abandon()
+		if r.ctx.Err() != nil {
+			return ErrClosed
+		}
+		if err := r.in.Wait(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// linger takes replies as long as there are calls that nobody waits for.
+func (r *callRing) linger() {
+	none := func() bool {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return r.orphans == 0
+	}
+	for !none() && r.ctx.Err() == nil {
+		r.waiting.Add(1)
+		if r.recv.TryLock() {
+			_ = r.takeReplies(r.ctx, none)
+			r.waiting.Add(-1)
+			r.recv.Unlock()
+			r.pass()
+			continue
+		}
+		select {
+		case <-r.lead:
+		case <-r.ctx.Done():
+		}
+		r.waiting.Add(-1)
+	}
+}
+
+// send puts the call's cells into the ring, for a dispatcher. Another one that
+// starts meanwhile drops them, and then they are sent again.
+func (r *callRing) send(ctx context.Context, id, dispatcher uint32, payload []byte, nop bool) error {
+	h := call.Head{Kind: call.Request, Call: id, Total: uint32(len(payload)), Dispatcher: dispatcher}
+	if nop {
+		h.Kind = call.Nop
+	}
+	var m ring.Message
+	for {
+		claim, err := r.out.Claim(ctx)
+		if err != nil {
+			return err
+		}
+		n := h.Put(&m, payload)
+		claim.Commit(&m)
+		if h.Offset += uint32(n); h.Offset >= h.Total {
+			return nil
+		}
+	}
+}
+
+// giveUp ends the waiting for a call whose context has ended. The dispatcher
+// says whether it has run; if it is not there to say so, nobody knows.
+func (r *callRing) giveUp(p *pending, err error) (*pending, error) {
+	r.mu.Lock()
+	if r.calls[p.id] == p {
+		r.undone = append(r.undone, p.id)
+	}
+	r.mu.Unlock()
+	r.abandon()
+	ctx, cancel := context.WithTimeout(r.ctx, abandonWait)
+	defer cancel()
+	_ = r.await(ctx, p)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case r.calls[p.id] != p: // it has ended
+		if p.abandoned {
+			return nil, err
+		}
+		return p, nil
+	case r.ctx.Err() != nil:
+		return nil, ErrClosed
+	}
+	p.orphan = true
+	if r.orphans++; r.orphans == 1 {
+		go r.linger()
+	}
+	return nil, errors.Join(err, ErrUnknown)
+}
+
+// abandon says which calls nobody waits for, as far as there is room.
+func (r *callRing) abandon() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for len(r.undone) > 0 {
+		id := r.undone[0]
+		if r.calls[id] != nil {
+			claim, err := r.out.TryClaim()
+			if err != nil {
+				return
+			}
+			var m ring.Message
+			h := call.Head{Kind: call.Abandon, Call: id, Dispatcher: r.dispatcher}
+			h.Put(&m, nil)
+			claim.Commit(&m)
+		}
+		r.undone = r.undone[1:]
+	}
+}
+
+// cell takes one cell of the dispatcher's.
+func (r *callRing) cell(m *ring.Message) {
+	var h call.Head
+	part := h.Get(m)
+	if part == nil {
+		return
+	}
+	if h.Kind == call.Started {
+		r.again(h.Dispatcher)
+		return
+	}
+	r.mu.Lock()
+	p := r.calls[h.Call]
+	if p == nil || h.Kind != call.Reply && h.Kind != call.Abandoned {
+		r.mu.Unlock()
+		return
+	}
+	if h.Kind == call.Reply {
+		if int(h.Offset) != len(p.reply) || h.Offset != 0 && h.Total != p.total {
+			r.mu.Unlock()
+			return // the rest of a reply that a dispatcher has died over
+		}
+		p.total = h.Total
+		if p.reply = append(p.reply, part...); len(p.reply) < int(h.Total) {
+			r.mu.Unlock()
+			return
+		}
+		p.status, p.why = h.Status, h.Why
+	} else {
+		p.abandoned = true
+	}
+	delete(r.calls, p.id)
+	if !p.orphan {
+		wake := p.wake // p may be another call's as soon as it has ended
+		p.ended.Store(true)
+		r.mu.Unlock()
+		select {
+		case wake <- struct{}{}:
+		default:
+		}
+		return
+	}
+	r.orphans--
+	r.mu.Unlock()
+	if p.late != nil {
+		p.late(p)
+	}
+}
+
+// again asks all calls again that have no answer: another dispatcher is there.
+func (r *callRing) again(dispatcher uint32) {
+	r.mu.Lock()
+	r.dispatcher = dispatcher
+	type again struct {
+		id      uint32
+		payload []byte
+		nop     bool
+	}
+	var ask []again
+	for _, p := range r.calls {
+		p.reply = p.reply[:0]
+		if p.dispatcher != dispatcher {
+			p.dispatcher = dispatcher
+			ask = append(ask, again{p.id, bytes.Clone(p.payload), p.nop}) // p may end before it is asked
+			if p.orphan {
+				r.undone = append(r.undone, p.id)
+			}
+		}
+	}
+	r.mu.Unlock()
+	go func() { // the ring may be full, and who takes replies must go on
+		for _, a := range ask {
+			if r.send(r.ctx, a.id, dispatcher, a.payload, a.nop) != nil {
+				return
+			}
+		}
+		claim, err := r.out.Claim(r.ctx)
+		if err != nil {
+			return
+		}
+		var m ring.Message
+		h := call.Head{Kind: call.Synced, Dispatcher: dispatcher}
+		h.Put(&m, nil)
+		claim.Commit(&m)
+		r.abandon()
+	}()
+}

@@ -1,0 +1,289 @@
+package mainz
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/mainzdb/mainz/dispatcher/daemon"
+	"github.com/mainzdb/mainz/ltdb"
+)
+
+// Child processes of the tests are this binary.
+func TestMain(m *testing.M) {
+	switch os.Getenv("MAINZ_TEST_CHILD") {
+	case "mainzd":
+		daemon.Main()
+	case "client":
+		tortureClient()
+	default:
+		os.Exit(m.Run())
+	}
+}
+
+// child starts this binary as something else.
+func child(t testing.TB, what string, args ...string) *exec.Cmd {
+	t.Helper()
+	cmd := exec.Command(os.Args[0], args...)
+	cmd.Env = append(os.Environ(), "MAINZ_TEST_CHILD="+what)
+	cmd.Stderr = os.Stderr
+	return cmd
+}
+
+func startDaemon(t *testing.T, dir string) *exec.Cmd {
+	t.Helper()
+	cmd := child(t, "mainzd", "--config", os.DevNull, "--dir", dir, "--size", "32MiB", "--slots", "32", "--log-level", "warn")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	return cmd
+}
+
+// attachTo waits until the daemon is there.
+func attachTo(t testing.TB, dir string, opts ...Option) *Client {
+	t.Helper()
+	ctx := minute(t)
+	for {
+		c, err := Attach(ctx, dir, opts...)
+		if err == nil {
+			return c
+		}
+		if ctx.Err() != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Millisecond) // polls; the test waits for the condition
+	}
+}
+
+// tortureClient adds 1 to a counter of its own again and again, through the ring
+// and under the record's lock in turn, and says so after each.
+func tortureClient() {
+	dir, key := os.Args[1], []byte(os.Args[2])
+	ctx := context.Background()
+	c, err := Attach(ctx, dir, forceRing)
+	if err != nil {
+		fmt.Println("error", err)
+		os.Exit(1)
+	}
+	db, err := c.Open(ctx, "counters", KV)
+	for err == nil {
+		var r Record
+		if r, err = db.FetchLocked(ctx, key); err != nil {
+			break
+		}
+		n := uint64(1)
+		if b := r.Data(); len(b) == 8 {
+			n += binary.LittleEndian.Uint64(b)
+		}
+		if err = r.StoreUnlock(binary.LittleEndian.AppendUint64(nil, n)); err == nil {
+			fmt.Println(n)
+		}
+	}
+	fmt.Println("error", err)
+	os.Exit(1)
+}
+
+func kills(short int) int {
+	if n, err := strconv.Atoi(os.Getenv("MAINZ_KILLS")); err == nil {
+		return n
+	}
+	return short
+}
+
+// mainzd and clients are killed at random moments under load: nothing that was
+// acknowledged is lost, nothing runs twice, everybody goes on.
+func TestTorture(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	if s, err := strconv.ParseUint(os.Getenv("MAINZ_SEED"), 10, 64); err == nil {
+		seed = s
+	}
+	t.Logf("MAINZ_SEED=%d", seed)
+	rnd := rand.New(rand.NewPCG(seed, 0))
+	base, err := os.MkdirTemp("/dev/shm", "mainz-test-*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(base)
+	dir := filepath.Join(base, "v1")
+	d := startDaemon(t, dir)
+	defer func() {
+		_ = d.Process.Kill()
+		_ = d.Wait()
+	}()
+	c := attachTo(t, dir, forceRing)
+	defer c.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	defer cancel()
+	counters, err := c.Open(ctx, "counters", KV)
+	want(t, err, nil)
+	logs, err := c.Open(ctx, "logs", KV)
+	want(t, err, nil)
+	opens, err := c.Open(ctx, "opens", Pieces)
+	want(t, err, nil)
+
+	// Load in this process: appends of tokens that can be told apart, pieces
+	// that exclude each other, and a watcher.
+	const workers = 4
+	var wg sync.WaitGroup
+	var stop atomic.Bool
+	var inside [2]atomic.Int32
+	acked := make([]int, workers)
+	for w := range workers {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			rnd := rand.New(rand.NewPCG(seed, uint64(w)+1))
+			for i := 0; !stop.Load(); i++ {
+				if _, err := logs.ConditionalAppend(ctx, Always, fmt.Append(nil, "log", w), fmt.Append(nil, i, ",")); err != nil {
+					t.Errorf("append: %v", err)
+					return
+				}
+				acked[w]++
+				if i%8 != 0 {
+					continue
+				}
+				k := rnd.IntN(2)
+				key := fmt.Append(nil, "file", k)
+				p, err := opens.ConditionalAppendWait(ctx, IfAbsent, key, []byte("mine"))
+				if err != nil {
+					t.Errorf("open: %v", err)
+					return
+				}
+				if n := inside[k].Add(1); n != 1 {
+					t.Errorf("%d are inside of file %d", n, k)
+				}
+				inside[k].Add(-1)
+				if err := opens.RemoveAndTrigger(ctx, key, p); err != nil {
+					t.Errorf("close: %v", err)
+					return
+				}
+			}
+		}()
+	}
+	var clients sync.WaitGroup
+	last := make([]uint64, 2) // what each counter is known to be
+	startClient := func(i int) *exec.Cmd {
+		cmd := child(t, "client", dir, fmt.Sprint("counter", i))
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		clients.Add(1)
+		go func() {
+			defer clients.Done()
+			for lines := bufio.NewScanner(out); lines.Scan(); {
+				n, err := strconv.ParseUint(lines.Text(), 10, 64)
+				if err != nil {
+					// It came while no dispatcher was there.
+					if !strings.Contains(lines.Text(), "no dispatcher") && !strings.Contains(lines.Text(), "deadline") {
+						t.Error(lines.Text())
+					}
+					continue
+				}
+				// One that was killed may have stored once more without saying so.
+				if was := atomic.SwapUint64(&last[i], n); n != was+1 && n != was+2 {
+					t.Errorf("counter %d went from %d to %d", i, was, n)
+				}
+			}
+		}()
+		return cmd
+	}
+	procs := []*exec.Cmd{startClient(0), startClient(1)}
+	short := 12
+	if testing.Short() {
+		short = 4
+	}
+	for k := range kills(short) {
+		time.Sleep(time.Duration(rnd.IntN(40)) * time.Millisecond) // a random moment, not a wait
+		if k%3 != 1 {
+			_ = d.Process.Kill()
+			_ = d.Wait()
+			d = startDaemon(t, dir)
+		}
+		if k%3 != 0 {
+			i := rnd.IntN(len(procs))
+			_ = procs[i].Process.Kill()
+			_ = procs[i].Wait()
+			procs[i] = startClient(i)
+		}
+		if t.Failed() {
+			break
+		}
+	}
+	// All go on once nobody is killed any more.
+	goal := [2]uint64{}
+	for i := range procs {
+		_ = procs[i].Process.Kill()
+		_ = procs[i].Wait()
+	}
+	attachTo(t, dir).Close()
+	for i := range procs {
+		goal[i] = atomic.LoadUint64(&last[i]) + 3
+		procs[i] = startClient(i)
+	}
+	for i := range goal {
+		for atomic.LoadUint64(&last[i]) < goal[i] && ctx.Err() == nil && !t.Failed() {
+			time.Sleep(time.Millisecond)
+		}
+	}
+	stop.Store(true)
+	wg.Wait()
+	for i := range procs {
+		_ = procs[i].Process.Kill()
+		_ = procs[i].Wait()
+	}
+	clients.Wait()
+	for w := range workers {
+		got, err := logs.Fetch(ctx, fmt.Append(nil, "log", w))
+		if acked[w] > 0 {
+			want(t, err, nil)
+		}
+		var all []byte
+		for i := range acked[w] {
+			all = fmt.Append(all, i, ",")
+		}
+		if !bytes.Equal(got, all) {
+			t.Errorf("worker %d: %d appends acknowledged, the record is %.200q", w, acked[w], got)
+		}
+	}
+	for i := range last {
+		got, err := counters.Fetch(ctx, fmt.Append(nil, "counter", i))
+		want(t, err, nil)
+		if n := binary.LittleEndian.Uint64(got); n != last[i] && n != last[i]+1 {
+			t.Errorf("counter %d is %d, acknowledged are %d", i, n, last[i])
+		}
+	}
+	for k := range inside {
+		if got, err := opens.Fetch(ctx, fmt.Append(nil, "file", k)); err == nil {
+			t.Errorf("file %d: a piece is left: %q", k, got)
+		}
+	}
+	_ = d.Process.Kill()
+	_ = d.Wait()
+	c.Close()
+	s, err := ltdb.Open(ctx, dir, ltdb.Options{})
+	want(t, err, nil)
+	defer s.Close()
+	rep, err := s.Check(ctx)
+	want(t, err, nil)
+	if !rep.OK() {
+		t.Errorf("check: %+v", rep)
+	}
+	t.Logf("appends %v, counters %v", acked, last)
+	d = startDaemon(t, dir) // for the deferred kill
+}
