@@ -32,7 +32,9 @@ type Dispatcher struct {
 	}
 	at         spot   // of locked
 	data, tags []byte // of Look
-	err        error  // the first damage met
+	scanKey    []byte // of Scan
+	scanned    Held
+	err        error // the first damage met
 }
 
 type watchKey struct {
