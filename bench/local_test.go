@@ -29,6 +29,11 @@ func TestMain(m *testing.M) {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
+	case "bench":
+		if err := ringWorkerMain(flag.Args()[1:]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
 	case "of another version":
 		fmt.Println(`{"protocol":0,"peer":"mainz"}`)
 		io.Copy(io.Discard, os.Stdin)

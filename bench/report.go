@@ -15,6 +15,7 @@ type Report struct {
 	Environment Environment `json:"environment"`
 	Results     []Result    `json:"results"`
 	Ratios      []Ratio     `json:"ratios"`
+	RatioTitle  string      `json:"-"` // over the ratios in a text; "" that of the record store
 }
 
 // Environment is what a reader must know before comparing with another run.
@@ -53,6 +54,8 @@ type Result struct {
 	P999       float64 `json:"p999_ns"`
 	Max        float64 `json:"max_ns"`
 	Reps       int     `json:"reps"` // slices of each kind
+
+	PacketsPerCore float64 `json:"packets_per_core,omitempty"` // sent and received a second; suite net
 }
 
 // Ratio says how many times cheaper we are than a peer: the median over pairs
@@ -135,7 +138,11 @@ func (r *Report) WriteText(w io.Writer) error {
 		return nil
 	}
 	t = tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "\nhow many times cheaper we are\tmedian\t[quartiles]\tpairs")
+	title := r.RatioTitle
+	if title == "" {
+		title = "how many times cheaper we are"
+	}
+	fmt.Fprintf(t, "\n%s\tmedian\t[quartiles]\tpairs\n", title)
 	for _, x := range r.Ratios {
 		fmt.Fprintf(t, "%s\t%.3g\t[%.3g to %.3g]\t%d\n", x.Name, x.Value, x.Q1, x.Q3, x.Pairs)
 	}

@@ -21,7 +21,13 @@ type actor struct {
 	bigClass [bigSlots]uint8
 	free     *lock // locks at hand, nfree of them
 	nfree    int
-	held     *lock // records locked through the Handle that has the actor, the last first
+	words    wordSlots // of the piece index
+	look     look      // what the running call has seen of its record
+	// arriving: the running call may use the reserve.
+	arriving bool
+	// elsewhere is asked about orphans whose record is not here; nil: erase them.
+	elsewhere func(p *PieceEntry) bool
+	held      *lock // records locked through the Handle that has the actor, the last first
 
 	_   [64]byte // keeps use off the lines that the owner writes
 	use atomic.Uint32

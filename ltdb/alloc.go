@@ -1,10 +1,6 @@
 package ltdb
 
-import (
-	"context"
-
-	"github.com/mainzdb/mainz/shm"
-)
+import "github.com/mainzdb/mainz/shm"
 
 // The allocator. Memory is cut into spans, each of one class of blocks. A
 // class has a free list, under its latch, and a span that new blocks are
@@ -156,7 +152,7 @@ func (a *actor) reserveSlow(c, n int) error {
 		}
 		switch try {
 		case 0: // before anything fails, take back what the dead hold
-			if _, err := a.s.Recover(context.Background()); err != nil {
+			if _, err := a.s.c.RecoverAll(); err != nil {
 				return err
 			}
 		case 1:
@@ -295,17 +291,21 @@ func (a *actor) filled(c int) {
 func (a *actor) newSpan(c int, cl *classLine) bool {
 	s := a.s
 	free, first := 0, -1
+	reserve := s.reserve
+	if a.arriving {
+		reserve = 0
+	}
 	for i := range s.spans {
 		if s.spans[i].word.Load() == 0 {
 			if first < 0 {
 				first = i
 			}
-			if free++; free > s.reserve {
+			if free++; free > reserve {
 				break
 			}
 		}
 	}
-	if free <= s.reserve {
+	if free <= reserve {
 		return false
 	}
 	for i := first; i < len(s.spans); i++ {

@@ -19,6 +19,9 @@ type Report struct {
 	AtHand     int      // in magazines
 	Chains     int      // overflow buckets
 	Histograms int      // blocks of statistics
+	Pieces     int      // in the indexes of the living
+	Orphans    int      // in those of the dead
+	Pages      int      // of all indexes
 	Spans      int      // taken, of SpansAll
 	SpansAll   int
 }
@@ -36,7 +39,9 @@ const maxErrors = 50
 //     has the tag, the hash and the bucket of its key; a key is in its chain once;
 //   - a latch is free; a record's lock is free, or its owner is attached and
 //     has a cell for it;
-//   - a slot that is nobody's holds nothing, and no journal is armed.
+//   - a slot that is nobody's holds nothing, and no journal is armed;
+//   - a piece of a client of this node is in an index, and a live piece is in
+//     its record, unless the record was lost.
 //
 // It takes no lock, so it speaks the truth only while nobody changes the
 // store: records that are locked may stay so, but no call may be under way.
@@ -45,7 +50,7 @@ func (s *Store) Check(ctx context.Context) (*Report, error) {
 		return nil, err
 	}
 	defer s.exit()
-	k := &checker{s: s, r: &Report{SpansAll: len(s.spans)}, seen: map[uint32]string{}}
+	k := &checker{s: s, r: &Report{SpansAll: len(s.spans)}, seen: map[uint32]string{}, tags: map[OPID]string{}, words: map[OPID]string{}}
 	k.spans()
 	k.classes()
 	for i := range s.dbs {
@@ -57,6 +62,8 @@ func (s *Store) Check(ctx context.Context) (*Report, error) {
 		}
 	}
 	k.slots()
+	k.orphans()
+	k.pieces()
 	k.leaks()
 	return k.r, nil
 }
@@ -65,6 +72,9 @@ type checker struct {
 	s    *Store
 	r    *Report
 	seen map[uint32]string // block: where it is
+	// Pieces of this node's clients: the record that has one, and the words of
+	// the indexes that say so.
+	tags, words map[OPID]string
 }
 
 func (k *checker) bad(format string, args ...any) {
@@ -208,6 +218,7 @@ func (k *checker) record(db *DB, n uint64, w *shm.Word64, e uint64, keys map[str
 		k.bad("%s: key %q is there twice", where, key)
 	}
 	keys[string(key)] = true
+	k.recordTags(db, key, entryRef(e), c, meta, dlen, where)
 	if metaFlags(meta)&flagEmpty != 0 {
 		k.r.Empty++
 	} else {
@@ -216,7 +227,9 @@ func (k *checker) record(db *DB, n uint64, w *shm.Word64, e uint64, keys map[str
 	switch owner := entryOwner(e); {
 	case owner == 0:
 	case owner == DispatcherSlot:
-		k.bad("%s: locked by the dispatcher, which has no line for it", where)
+		if k.r.Locked++; !s.managed() {
+			k.bad("%s: locked by the dispatcher, and there never was one", where)
+		}
 	case owner > s.seg.Slots() || s.seg.Slot(owner).Live.Load() == 0:
 		k.bad("%s: locked by slot %d, which is nobody's", where, owner)
 	default:
@@ -239,7 +252,11 @@ func hasCell(s *Store, slot uint32, off shm.Offset) bool {
 }
 
 func (k *checker) slots() {
-	for i := uint32(1); i <= k.s.seg.Slots(); i++ {
+	for n := range k.s.seg.Slots() + 1 {
+		i := n
+		if n == 0 {
+			i = DispatcherSlot
+		}
 		free := k.s.seg.Slot(i).Live.Load() == 0
 		b := shm.At[body](k.s.r, k.s.seg.SlotBody(i))
 		for n := range b.handles {
@@ -255,12 +272,16 @@ func (k *checker) slots() {
 			k.bad("slot %d is nobody's and has %d lock cells", i, cells)
 		}
 		k.histograms(i, b)
+		if b.pieces.Load() != 0 && free {
+			k.bad("slot %d is nobody's and has an index of pieces", i)
+		}
+		k.index(fmt.Sprintf("index of slot %d", i), b.pieces.Load(), &k.r.Pieces)
 	}
 }
 
 func (k *checker) handle(where string, h *handle, free bool) {
 	if h.jNew.Load() != 0 || h.jOld.Load() != 0 || h.bucketIntent.Load() != 0 || h.classIntent.Load() != 0 ||
-		h.carveIntent.Load() != 0 || h.reclaimIntent.Load() != 0 || h.tableIntent.Load() != 0 || h.busy.Load() != 0 {
+		h.carveIntent.Load() != 0 || h.reclaimIntent.Load() != 0 || h.tableIntent.Load() != 0 || h.orphanIntent.Load() != 0 || h.busy.Load() != 0 {
 		k.bad("%s: journal is armed", where)
 	}
 	each(h, func(w *shm.Word32, class int) {

@@ -2,7 +2,9 @@ package ltdb
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
+	"math/bits"
 
 	"github.com/zeebo/xxh3"
 
@@ -17,8 +19,8 @@ const (
 	// KV: values are overwritten, appended bytes are plain data.
 	KV Mode = iota + 1
 	// Pieces: values are made of the pieces of living clients. Only a
-	// conditional append and a removal change them, which need the dispatcher's
-	// tables; Store, Append and Delete return ErrMode.
+	// conditional append and a removal change them; Store and Append return
+	// ErrMode, and so does Delete of a record that has pieces.
 	Pieces
 )
 
@@ -48,14 +50,22 @@ type DB struct {
 	id      uint32
 	place   int // line in the table of databases
 	buckets []bucket
-	mask    uint64
+	flip    [2]uint64 // what keys of 9 to 16 bytes are hashed with
 
 	// What a read needs of the store, at hand.
-	r         *shm.Region
-	gate      *shm.Word64
-	lease     *shm.Word64
-	dataStart shm.Offset
-	dataSize  uint64
+	r *shm.Region
+	probe
+}
+
+// probe is what a read looks at before it knows a block. quick_amd64.s reads it.
+type probe struct {
+	table *bucket // its hash table
+	mask  uint64
+	base  *block // offset 0 of the region: what blocks' offsets are added to
+	gate  *shm.Word64
+	lease *shm.Word64
+	start shm.Offset // of the data area
+	size  uint64     // its bytes
 }
 
 // Name returns the database's name.
@@ -70,7 +80,31 @@ func (db *DB) ID() uint32 { return db.id }
 
 // hash is the record's place in the database and in the cluster. It is part
 // of the segment's format.
-func (db *DB) hash(key []byte) uint64 { return xxh3.HashSeed(key, uint64(db.id)) }
+func (db *DB) hash(key []byte) uint64 {
+	if uint(len(key)-9) < 8 {
+		return hash9to16(key, &db.flip)
+	}
+	return xxh3.HashSeed(key, uint64(db.id))
+}
+
+// hash9to16 is xxh3 for keys of 9 to 16 bytes, by far the most usual ones, and
+// inlined: the call of the library, which has all lengths to look at first,
+// takes as long as the hash. flip is what hashFlip made of the seed.
+func hash9to16(key []byte, flip *[2]uint64) uint64 {
+	lo := binary.LittleEndian.Uint64(key) ^ flip[0]
+	hi := binary.LittleEndian.Uint64(key[len(key)-8:]) ^ flip[1]
+	ph, pl := bits.Mul64(lo, hi)
+	x := uint64(len(key)) + bits.ReverseBytes64(lo) + hi + (ph ^ pl)
+	x = (x ^ x>>37) * 0x165667919e3779f9
+	return x ^ x>>32
+}
+
+// hashFlip is what xxh3 makes of a seed for keys of 9 to 16 bytes, from its
+// default secret.
+func hashFlip(seed uint64) [2]uint64 {
+	const a, b, c, d = 0x1f67b3b7a4a44072, 0x78e5c0cc4ee679cb, 0x2172ffcc7dd05a82, 0x8e2443f7744608b8
+	return [2]uint64{(a ^ b) + seed, (c ^ d) - seed}
+}
 
 // Database opens the database of that name, or makes it with the given mode.
 // It returns ErrMode if the database has another mode, ErrNoSpace if there is
@@ -157,8 +191,11 @@ func (s *Store) database(i int) (*DB, error) {
 	}
 	return &DB{
 		s: s, name: string(name), mode: mode, id: id, place: i,
-		buckets: shm.Slice[bucket](s.r, off, int(count)), mask: count - 1,
-		r: s.r, gate: &s.gate.Gate, lease: &s.leas.Ticks, dataStart: s.dataStart, dataSize: uint64(len(s.spans)) << s.spanShift,
+		buckets: shm.Slice[bucket](s.r, off, int(count)), flip: hashFlip(uint64(id)), r: s.r,
+		probe: probe{
+			table: shm.At[bucket](s.r, off), mask: count - 1, base: shm.At[block](s.r, 0),
+			gate: &s.gate.Gate, lease: &s.leas.Ticks, start: s.dataStart, size: uint64(len(s.spans)) << s.spanShift,
+		},
 	}, nil
 }
 

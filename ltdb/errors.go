@@ -17,6 +17,10 @@ var (
 	ErrNotLocked = errors.New("ltdb: lock is not held any more; fetch the record locked again")
 	// ErrMode: the database's mode does not allow it, or is another one.
 	ErrMode = errors.New("ltdb: not allowed in this database's mode")
+	// ErrCondition: the condition is false; nothing was appended.
+	ErrCondition = errors.New("ltdb: condition is false")
+	// ErrNoCondition: this client has no condition function of that id.
+	ErrNoCondition = errors.New("ltdb: unknown condition; give it to Open (Options.Conditions)")
 	// ErrTooBig: a key must have 1 to 1,024 bytes, a value at most Config.MaxValue, a database's name 1 to 64.
 	ErrTooBig = errors.New("ltdb: key or value too long")
 	// ErrFull: no memory is left for the record, even after the reclaim of what the dead left behind.
@@ -56,6 +60,9 @@ func (fullError) Is(target error) bool { return target == shm.ErrNoSpace }
 // Errors of the hot path, built once.
 var errBadKey error = wrapError{"ltdb: key must have 1 to 1,024 bytes", ErrTooBig}
 var errBadValue error = wrapError{"ltdb: value is longer than the store takes (Store.MaxValue); make it shorter, or create the segment with a larger Config.MaxValue", ErrTooBig}
+
+var errNoPiece error = wrapError{"ltdb: a piece must have at least one byte", ErrTooBig}
+var errBadFind error = wrapError{"ltdb: the condition's function Find names a place outside of the record", ErrNoCondition}
 
 type wrapError struct {
 	text string

@@ -158,6 +158,8 @@ type actorDef struct {
 	do   func(c *client)
 	warm func(c *client) // before the exploration
 	raw  bool            // it attaches by itself
+	// attach is how it attaches before the exploration, if not as a client.
+	attach func(c *client)
 	// joins makes it a goroutine of the first client's, with a handle of its own.
 	joins bool
 }
@@ -202,7 +204,7 @@ func (sc *scenario) makeCase(t *testing.T) explore.Case {
 	w := makeWorld(t, sc.cfg, sc.prepare)
 	c := sc.c
 	c.Forget = true
-	c.FewBytes = !*exploreFull
+	c.FewBytes = !*exploreFull && !c.EveryAccess
 	c.Name = sc.name
 	c.NamePlace = w.names.name
 	c.Setup = func(er *explore.Run) { sc.setupRun(w, er) }
@@ -218,6 +220,7 @@ func (sc *scenario) setupRun(w *world, er *explore.Run) {
 	r.keys = slices.Sorted(maps.Keys(r.start))
 	r.keys = append(r.keys, sc.keys...)
 	er.MemoryFrom(unsafe.Pointer(shm.At[byte](w.seg.Region(), 0)), w.image)
+	er.Ignore(unsafe.Pointer(&w.seg.Slot(DispatcherSlot).Progress))
 	for i := uint32(1); i <= w.seg.Slots(); i++ {
 		// Steps of a recovery: they tell a slow one from a stopped one, by the
 		// clock, which stands still here.
@@ -233,6 +236,9 @@ func (sc *scenario) setupRun(w *world, er *explore.Run) {
 	// Waits may be short of a wake-up only while somebody is dead whom nobody
 	// had reason to recover: the slice's end recovers him.
 	unrecovered := func() bool {
+		if *(*uint32)(unsafe.Pointer(&w.seg.Slot(DispatcherSlot).Live))&(1<<30) != 0 {
+			return true
+		}
 		for i := uint32(1); i <= w.seg.Slots(); i++ {
 			const died = 1 << 30
 			// Not by Load, which is an access: the kernel looks, not a task.
@@ -269,7 +275,9 @@ func (r *run) add(def actorDef) {
 		r.clients = append(r.clients, c)
 		return
 	}
-	if !def.raw {
+	if def.attach != nil {
+		def.attach(c)
+	} else if !def.raw {
 		c.attach()
 		if def.warm != nil {
 			def.warm(c)

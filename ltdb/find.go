@@ -51,7 +51,7 @@ func has(e, tag uint64) uint32 { return uint32(((e^tag)&tagMask - 1) >> 63) }
 // isBucket reports whether an overflow bucket stands in the block at ref.
 func (s *Store) isBucket(ref uint32) bool {
 	b := s.freeBlockAt(ref, 0)
-	return b != nil && b.seq.Load()&1 == 0 && metaFlags(b.meta.Load())&flagBucket != 0
+	return b != nil && b.seq.Load()&1 == 0 && metaFlags(b.meta.Load()) == flagBucket
 }
 
 // find looks the key up. ok is false if there is no record; then the whole

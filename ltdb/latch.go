@@ -13,6 +13,7 @@ const (
 	classLatch  latchOf = iota // n: class + 1
 	bucketLatch                // n: the bucket's offset
 	tableLatch                 // n: 1
+	orphanLatch                // n: 1
 )
 
 // wants reports whether the handle's journal says that it holds the latch or
@@ -24,6 +25,8 @@ func (h *handle) wants(what latchOf, n uint64) bool {
 		return uint64(h.classIntent.Load()) == n
 	case bucketLatch:
 		return h.bucketIntent.Load() == n
+	case orphanLatch:
+		return uint64(h.orphanIntent.Load()) == n
 	}
 	return uint64(h.tableIntent.Load()) == n
 }

@@ -76,7 +76,9 @@ const bucketSize = 64
 
 // block is the head of a record, at the start of a piece of memory of its
 // class; the key stands behind it, and behind the key, at the next multiple
-// of 8, the data. Blocks are type-stable: memory that was a block of a class
+// of 8, the data; in a database of mode pieces behind that, at the next
+// multiple of 8, the tags. (Not in front of it: so a read is the same in both
+// modes.) Blocks are type-stable: memory that was a block of a class
 // stays one until its whole span is free, and seq never repeats at an
 // address.
 //
@@ -84,7 +86,7 @@ const bucketSize = 64
 //	 8  rsn     updates since the record's life began; link of a free block
 //	16  acc     LACCESSOR, LACOUNT << 32
 //	24  size    data length, low half of the hash << 32
-//	32  meta    key length 16, class 8, flags 8
+//	32  meta    key length 16, class 8, flags 8, tags 24, more flags 8
 //	40  epoch   in which a provisional record was made
 //	48  key
 //
@@ -113,6 +115,19 @@ func makeMeta(klen, class int, flags uint64) uint64 {
 }
 func metaKeyLen(m uint64) int { return int(m & 0xffff) }
 func metaClass(m uint64) int  { return int(m >> 16 & 0xff) }
+
+// metaWaited is a flag in the top byte of meta's high word: clients wait for a
+// change of the record. A commit does not keep it, as it wakes them all.
+const metaWaited = uint64(1) << 56
+
+// metaTags is how many tags a block of a database of mode pieces has.
+func metaTags(m uint64) int { return int(m >> 32 & 0xffffff) }
+
+const maxTags = 0xffffff
+
+// tagsOffset is where the tags of a block begin, pieceSize what it takes in all.
+func tagsOffset(klen, dlen int) shm.Offset  { return (dataOffset(klen) + uint64(dlen) + 7) &^ 7 }
+func pieceSize(klen, dlen, tags int) uint64 { return tagsOffset(klen, dlen) + uint64(tags)*tagSize }
 
 // metaShape is key length and class in one, as shapeOf makes it.
 func metaShape(m uint64) uint64      { return m & 0xffffff }
@@ -192,10 +207,7 @@ type databaseLine struct {
 	buckets shm.Word64 // offset of the first bucket
 	count   shm.Word64 // buckets: a power of two
 	name    [maxName]byte
-	// The dispatcher's and the client's condition functions: id, version and
-	// name hash of each. Empty until there is a dispatcher.
-	conditions [16]shm.Word64
-	_          [32]byte
+	_       [160]byte
 }
 
 const (
@@ -226,7 +238,8 @@ type handle struct {
 	tableIntent   shm.Word32 // 1: the latch of the table of databases
 	busy          shm.Word32 // an append is between lock and commit (mode pieces)
 	jDone         shm.Word32 // place in the dispatcher's done table (dispatcher only)
-	_             [8]byte
+	orphanIntent  shm.Word32 // 1: the latch of the orphan indexes
+	_             [4]byte
 
 	big [bigSlots]shm.Word32 // free blocks of the large classes, on their way
 	_   [48]byte
@@ -246,24 +259,29 @@ const (
 type body struct {
 	handles [shm.HandlesPerSlot]handle
 	cells   [cellsPerSlot]shm.Word64 // offset of an entry locked or waited for; 0: unused
-	pieces  shm.Word32               // first page of the piece index; empty until there is a dispatcher
+	pieces  shm.Word32               // first page of the piece index
 	stats   shm.Word32               // first block of the sampled histograms
-	_       [56]byte
+	// The last page, while the index goes to the orphans. Stored by who repairs
+	// the slot.
+	lastPage shm.Word32
+	_        [52]byte
 }
 
 var (
-	_ [bucketSize]byte       = [unsafe.Sizeof(bucket{})]byte{}
-	_ [blockHeaderSize]byte  = [unsafe.Sizeof(block{})]byte{}
-	_ [classLineSize]byte    = [unsafe.Sizeof(classLine{})]byte{}
-	_ [spanLineSize]byte     = [unsafe.Sizeof(spanLine{})]byte{}
-	_ [databaseLineSize]byte = [unsafe.Sizeof(databaseLine{})]byte{}
-	_ [databasesHeader]byte  = [unsafe.Sizeof(databasesHead{})]byte{}
-	_ [handleSize]byte       = [unsafe.Sizeof(handle{})]byte{}
+	_ [bucketSize]byte        = [unsafe.Sizeof(bucket{})]byte{}
+	_ [blockHeaderSize]byte   = [unsafe.Sizeof(block{})]byte{}
+	_ [classLineSize]byte     = [unsafe.Sizeof(classLine{})]byte{}
+	_ [spanLineSize]byte      = [unsafe.Sizeof(spanLine{})]byte{}
+	_ [databaseLineSize]byte  = [unsafe.Sizeof(databaseLine{})]byte{}
+	_ [databasesHeader]byte   = [unsafe.Sizeof(databasesHead{})]byte{}
+	_ [conditionLineSize]byte = [unsafe.Sizeof(conditionLine{})]byte{}
+	_ [handleSize]byte        = [unsafe.Sizeof(handle{})]byte{}
 )
 
 const (
 	_ = -(unsafe.Offsetof(block{}.epoch) ^ 40)
-	_ = -(unsafe.Offsetof(databaseLine{}.conditions) ^ 96)
+	_ = -(unsafe.Offsetof(databaseLine{}.name) ^ 32)
+	_ = -(unsafe.Offsetof(conditionLine{}.name) ^ 16)
 	_ = -(unsafe.Offsetof(handle{}.opid) ^ 16)
 	_ = -(unsafe.Offsetof(handle{}.jDone) ^ 52)
 	_ = -(unsafe.Offsetof(handle{}.big) ^ 64)
@@ -275,12 +293,17 @@ const (
 // layout describes every structure above; its hash stands in the header, so
 // that two builds which lay memory out differently never share a segment.
 func layout() string {
-	return fmt.Sprint("ltdb 1 ",
-		bucketSize, blockHeaderSize, classLineSize, spanLineSize, databaseLineSize, handleSize, unsafe.Sizeof(body{}),
+	return fmt.Sprint("ltdb 2 ",
+		bucketSize, blockHeaderSize, classLineSize, spanLineSize, databaseLineSize, conditionLineSize, MaxConditions, handleSize, unsafe.Sizeof(body{}),
+		ringsSize, nodeCommon, rungBits, changeWords, tagSize, pageClass, stateShift, stampShift, metaWaited,
 		unsafe.Offsetof(handle{}.jNew), unsafe.Offsetof(handle{}.magazine), unsafe.Offsetof(body{}.cells),
 		unsafe.Offsetof(databaseLine{}.buckets), unsafe.Offsetof(databaseLine{}.name),
 		tagShift, ownerShift, bitW, maxKey, magazineSize, classSizes)
 }
+
+// ringsSize is what a client has in shm.AreaRings: two rings of 256 cells, each
+// with the words before its cells, as package ring lays them out.
+const ringsSize = 2 * (512 + 256*64)
 
 // Places in the header's parameters.
 const (

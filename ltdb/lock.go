@@ -30,7 +30,10 @@ var (
 func (s *Store) tryLock(db *DB, key []byte, hash uint64, cell *shm.Word64, on *shm.Word64, at *spot) (ok bool, err error) {
 	slept := on != nil
 	for range maxLooks {
-		ok, err := db.find(hash, key, at)
+		ok, err := db.seek(hash, key, at), error(nil)
+		if !ok {
+			ok, err = db.find(hash, key, at)
+		}
 		if on != nil && (!ok || err != nil || at.entry != on) {
 			if !planted("pass") {
 				on.Hi().Wake(shm.All)
@@ -223,7 +226,7 @@ func (s *Store) hasHolder(at *spot, own *shm.Word64) bool {
 		return false
 	}
 	if owner == DispatcherSlot {
-		return sl.Live.Load() != 0 // it has a table in place of cells
+		return sl.Generation.Load() != 0 // it has a table in place of cells, and what it holds outlives it
 	}
 	if sl.Live.Load() != 0 {
 		off := shm.OffsetOf(s.r, at.entry)
@@ -287,7 +290,8 @@ func (s *Store) unlock(at *spot, cell *shm.Word64) error {
 	if planted("cell") {
 		cell.Store(0)
 	}
-	if metaFlags(at.meta)&flagOwnerDied != 0 {
+	// A record that a sweep may have moved keeps the flag until its next commit.
+	if metaFlags(at.meta)&flagOwnerDied != 0 && metaTags(at.meta) == 0 {
 		at.b.meta.Store(at.b.meta.Load() &^ (flagOwnerDied << 24))
 	}
 	ok := s.release(at)
@@ -298,8 +302,22 @@ func (s *Store) unlock(at *spot, cell *shm.Word64) error {
 	return nil
 }
 
-// release lets go of the entry, to the dispatcher if it waits.
-func (s *Store) release(at *spot) bool { return s.swapEntry(at.entry, s.me, at.e&identity) }
+// release lets go of the entry, to the dispatcher if it waits. The identity
+// stays what it is by now: a sweep may have changed it under the lock.
+func (s *Store) release(at *spot) bool {
+	for {
+		e := at.entry.Load()
+		if e&ownerMask != s.me {
+			return false
+		}
+		if at.entry.CAS(e, released(e, e&identity)) {
+			if e&(bitW|bitD|bitS) != 0 {
+				s.wake(at.entry, e, e&identity)
+			}
+			return true
+		}
+	}
+}
 
 // swapEntry replaces the identity of an entry that owner holds and releases
 // its lock, in one CAS: the commit. W, D and S may be set meanwhile, so it
@@ -338,6 +356,9 @@ func (s *Store) wake(entry *shm.Word64, e, id uint64) {
 	switch {
 	case id == 0:
 		entry.Hi().Wake(shm.All)
+		if e&bitD != 0 && s.served() {
+			s.rung(entry)
+		}
 	case e&bitD != 0:
 		s.ring(entry)
 	case e&bitW != 0:
@@ -345,10 +366,17 @@ func (s *Store) wake(entry *shm.Word64, e, id uint64) {
 	}
 }
 
-// ring tells the dispatcher that an entry was handed to it. Without a
-// dispatcher nobody sets D; a stray bit must not lock a record for ever, so
-// the lock is taken off again.
+// ring tells the dispatcher that an entry was handed to it. If it has left, or
+// there never was one and D is a stray bit, the record must not stay locked: the
+// lock is taken off again.
 func (s *Store) ring(entry *shm.Word64) {
+	if planted("noring") {
+		return
+	}
+	if s.served() {
+		s.rung(entry)
+		return
+	}
 	for {
 		e := entry.Load()
 		if entryOwner(e) != DispatcherSlot || entry.CAS(e, e&identity) {

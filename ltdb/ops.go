@@ -106,11 +106,14 @@ func (h *Handle) AppendFetch(ctx context.Context, dst, key []byte) ([]byte, erro
 	if h.a.h.counters[countFetches].Next()%sampleEvery == 0 {
 		return h.a.sampledFetch(ctx, h.db, dst, key)
 	}
-	hash := h.db.hash(key)
-	if out, ok := h.db.quick(dst, key, hash); ok {
-		return out, nil
+	db := h.db
+	if uint(len(key)-9) < 8 && vectors { // quick without its calls: a third of a hot Fetch
+		room := dst[len(dst):cap(dst)]
+		if n := quickRead(&db.probe, start(room), len(room), start(key), len(key), hash9to16(key, &db.flip)); n >= 0 {
+			return dst[:len(dst)+n], nil
+		}
 	}
-	return h.db.fetchMiss(ctx, h.a, dst, key, hash)
+	return db.fetch(ctx, h.a, dst, key, db.hash(key))
 }
 
 func (a *actor) sampledFetch(ctx context.Context, db *DB, dst, key []byte) ([]byte, error) {

@@ -15,6 +15,12 @@ package ltdb
 //	wakeall    repair wakes nobody
 //	pass       a sleeper that was woken and takes no lock does not wake the others
 //	unlatchfirst  an insert releases the latch before it clears j.new
+//	livefirst  an append makes its piece live before it has locked the record
+//	nobusy     an append does not say that it is busy
+//	nopass     a freeze does not wait for who is busy
+//	noring     a release that hands a record to the dispatcher does not ring
+//	attendlate the dispatcher attends a record without looking whether it has changed
+//	armlate    a waiting append arms the record without looking whether it has changed
 //
 // Set before the tasks start.
 var Plant string

@@ -32,9 +32,13 @@ func (s *Store) repair(c *shm.Client, slot uint32) error {
 	for i := range p.body.handles {
 		p.journal(i)
 	}
+	for i := range p.body.handles {
+		p.orphanLatch(i)
+	}
 	for i := range p.body.cells {
 		p.cell(&p.body.cells[i])
 	}
+	p.orphan()
 	if err := p.stats(); err != nil {
 		return err
 	}
@@ -220,7 +224,7 @@ func (p *repairer) journal(i int) {
 		} else {
 			p.put(h, old)
 		}
-	case fresh != 0 && !p.inStats(fresh):
+	case fresh != 0 && !p.inStats(fresh) && !p.inIndex(i, fresh):
 		p.put(h, fresh)
 	}
 	if planted("journal") {
@@ -278,7 +282,8 @@ func (p *repairer) cell(cell *shm.Word64) {
 	s := p.s
 	if entry := s.entryAt(off); entry != nil {
 		me := ownedBy(p.slot)
-		if e := entry.Load(); e&ownerMask == me {
+		// What the dispatcher has locked its successor finds.
+		if e := entry.Load(); e&ownerMask == me && p.slot != DispatcherSlot {
 			if b := s.blockAt(entryRef(e), entryClass(e)); b != nil {
 				b.meta.Store(b.meta.Load() | flagOwnerDied<<24)
 			}
@@ -297,6 +302,11 @@ func (p *repairer) cell(cell *shm.Word64) {
 		}
 		if !planted("wakeall") {
 			entry.Hi().Wake(shm.All)
+		}
+		// It may have died between a commit and the news of it.
+		s.bump(off)
+		if s.served() {
+			s.rung(entry)
 		}
 	}
 	cell.Store(0)

@@ -43,12 +43,21 @@ type Config struct {
 // Options says how Open attaches. The zero Options attaches to a segment that
 // is there.
 type Options struct {
-	Create   bool         // make the segment if there is none, or one of another boot of the machine
-	Wipe     bool         // make a new segment whatever is there; ErrInUse while a dispatcher owns it
-	Config   Config       // used if a segment is made
-	Name     string       // of this client, in status output; "": the base name of argv[0]
-	ReadOnly bool         // an observer: no slot, no locks, Fetch and Traverse only
+	Create   bool   // make the segment if there is none, or one of another boot of the machine
+	Wipe     bool   // make a new segment whatever is there; ErrInUse while a dispatcher owns it
+	Config   Config // used if a segment is made
+	Name     string // of this client, in status output; "": the base name of argv[0]
+	ReadOnly bool   // an observer: no slot, no locks, Fetch and Traverse only
+	// Conditions are the caller's own condition functions, with ids from 16 on.
+	// ErrIncompatible if the segment knows an id under another name or version.
+	Conditions []Condition
+	// Doorbell is called when a record was handed to the dispatcher, or one that
+	// it attends has changed: it wakes the dispatcher if that sleeps. It must
+	// neither block nor call the store. nil: the dispatcher looks by itself.
+	Doorbell func()
 	Log      *slog.Logger // warnings about what was attached; nil: none
+
+	dispatcher bool // the dispatcher's own store
 }
 
 // Store is one client's place in a segment: a process that shares its
@@ -66,11 +75,17 @@ type Store struct {
 	spans     []spanLine
 	dbs       []databaseLine
 	dbHead    *databasesHead
+	node      *nodeArea
+	condLines []conditionLine
+	conds     []Condition // this client's own
+	doorbell  func()
 	body      *body
 	dataStart shm.Offset
 	spanShift uint
 	reserve   int // spans that ordinary writes leave alone
 	maxValue  int
+	maxBlock  uint64 // the largest block that fits a span
+	pnn       uint32 // of this node
 	life      uint64 // of the node, when the store was opened
 	reserved  int    // actors that are Handles'
 
@@ -83,6 +98,8 @@ type Store struct {
 
 	locks lockPool
 	turns turns
+	index pieceIndex
+	waits changeWaits
 
 	mu     sync.Mutex // opens, handles, close
 	open   map[string]*DB
@@ -94,8 +111,8 @@ type Store struct {
 
 // OpenHeap makes a store in the Go heap, for this process alone: for tests,
 // under the race detector, and on systems without shared memory. Join adds
-// clients to it.
-func OpenHeap(cfg Config) (*Store, error) {
+// clients to it. The conditions are those of Options.
+func OpenHeap(cfg Config, conds ...Condition) (*Store, error) {
 	sc, err := segmentConfig(cfg)
 	if err != nil {
 		return nil, err
@@ -104,13 +121,13 @@ func OpenHeap(cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	return join(context.Background(), seg, Options{Name: "heap"})
+	return join(context.Background(), seg, Options{Name: "heap", Conditions: conds})
 }
 
 // Join adds another client to a store's segment, as another process would.
 // It serves tests over a heap store.
-func (s *Store) Join(ctx context.Context, name string) (*Store, error) {
-	j, err := join(ctx, s.seg, Options{Name: name})
+func (s *Store) Join(ctx context.Context, name string, conds ...Condition) (*Store, error) {
+	j, err := join(ctx, s.seg, Options{Name: name, Conditions: conds})
 	if err == nil {
 		j.guest = true
 	}
@@ -125,7 +142,8 @@ func join(ctx context.Context, seg *shm.Segment, opts Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.c, err = seg.Join(ctx, shm.JoinOptions{Name: opts.Name, Repair: s.repair, Shared: s.shared})
+	s.doorbell = opts.Doorbell
+	s.c, err = seg.Join(ctx, shm.JoinOptions{Name: opts.Name, Dispatcher: opts.dispatcher, Repair: s.repair, Shared: s.shared})
 	if err != nil {
 		return nil, err
 	}
@@ -137,7 +155,13 @@ func join(ctx context.Context, seg *shm.Segment, opts Options) (*Store, error) {
 	}
 	s.locks.init(s)
 	// Who comes tidies up after the dead.
-	if _, err := s.c.RecoverAll(); err != nil {
+	if _, err = s.c.RecoverAll(); err == nil {
+		err = s.register(opts.Conditions)
+	}
+	if err == nil {
+		_, err = s.tidy()
+	}
+	if err != nil {
 		return nil, errors.Join(err, s.c.Leave())
 	}
 	return s, nil
@@ -178,11 +202,11 @@ func segmentConfig(c Config) (shm.Config, error) {
 	if least := max(4096, largest); c.SpanSize&(c.SpanSize-1) != 0 || c.SpanSize < least || c.SpanSize > 1<<30 {
 		return shm.Config{}, fmt.Errorf("ltdb: spans of %d bytes: must be a power of two from %d, which holds the largest block, to %d", c.SpanSize, least, 1<<30)
 	}
-	const ringSize, nodeSize = 2 * 256 * 64, 256 << 10
+	const nodeSize = 256 << 10
 	fixed := []shm.AreaSpec{
-		{ID: shm.AreaRings, Size: uint64(c.Slots) * ringSize},
+		{ID: shm.AreaRings, Size: uint64(c.Slots) * ringsSize},
 		{ID: shm.AreaNode, Size: nodeSize},
-		{ID: shm.AreaDatabases, Size: databasesHeader + uint64(c.Databases)*databaseLineSize},
+		{ID: shm.AreaDatabases, Size: databasesSize(uint64(c.Databases))},
 		{ID: shm.AreaClasses, Size: classes * classLineSize},
 	}
 	used := 2*shm.HeaderSize + alignUp(uint64(c.Slots+1)*shm.SlotSize, 4096)
@@ -219,9 +243,16 @@ func segmentConfig(c Config) (shm.Config, error) {
 }
 
 // fill initialises a new segment's areas. They are zero, and zero is what
-// they start from; the gate is opened last: a store without a dispatcher is
+// they start from, but for the built-in conditions; the gate is opened last: a store without a dispatcher is
 // its own cluster.
 func fill(seg *shm.Segment) error {
+	s, err := newStore(seg)
+	if err != nil {
+		return err
+	}
+	for i := range builtin {
+		s.putCondition(i, builtin[i].info())
+	}
 	seg.Lease().Ticks.Store(^uint64(0))
 	seg.Gate().Life.Store(1)
 	seg.Gate().Gate.Store(1<<2 | shm.GateOpen)
@@ -239,6 +270,7 @@ func newStore(seg *shm.Segment) (*Store, error) {
 	spanOff, spanLen := seg.Area(shm.AreaSpans)
 	dbOff, dbLen := seg.Area(shm.AreaDatabases)
 	dataOff, dataLen := seg.Area(shm.AreaData)
+	nodeOff, nodeLen := seg.Area(shm.AreaNode)
 	shift := p[paramSpanShift]
 	n := uint64(0)
 	if shift >= 12 && shift <= 30 {
@@ -246,20 +278,32 @@ func newStore(seg *shm.Segment) (*Store, error) {
 	}
 	switch {
 	case n == 0 || n<<shift != dataLen || dataOff > s.r.Size() || dataLen > s.r.Size()-dataOff || spanLen < n*spanLineSize ||
-		classLen < classes*classLineSize || dbLen < databasesHeader+p[paramDatabases]*databaseLineSize ||
-		p[paramDatabases] > 4096 || p[paramMaxValue] > MaxValueLimit || p[paramReserve] > n:
+		classLen < classes*classLineSize || nodeLen < nodeCommon || p[paramDatabases] > 4096 || dbLen < databasesSize(p[paramDatabases]) || p[paramMaxValue] > MaxValueLimit || p[paramReserve] > n:
 		return nil, damage("its header's sizes contradict each other")
 	}
 	s.life = s.gate.Life.Load()
 	s.spanShift = uint(shift)
 	s.maxValue = int(p[paramMaxValue])
 	s.reserve = int(p[paramReserve])
+	s.pnn = seg.Header().PNN
+	for _, size := range classSizes {
+		if uint64(size) <= 1<<shift {
+			s.maxBlock = uint64(size)
+		}
+	}
 	s.dataStart = dataOff
 	s.classes = shm.Slice[classLine](s.r, classOff, classes)
 	s.spans = shm.Slice[spanLine](s.r, spanOff, int(n))
 	s.dbHead = shm.At[databasesHead](s.r, dbOff)
 	s.dbs = shm.Slice[databaseLine](s.r, dbOff+databasesHeader, int(p[paramDatabases]))
+	s.node = shm.At[nodeArea](s.r, nodeOff)
+	s.condLines = shm.Slice[conditionLine](s.r, dbOff+databasesSize(p[paramDatabases])-MaxConditions*conditionLineSize, MaxConditions)
 	return s, nil
+}
+
+// databasesSize is the size of the tables of n databases and of conditions.
+func databasesSize(n uint64) uint64 {
+	return databasesHeader + n*databaseLineSize + MaxConditions*conditionLineSize
 }
 
 // Dir returns the segment's directory, "" for a store in the heap.
@@ -297,8 +341,21 @@ func (s *Store) Recover(context.Context) (int, error) {
 	if s.c == nil {
 		return 0, errReadOnly
 	}
-	return s.c.RecoverAll()
+	n, err := s.c.RecoverAll()
+	if err == nil {
+		_, err = s.tidy()
+	}
+	return n, err
 }
+
+// managed reports whether a dispatcher has ever had the segment. Then what the
+// dead leave is for a dispatcher to clear up, the next one if need be: only it
+// knows what is pending elsewhere.
+func (s *Store) managed() bool { return s.seg.Slot(DispatcherSlot).Generation.Load() != 0 }
+
+// served reports whether a dispatcher has the segment, be it a dead one that
+// nobody has recovered yet.
+func (s *Store) served() bool { return s.seg.Slot(DispatcherSlot).Live.Load() != 0 }
 
 // Close ends the client as its death would: locks are released, waits end
 // with ErrClosed. Handles that are still open keep the slot until they are
@@ -325,7 +382,7 @@ func (s *Store) Close() error {
 	s.left = true
 	var err error
 	if s.c != nil {
-		err = s.c.Leave()
+		err = errors.Join(s.abandon(), s.c.Leave())
 	}
 	if !s.guest {
 		err = errors.Join(err, s.seg.Close())

@@ -39,11 +39,12 @@ func (a *actor) draft(c int) (draft, error) {
 	return draft{ref, c, b, odd}, nil
 }
 
-// write fills in the value, and the key from the block that has it.
+// write fills in the value, and the key from the block that has it. Both blocks
+// are known to lie in the region, and the draft to have room: by its class.
 func (a *actor) write(d draft, klen int, data []byte, old uint32) {
 	off := refOffset(d.ref)
-	a.s.r.Copy(off+blockHeaderSize, refOffset(old)+blockHeaderSize, klen)
-	a.s.r.CopyIn(off+dataOffset(klen), data)
+	a.s.r.CopyUnchecked(off+blockHeaderSize, refOffset(old)+blockHeaderSize, klen)
+	a.s.r.CopyInUnchecked(off+dataOffset(klen), data)
 }
 
 // writeNew fills in key and value.
@@ -209,6 +210,9 @@ func (a *actor) publish(at *spot, cell *shm.Word64, id uint64, unlock bool) erro
 		h.jNew.Store(0)
 		h.jOld.Store(0)
 	}
+	if at.meta&(flagAttended<<24|metaWaited) != 0 {
+		s.changed(at)
+	}
 	if unlock {
 		cell.Store(0)
 	}
@@ -331,7 +335,7 @@ func (a *actor) insert(db *DB, key []byte, hash uint64, cell *shm.Word64, at *sp
 
 func (a *actor) insertLatched(db *DB, bk *bucket, key []byte, hash uint64, cell *shm.Word64, at *spot, c int) error {
 	s := a.s
-	if s.gate.Gate.Load()&3 != shm.GateOpen {
+	if s.gate.Gate.Load()&3 != shm.GateOpen && s.slot != DispatcherSlot {
 		return errGate
 	}
 	if there, err := db.find(hash, key, at); there || err != nil {

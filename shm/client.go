@@ -32,6 +32,9 @@ type Client struct {
 // JoinOptions describes a client.
 type JoinOptions struct {
 	Name string // shown to others
+	// Dispatcher takes the dispatcher's slot instead of a client's. ErrInUse
+	// while another dispatcher has it. The caller holds the owner lock.
+	Dispatcher bool
 	// Repair finishes or undoes what the handles of a dead slot had begun and
 	// releases all it held (steps a to f of docs/memory.md, "When a client
 	// dies"). The slot's process runs no more, and no other client repairs it
@@ -81,6 +84,22 @@ func (s *Segment) Join(ctx context.Context, opts JoinOptions) (*Client, error) {
 		return nil, fmt.Errorf("shm: join %s: %w", s.dir, errReplaced)
 	}
 	return c, nil
+}
+
+// candidates are the slots that the client may take, from first to last.
+func (c *Client) candidates() (first, last uint32) {
+	if c.opts.Dispatcher {
+		return DispatcherSlot, DispatcherSlot
+	}
+	return 1, c.seg.Slots()
+}
+
+// noSlot says that none of them can be had.
+func (c *Client) noSlot(live, dead int) error {
+	if c.opts.Dispatcher {
+		return fmt.Errorf("the dispatcher's slot has a tenant: %w; stop that dispatcher first", ErrInUse)
+	}
+	return &NoSlotsError{Slots: int(c.seg.Slots()), Live: live, Dead: dead}
 }
 
 // became makes c the tenant of slot i and writes down who it is.
@@ -185,19 +204,27 @@ func (c *Client) WaitHeld(owner uint32, w Watch, held uint32, cancel *Word32, d 
 			}
 		}
 		slice := min(d, waitSlice)
+		began := time.Now()
 		r := WaitAny(slice, w, live, Watch{cancel, 0})
+		seen := w.W.Load()
 		if sl != nil && sl.Live.Load()&liveDied != 0 {
 			return c.waitDead(owner, sl, w, cancel)
 		}
 		if r != TimedOut {
 			return nil
 		}
+		// A wake-up that comes between the end of the sleep and our look finds
+		// nobody, and is no loss. If we looked so late that it may be so, the
+		// word counts as unchanged at the end of the sleep.
+		if !SimEnabled && time.Since(began) > slice+longestDoubt {
+			seen = w.Val
+		}
 		// Who was woken in our stead may have died before it ran, and nobody
 		// waits for its death. The repair of its slot wakes all.
 		if n, err := c.RecoverAll(); n > 0 || err != nil {
 			return err
 		}
-		if c.sliceEnded(w, live, held, cancel) {
+		if c.sliceEnded(seen, w, live, held, cancel) {
 			return nil
 		}
 		if d -= slice; d <= 0 {
@@ -207,8 +234,8 @@ func (c *Client) WaitHeld(owner uint32, w Watch, held uint32, cancel *Word32, d 
 }
 
 // sliceEnded counts a wait that ended by its time slice, and reports whether
-// the word has changed.
-func (c *Client) sliceEnded(w, live Watch, held uint32, cancel *Word32) bool {
+// the word has changed; seen is the word's value when it ended.
+func (c *Client) sliceEnded(seen uint32, w, live Watch, held uint32, cancel *Word32) bool {
 	c.slices.ended.Add(1)
 	c.stepAll()
 	v := w.W.Load()
@@ -216,7 +243,7 @@ func (c *Client) sliceEnded(w, live Watch, held uint32, cancel *Word32) bool {
 		return false
 	}
 	c.slices.changed.Add(1)
-	if w.Val&held == 0 || v&held != 0 {
+	if w.Val&held == 0 || seen == w.Val || v&held != 0 {
 		return true
 	}
 	// It was held and is free now, and we were not woken. Somebody else may
@@ -237,6 +264,10 @@ func (c *Client) sliceEnded(w, live Watch, held uint32, cancel *Word32) bool {
 	c.slices.lost.Add(1)
 	return true
 }
+
+// longestDoubt is how long after the end of a sleep a look at the word still
+// says what it was at the end: the scheduler may keep us for longer.
+const longestDoubt = 300 * time.Microsecond
 
 // lostProof is for how many slices a free word must stay as it is, with nobody
 // dead, before a wake-up counts as lost: on a busy machine a woken process may

@@ -35,12 +35,34 @@ func (r *Region) Copy(to, from Offset, n int) { copy(r.bytes(to, n), r.bytes(fro
 //
 // Preconditions: the caller has made sure that the bytes are in the region.
 func (r *Region) CopyOutUnchecked(dst []byte, off Offset) {
-	n := uintptr(len(dst))
-	if n-16 > 256-16 { // also if n < 16
-		copy(dst, r.bytes(off, len(dst)))
+	if n := uintptr(len(dst)); n-16 <= 256-16 { // not if n < 16
+		copyFew(unsafe.Pointer(unsafe.SliceData(dst)), unsafe.Add(r.base, off), n)
 		return
 	}
-	from, to := unsafe.Add(r.base, off), unsafe.Pointer(unsafe.SliceData(dst))
+	copy(dst, r.bytes(off, len(dst)))
+}
+
+// CopyInUnchecked is CopyIn for few bytes, likewise.
+func (r *Region) CopyInUnchecked(off Offset, src []byte) {
+	if n := uintptr(len(src)); n-16 <= 256-16 {
+		copyFew(unsafe.Add(r.base, off), unsafe.Pointer(unsafe.SliceData(src)), n)
+		return
+	}
+	copy(r.bytes(off, len(src)), src)
+}
+
+// CopyUnchecked is Copy for few bytes, likewise.
+func (r *Region) CopyUnchecked(to, from Offset, n int) {
+	if n := uintptr(n); n-16 <= 256-16 {
+		copyFew(unsafe.Add(r.base, to), unsafe.Add(r.base, from), n)
+		return
+	}
+	r.Copy(to, from, n)
+}
+
+// copyFew copies n bytes, at least 16, in sixteens; the last ones may be
+// copied twice.
+func copyFew(to, from unsafe.Pointer, n uintptr) {
 	for i := uintptr(0); i < n-16; i += 16 {
 		*(*[16]byte)(unsafe.Add(to, i)) = *(*[16]byte)(unsafe.Add(from, i))
 	}

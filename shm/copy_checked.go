@@ -71,5 +71,11 @@ func (r *Region) word(off Offset) (*uint32, uint) {
 // CopyOutUnchecked is CopyOut.
 func (r *Region) CopyOutUnchecked(dst []byte, off Offset) { r.CopyOut(dst, off) }
 
+// CopyInUnchecked is CopyIn.
+func (r *Region) CopyInUnchecked(off Offset, src []byte) { r.CopyIn(off, src) }
+
+// CopyUnchecked is Copy.
+func (r *Region) CopyUnchecked(to, from Offset, n int) { r.Copy(to, from, n) }
+
 // EqualUnchecked is Equal.
 func (r *Region) EqualUnchecked(off Offset, key []byte) bool { return r.Equal(off, key) }

@@ -174,7 +174,8 @@ func (c *Client) takeFileSlot(ctx context.Context, g *guardian) (inherited bool,
 	s := c.seg
 	for {
 		live, dead := 0, 0
-		for i := uint32(1); i <= s.Slots(); i++ {
+		first, last := c.candidates()
+		for i := first; i <= last; i++ {
 			sl := s.Slot(i)
 			switch v := sl.Live.Load(); {
 			case v == 0 && g.lock(&sl.Live, 0):
@@ -186,14 +187,14 @@ func (c *Client) takeFileSlot(ctx context.Context, g *guardian) (inherited bool,
 			}
 		}
 		if dead == 0 {
-			return false, &NoSlotsError{Slots: int(s.Slots()), Live: live}
+			return false, c.noSlot(live, dead)
 		}
 		ok, err := c.takeOver(g)
 		if ok || err != nil {
 			return ok, err
 		}
 		if ctx.Err() != nil {
-			return false, fmt.Errorf("%w (%w)", &NoSlotsError{Slots: int(s.Slots()), Live: live, Dead: dead}, ctx.Err())
+			return false, fmt.Errorf("%w (%w)", c.noSlot(live, dead), ctx.Err())
 		}
 		time.Sleep(time.Millisecond)
 	}
@@ -218,17 +219,18 @@ func (c *Client) takeOver(g *guardian) (bool, error) {
 		return false, nil
 	}
 	defer s.joinUnlock()
-	var first error
-	for i := uint32(1); i <= s.Slots(); i++ {
+	var problem error
+	first, last := c.candidates()
+	for i := first; i <= last; i++ {
 		ok, err := c.takeOverSlot(g, i)
 		if ok {
 			return true, err
 		}
-		if first == nil {
-			first = err
+		if problem == nil {
+			problem = err
 		}
 	}
-	return false, first
+	return false, problem
 }
 
 func (c *Client) takeOverSlot(g *guardian, i uint32) (bool, error) {

@@ -11,7 +11,8 @@ const heapLive = liveWaiters | 1
 func (c *Client) takeHeapSlot(ctx context.Context) error {
 	for {
 		live, dead := 0, 0
-		for i := uint32(1); i <= c.seg.Slots(); i++ {
+		first, last := c.candidates()
+		for i := first; i <= last; i++ {
 			sl := c.seg.Slot(i)
 			v := sl.Live.Load()
 			switch {
@@ -23,13 +24,13 @@ func (c *Client) takeHeapSlot(ctx context.Context) error {
 				dead++
 			}
 		}
-		for i := uint32(1); i <= c.seg.Slots() && dead > 0; i++ {
+		for i := first; i <= last && dead > 0; i++ {
 			if c.takeOverHeapSlot(i) {
 				return c.inherit()
 			}
 		}
 		if dead == 0 {
-			return &NoSlotsError{Slots: int(c.seg.Slots()), Live: live, Dead: dead}
+			return c.noSlot(live, dead)
 		}
 		if err := ctx.Err(); err != nil {
 			return err

@@ -55,6 +55,29 @@ func LockOwner(dir string) (*OwnerLock, error) { return nil, needsLinux("own", d
 // Release gives the directory up.
 func (l *OwnerLock) Release() error { return nil }
 
+// Doorbell is a FIFO in a segment's directory. There are none on this system.
+type Doorbell struct{}
+
+// MakeDoorbell needs Linux.
+func MakeDoorbell(dir string, _ Config) error { return needsLinux("make the doorbell of", dir) }
+
+// OpenDoorbell needs Linux.
+func OpenDoorbell(dir string) (*Doorbell, error) {
+	return nil, needsLinux("open the doorbell of", dir)
+}
+
+// FD is no file descriptor here.
+func (d *Doorbell) FD() int { return -1 }
+
+// Ring does nothing here.
+func (d *Doorbell) Ring() {}
+
+// Drain does nothing here.
+func (d *Doorbell) Drain() {}
+
+// Close does nothing here.
+func (d *Doorbell) Close() error { return nil }
+
 // Huge returns which pages the segment has: not known on this system.
 func (s *Segment) Huge() HugeReport { return HugeReport{Asked: HugePages(s.h.Huge)} }
 

@@ -15,10 +15,12 @@ func benchCommand() *cobra.Command {
 		Use:   "bench",
 		Short: "Measure the store beside its peers",
 		Example: `  mainz bench local --quick
+  mainz bench ring --quick
   mainz bench local -o json >result.json`,
 		Args: cobra.NoArgs,
 	}
-	cmd.AddCommand(benchLocalCommand(), benchWorkerCommand(), benchNetCommand(), benchNetWorkerCommand())
+	cmd.AddCommand(benchLocalCommand(), benchWorkerCommand(), benchNetCommand(), benchNetWorkerCommand(),
+		benchRingCommand(), benchRingWorkerCommand())
 	return cmd
 }
 
@@ -100,9 +102,9 @@ slices. Needs root, two CPUs, and for the C side a compiler.`,
 		},
 	}
 	f := cmd.Flags()
-	f.BoolVar(&opts.Quick, "quick", false, "three short rounds, and the rate for 64 bytes only")
-	f.IntVar(&opts.Rounds, "rounds", 0, "rounds of all contestants (default 9, quick 3)")
-	f.DurationVar(&opts.Slice, "slice", 0, "length of a slice (default 300ms, quick 150ms)")
+	f.BoolVar(&opts.Quick, "quick", false, "shorter slices, and the rate for 64 bytes only: half a minute")
+	f.IntVar(&opts.Rounds, "rounds", 0, "rounds of all contestants (default 9)")
+	f.DurationVar(&opts.Slice, "slice", 0, "length of a slice (default 300ms, quick 100ms)")
 	f.IntVar(&opts.Window, "window", 64, "datagrams under way for the rate")
 	return cmd
 }
@@ -129,6 +131,64 @@ func benchNetWorkerCommand() *cobra.Command {
 	f.IntVar(&o.Size, "size", 64, "bytes of a datagram")
 	f.IntVar(&o.Window, "window", 1, "datagrams under way")
 	f.IntVar(&o.CPU, "cpu", -1, "CPU to pin to")
+	f.DurationVar(&o.Slice, "slice", time.Second, "how long to measure")
+	return cmd
+}
+
+func benchRingCommand() *cobra.Command {
+	var opts bench.RingOptions
+	cmd := &cobra.Command{
+		Use:   "ring",
+		Short: "Measure rings beside the floor, a datagram socket and a pipe",
+		Long: `Measures the round trip of a message without work between two processes, each
+pinned to a CPU: over our rings (both ends busy, adaptive and sleeping), and as C
+drives them in a busy loop a ring of the least instructions (the floor of the
+hardware), a unix datagram socket and a pipe, in alternating slices. Needs two
+CPUs, and for the C side a compiler.`,
+		Example: `  mainz bench ring --quick
+  mainz bench ring -o json >ring.json`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if !jsonOutput(cmd) {
+				opts.Progress = cmd.ErrOrStderr()
+			}
+			report, err := bench.Ring(cmd.Context(), opts)
+			if err != nil {
+				return err
+			}
+			if jsonOutput(cmd) {
+				return report.WriteJSON(cmd.OutOrStdout())
+			}
+			return report.WriteText(cmd.OutOrStdout())
+		},
+	}
+	f := cmd.Flags()
+	f.BoolVar(&opts.Quick, "quick", false, "five short rounds")
+	f.StringVar(&opts.Dir, "dir", "/dev/shm", "ramdisk to make the rings on")
+	f.IntVar(&opts.Rounds, "rounds", 0, "rounds of all contestants (default 15, quick 5)")
+	f.DurationVar(&opts.Slice, "slice", 0, "length of a slice (default 200ms, quick 100ms)")
+	return cmd
+}
+
+// benchRingWorkerCommand is one end of a ring in a benchmark. People don't
+// start it.
+func benchRingWorkerCommand() *cobra.Command {
+	var o bench.RingWorkerOptions
+	cmd := &cobra.Command{
+		Use:     "ring-worker",
+		Short:   "One end of a ring that bench ring measures",
+		Example: "  mainz bench ring",
+		Hidden:  true,
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return bench.RingWorker(cmd.Context(), o, cmd.InOrStdin(), cmd.OutOrStdout())
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.Idle, "idle", "adaptive", "busy, adaptive or sleep")
+	f.BoolVar(&o.Server, "server", false, "be the server")
+	f.StringVar(&o.Dir, "dir", "", "directory of the run")
+	f.IntVar(&o.CPU, "cpu", 0, "CPU to pin to")
 	f.DurationVar(&o.Slice, "slice", time.Second, "how long to measure")
 	return cmd
 }

@@ -31,6 +31,12 @@ func TestRamdiskScripts(t *testing.T) {
 	runScripts(t, "testdata/ramdisk", testenv.ShmDir(t))
 }
 
+// Both ends of a ring spin.
+func TestRingScripts(t *testing.T) {
+	testenv.Need(t, testenv.NoRace, testenv.TwoCPUs)
+	runScripts(t, "testdata/ring", testenv.ShmDir(t))
+}
+
 func runScripts(t *testing.T, dir, ramdisk string) {
 	testscript.Run(t, testscript.Params{
 		Dir: dir,

@@ -347,6 +347,8 @@ func (c *Conn) disconnect() {
 	if c.one < 0 {
 		return
 	}
+	// Connected to ourselves it gets nothing more: that goes to the other one.
+	_ = unix.Connect(c.one, c.local())
 	for range maxWaiting {
 		if n, _ := c.rx.receive(c.one, 1); n == 0 {
 			break

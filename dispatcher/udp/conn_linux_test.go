@@ -170,6 +170,38 @@ func TestOverflow(t *testing.T) {
 	}
 }
 
+// TestPeersChange: what waits on the connected socket, and what it had no room
+// for, stays counted when the socket goes.
+func TestPeersChange(t *testing.T) {
+	a := open(t, udp.Options{Listen: netip.MustParseAddrPort("127.0.0.1:0")})
+	defer a.Close()
+	b := open(t, udp.Options{Listen: netip.MustParseAddrPort("127.0.0.1:0"), BufferBytes: 8192})
+	defer b.Close()
+	only := []transport.Peer{{ID: 0, Addr: a.Listen()}}
+	if a.SetPeers([]transport.Peer{{ID: 1, Addr: b.Listen()}}) != nil || b.SetPeers(only) != nil {
+		t.Fatal("no peers")
+	}
+	n := transporttest.NewNode(a)
+	const sent = 500
+	for range sent {
+		n.Send(t, 1, "0123456789")
+	}
+	// The loopback interface delivers before the call that sends returns, or
+	// soon after.
+	transporttest.Eventually(t, "an overflow", func() bool { return b.Stats().Drops[transport.DropNoRoom] > 0 }, n)
+	if err := b.SetPeers(append(only, transport.Peer{ID: 2, Addr: netip.MustParseAddrPort("127.0.0.9:9")})); err != nil {
+		t.Fatal(err)
+	}
+	if len(b.Fds()) != 1 {
+		t.Fatal("two peers, and a connected socket")
+	}
+	m := transporttest.NewNode(b)
+	transporttest.Eventually(t, "an account of all", func() bool {
+		s := b.Stats()
+		return s.RxPackets+s.Drops[transport.DropNoRoom] == sent
+	}, m)
+}
+
 // TestProbes: a question is answered, past the filter, and never handed over.
 func TestProbes(t *testing.T) {
 	var back []transport.Probe

@@ -17,11 +17,20 @@ import (
 )
 
 const (
-	// kernelEvery is how many looks at the rings there are for one at the
-	// kernel's socket, as long as every peer is reached through the rings.
-	kernelEvery = 256
+	// The kernel's socket is looked at when there is a reason: a look costs a
+	// system call, hundreds of times as much as one at the rings.
+	//
+	// looksAfterPass is how many looks follow the program's word that it
+	// passed on something of ours, which then is on its way through the stack.
+	looksAfterPass = 64
+	// strayTicks is for how many ticks every turn looks, after a datagram came
+	// that way.
+	strayTicks = 100
 
+	// resolveEvery is how often everything is asked anew even if nothing was
+	// heard, resolveSoon how often at most.
 	resolveEvery = time.Second
+	resolveSoon  = 20 * time.Millisecond
 	// Probes of a peer that has not answered yet, and of one that has.
 	probeSoon  = 20 * time.Millisecond
 	probeLater = time.Second
@@ -48,8 +57,11 @@ type Conn struct {
 	table       *transport.Table
 	peers       []peer
 	kernelPeers int // reached through the kernel
+	elsewhere   int // of these, not by this interface
 
-	turn       uint
+	looks      int    // to come at the kernel's socket
+	strays     int    // ticks to come during which every turn looks there
+	passed     uint64 // by the program, when last asked
 	open       int    // bytes that Buf gave away, -1: none, -2: ask the kernel's
 	openTo     int    // index of a peer
 	openFrame  uint64 // on top of the free list still
@@ -78,6 +90,7 @@ type Conn struct {
 type peer struct {
 	head     header
 	resolved bool
+	other    bool // the route leads to another interface, or there is none
 	proven   bool
 	direct   bool // goes through the rings: resolved and proven
 	lastAsk  time.Duration
@@ -101,7 +114,7 @@ func Open(opts Options) (transport.Transport, error) {
 		opts.Log.Info("transport", "path", k.Path().String(), "listen", k.Listen())
 		return k, nil
 	}
-	c := &Conn{opts: opts, kind: transport.KindUDP, open: -1, token: rand.Uint64(), table: &transport.Table{}, dirty: true}
+	c := &Conn{opts: opts, kind: transport.KindUDP, open: -1, token: rand.Uint64(), table: &transport.Table{}, dirty: true, resolveAt: -resolveEvery}
 	c.bounce = make([]byte, txPayload+maxJumbo+head6)
 	if err := c.start(); err != nil {
 		c.Close()
@@ -247,12 +260,15 @@ func (c *Conn) shut() {
 
 // settle decides which way each peer goes.
 func (c *Conn) settle() {
-	c.kernelPeers = 0
+	c.kernelPeers, c.elsewhere = 0, 0
 	for i := range c.peers {
 		p := &c.peers[i]
 		p.direct = c.u != nil && p.resolved && p.proven
 		if !p.direct {
 			c.kernelPeers++
+		}
+		if p.other {
+			c.elsewhere++
 		}
 	}
 }
@@ -272,13 +288,24 @@ func (c *Conn) Poll(max int, f func(p []byte, from transport.PeerID)) int {
 			n += c.take(s, min(got, max-n), f)
 		}
 	}
-	if c.turn++; (c.kernelPeers > 0 || c.turn%kernelEvery == 0) && n < max {
-		got := c.kernel.Poll(max-n, f)
-		if got > 0 {
-			// What makes one datagram come that way makes others.
-			c.turn = kernelEvery - 1
-		}
-		n += got
+	if p := c.prog.passed(); p != c.passed {
+		c.passed, c.looks = p, looksAfterPass
+	}
+	if c.looks|c.strays|c.elsewhere != 0 && n < max {
+		n += c.pollKernel(max-n, f)
+	}
+	return n
+}
+
+// pollKernel looks at the kernel's socket. What makes one datagram come that
+// way makes others.
+func (c *Conn) pollKernel(max int, f func(p []byte, from transport.PeerID)) int {
+	if c.looks > 0 {
+		c.looks--
+	}
+	n := c.kernel.Poll(max, f)
+	if n > 0 {
+		c.strays = strayTicks
 	}
 	return n
 }
@@ -378,7 +405,10 @@ func (c *Conn) Buf(to transport.PeerID, n int) []byte {
 	if n > c.directMTU(to) {
 		return nil
 	}
-	frames := c.frames(c.peers[ix].head.n, n)
+	frames := 1
+	if !c.u.inPlace(n) {
+		frames = (c.peers[ix].head.n + n + int(c.u.frame) - 1) / int(c.u.frame)
+	}
 	if len(c.u.free) < frames {
 		c.u.reap()
 		if len(c.u.free) < frames {
@@ -386,20 +416,12 @@ func (c *Conn) Buf(to transport.PeerID, n int) []byte {
 		}
 	}
 	c.open, c.openTo = n, ix
-	if frames > 1 {
+	if !c.u.inPlace(n) {
 		return c.bounce[txPayload : txPayload+n : txPayload+n]
 	}
 	at := c.u.free[len(c.u.free)-1] + txPayload
 	c.openFrame = at
 	return c.u.mem[at : at+uint64(n) : at+uint64(n)]
-}
-
-// frames is how many frames a datagram of n bytes takes.
-func (c *Conn) frames(head, n int) int {
-	if n <= int(c.u.frame)-txPayload {
-		return 1
-	}
-	return (head + n + int(c.u.frame) - 1) / int(c.u.frame)
 }
 
 // Commit implements transport.Transport.
@@ -413,7 +435,7 @@ func (c *Conn) Commit(n int) {
 	}
 	h := &c.peers[c.openTo].head
 	size := uint64(h.n + n)
-	if c.frames(h.n, c.open) > 1 {
+	if !c.u.inPlace(c.open) {
 		c.scatter(h, n)
 	} else {
 		at := c.openFrame - uint64(h.n)
@@ -428,7 +450,12 @@ func (c *Conn) Commit(n int) {
 
 // push queues one descriptor. There is room: the ring has as many entries as
 // there are frames to send.
+//
+// Preconditions: it is not empty and lies in one frame.
 func (c *Conn) push(d unix.XDPDesc) {
+	if d.Len == 0 || c.u.base(d.Addr) != c.u.base(d.Addr+uint64(d.Len)-1) {
+		panic(fmt.Sprintf("xdp: to send %#x+%d, which is not within one frame of %d bytes", d.Addr, d.Len, c.u.frame))
+	}
 	tx := &c.u.sockets[0].tx
 	tx.descs[tx.prod&tx.mask] = d
 	tx.prod++
@@ -559,14 +586,14 @@ func (c *Conn) resolve() {
 		if err != nil || !c.dev.up {
 			continue
 		}
-		mac, ok := c.routes.nextHop(c.dev, us, addr.Addr(), known)
-		if !ok {
+		var mac [6]byte
+		mac, p.resolved, p.other = c.routes.nextHop(c.dev, us, addr.Addr(), known)
+		if !p.resolved {
 			continue
 		}
 		if p.head.n == 0 || p.head.last.dst != mac || p.head.last.src != c.dev.mac {
 			p.head = makeHeader(c.dev.mac, mac, c.opts.Listen, addr)
 		}
-		p.resolved = true
 	}
 	c.settle()
 }
@@ -588,8 +615,10 @@ func (c *Conn) directMTU(to transport.PeerID) int {
 	return min(n, c.u.capacity()-head6)
 }
 
-// Fds implements transport.Transport.
+// Fds implements transport.Transport. The next Poll looks at the kernel's
+// socket: the caller may have slept, and that may have woken it.
 func (c *Conn) Fds() []int {
+	c.looks = max(c.looks, 1)
 	fds := c.kernel.Fds()
 	if c.u != nil {
 		for _, s := range c.u.sockets {
@@ -675,7 +704,12 @@ func (c *Conn) Tick(now time.Duration) error {
 	if c.routes.changed() {
 		c.dirty = true
 	}
-	if c.dirty || c.kernelPeers > 0 && now-c.resolveAt >= probeSoon || now-c.resolveAt >= resolveEvery {
+	// Fragments, and what came by another interface, nobody announces.
+	c.looks = max(c.looks, 1)
+	if c.strays > 0 {
+		c.strays--
+	}
+	if since := now - c.resolveAt; c.dirty && since >= resolveSoon || since >= resolveEvery {
 		c.dirty, c.resolveAt = false, now
 		if err := c.lookAtDevice(); err != nil {
 			return err

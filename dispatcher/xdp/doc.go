@@ -15,8 +15,9 @@
 //   - With Mode Auto a way that cannot be had, or that dies, is followed by the
 //     next best one and in the end by the kernel's; Path tells why. With a
 //     forced mode that is an error, never a silent fallback.
-//   - An empty look is a load from memory, and no system call but for one in
-//     256, which looks at the kernel's socket.
+//   - An empty look is a load from memory, and no system call. The kernel's
+//     socket is looked at for a reason only: the program's word that it passed
+//     something on, a sleep, a tick, a peer behind another interface.
 //
 // # What it does not do
 //

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"os"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
@@ -37,6 +38,8 @@ type filterProgram struct {
 	sockets  *ebpf.Map // receive queue → AF_XDP socket
 	members  *ebpf.Map // IPv6 or mapped IPv4 address → 1
 	counters *ebpf.Map
+	passes   *ebpf.Map         // one counter: what of ours was passed to the kernel
+	mapped   []byte            // passes, in our memory
 	present  map[[16]byte]bool // what is in members
 }
 
@@ -51,6 +54,7 @@ func loadProgram(listen netip.AddrPort, f transport.Filter, queues int, frags bo
 		{&p.sockets, ebpf.MapSpec{Name: "mainz_sockets", Type: ebpf.XSKMap, KeySize: 4, ValueSize: 4, MaxEntries: uint32(queues)}},
 		{&p.members, ebpf.MapSpec{Name: "mainz_members", Type: ebpf.Hash, KeySize: 16, ValueSize: 4, MaxEntries: maxMembers}},
 		{&p.counters, ebpf.MapSpec{Name: "mainz_counters", Type: ebpf.PerCPUArray, KeySize: 4, ValueSize: 8, MaxEntries: numCounters}},
+		{&p.passes, ebpf.MapSpec{Name: "mainz_passes", Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 1, Flags: unix.BPF_F_MMAPABLE}},
 	} {
 		x, err := ebpf.NewMap(&m.spec)
 		if err != nil {
@@ -58,6 +62,11 @@ func loadProgram(listen netip.AddrPort, f transport.Filter, queues int, frags bo
 			return nil, fmt.Errorf("make map %s: %w", m.spec.Name, err)
 		}
 		*m.to = x
+	}
+	var err error
+	if p.mapped, err = unix.Mmap(p.passes.FD(), 0, os.Getpagesize(), unix.PROT_READ, unix.MAP_SHARED); err != nil {
+		p.close()
+		return nil, fmt.Errorf("map mainz_passes: %w", err)
 	}
 	flags := uint32(0)
 	if frags {
@@ -83,6 +92,11 @@ func (p *filterProgram) close() {
 	p.sockets.Close()
 	p.members.Close()
 	p.counters.Close()
+	p.passes.Close()
+	if p.mapped != nil {
+		_ = unix.Munmap(p.mapped)
+		p.mapped = nil
+	}
 }
 
 // native16 and native32 are what a load of these bytes gives on this machine.
@@ -278,6 +292,11 @@ func (p *filterProgram) instructions(listen netip.AddrPort, f transport.Filter, 
 		asm.LoadMem(asm.R1, asm.R0, 0, asm.DWord),
 		asm.Add.Imm(asm.R1, 1),
 		asm.StoreMem(asm.R0, 0, asm.R1, asm.DWord),
+		// Who looks at the rings learns from it that the kernel got something.
+		asm.JNE.Imm(asm.R9, xdpPass, "done"),
+		asm.LoadMapValue(asm.R1, p.passes.FD(), 0),
+		asm.Mov.Imm(asm.R2, 1),
+		asm.AddAtomic.Mem(asm.R1, asm.R2, asm.DWord, 0),
 		asm.Mov.Reg(asm.R0, asm.R9).WithSymbol("done"),
 		asm.Return(),
 		asm.Mov.Imm(asm.R0, xdpPass).WithSymbol("pass"),

@@ -120,7 +120,7 @@ func TestProgram(t *testing.T) {
 					}{"fragment header", changed(good, ethLen+6, 44), xdpPass, nothing})
 				}
 				for _, c := range cases {
-					before := p.count()
+					before, passed := p.count(), p.passed()
 					got, _, err := p.prog.Test(c.frame)
 					if err != nil {
 						t.Errorf("%s: %v", c.name, err)
@@ -129,6 +129,12 @@ func TestProgram(t *testing.T) {
 					want := before
 					if c.counter != nothing {
 						want[c.counter]++
+						if c.verdict == xdpPass {
+							passed++
+						}
+					}
+					if p.passed() != passed {
+						t.Errorf("%s: the program says that it passed on %d of ours, want %d", c.name, p.passed(), passed)
 					}
 					if after := p.count(); got != c.verdict || after != want {
 						t.Errorf("%s: verdict %d, want %d; counters %v, want %v", c.name, got, c.verdict, after, want)

@@ -90,6 +90,11 @@ func (r *ring) needsWakeup() bool {
 	return atomic.LoadUint32(r.flags)&unix.XDP_RING_NEED_WAKEUP != 0
 }
 
+// passed is how many of our datagrams the program has passed to the kernel.
+func (p *filterProgram) passed() uint64 {
+	return atomic.LoadUint64((*uint64)(unsafe.Pointer(unsafe.SliceData(p.mapped))))
+}
+
 func setsockopt(fd, name int, p unsafe.Pointer, n uintptr) error {
 	_, _, errno := unix.Syscall6(unix.SYS_SETSOCKOPT, uintptr(fd), unix.SOL_XDP, uintptr(name), uintptr(p), n, 0)
 	if errno != 0 {

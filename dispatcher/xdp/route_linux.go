@@ -120,11 +120,11 @@ const usable = netlink.NUD_REACHABLE | netlink.NUD_STALE | netlink.NUD_DELAY | n
 	netlink.NUD_PERMANENT | netlink.NUD_NOARP
 
 // nextHop finds the hardware address that frames to a peer go to, if its route
-// leads through the device and from our address.
-func (r *routes) nextHop(d device, us, to netip.Addr, known []netlink.Neigh) (mac [6]byte, ok bool) {
+// leads through the device and from our address; other tells that it does not.
+func (r *routes) nextHop(d device, us, to netip.Addr, known []netlink.Neigh) (mac [6]byte, ok, other bool) {
 	list, err := r.h.RouteGetWithOptions(to.AsSlice(), &netlink.RouteGetOptions{SrcAddr: us.AsSlice()})
 	if err != nil || len(list) == 0 || list[0].LinkIndex != d.index {
-		return mac, false
+		return mac, false, true
 	}
 	route := list[0]
 	hop := route.Gw
@@ -134,8 +134,8 @@ func (r *routes) nextHop(d device, us, to netip.Addr, known []netlink.Neigh) (ma
 	for _, n := range known {
 		if n.State&usable != 0 && n.IP.Equal(hop) && len(n.HardwareAddr) == len(mac) && !bytes.Equal(n.HardwareAddr, make([]byte, 6)) {
 			copy(mac[:], n.HardwareAddr)
-			return mac, true
+			return mac, true, false
 		}
 	}
-	return mac, false
+	return mac, false, false
 }

@@ -42,8 +42,9 @@
 // heard no peer yet, takes a recorded first PING for the peer, until that speaks.
 //
 // Bounds, per peer and channel:
-//   - [Window] frames on their way, and [Config.MaxQueue] waiting, above which Send
-//     panics: its caller looks at Backlog.
+//   - [Window] frames on their way. What waits behind them is bounded by the core's
+//     tables (DATA) and by the records of a node (the claims of a recovery);
+//     [Config.MaxQueue] asserts it.
 //   - Fewer than [Window] messages being put together from fragments: each lacks a
 //     sequence inside the window. A sender's sequences are in the order of its
 //     fragments, so all of them take one message and one window of datagrams.

@@ -86,7 +86,7 @@ type Config struct {
 	RetryMax    Instant // 50 ms
 	AckDelay    Instant // a pure ack waits for company this long: 200 µs
 	AckEvery    int     // but not for more than so many datagrams: 8
-	MaxQueue    int     // frames waiting per peer and channel: 65,536
+	MaxQueue    int     // frames waiting per peer and channel: 1<<22
 	MaxHeld     int     // 64
 }
 
@@ -94,8 +94,8 @@ type Config struct {
 // ack can name (Ack+1 and 64 bits).
 const Window = 65
 
-// MaxMessage is the longest packet, in bytes.
-const MaxMessage = 16 << 20
+// MaxMessage is the longest packet, in bytes: the longest that wire encodes.
+const MaxMessage = 3*wire.MaxData + wire.MaxKey + 1024
 
 // minMTU is what Config is held to.
 const minMTU = wire.HeaderSize + wire.FragSize + 96
@@ -116,7 +116,7 @@ func (c *Config) check() error {
 	def(&c.RetryMax, 50*Millisecond)
 	def(&c.AckDelay, 200*Microsecond)
 	defInt(&c.AckEvery, 8)
-	defInt(&c.MaxQueue, 65536)
+	defInt(&c.MaxQueue, 1<<22)
 	defInt(&c.MaxHeld, 64)
 	switch {
 	case c.Nodes < 1 || c.Nodes > wire.MaxNodes || int(c.Self) >= c.Nodes:
@@ -199,7 +199,8 @@ type peer struct {
 	srtt      Instant
 	ch        [2]channel
 	// Datagrams outside the channels: each is handed in once at most.
-	beacon  uint64 // the highest packet number
+	said    uint64 // sequence of our last one
+	beacon  uint64 // the highest sequence that has come
 	beacons uint64 // bit i: beacon-i has come
 	partial *part  // the one that is being put together
 }
@@ -286,8 +287,9 @@ func (l *Link) Counters() Counters { return l.count }
 // Incarnation of a peer, 0 if it was never heard.
 func (l *Link) Incarnation(p wire.PNN) uint64 { return l.peers[p].inc }
 
-// Backlog is how many frames wait for room in p's windows. The caller takes no
-// more work for p when it grows; Send panics beyond Config.MaxQueue.
+// Backlog is how many frames wait for room in p's windows. It is bounded by what
+// the core has pending in the whole cluster, and in a recovery by the records of a
+// node; Send panics beyond Config.MaxQueue, which says that this does not hold.
 func (l *Link) Backlog(p wire.PNN) int {
 	return l.peers[p].ch[Data].waiting.len() + l.peers[p].ch[Control].waiting.len()
 }
@@ -379,7 +381,8 @@ func (l *Link) beacon(to wire.PNN, epoch wire.Epoch, packet []byte) {
 		h.MsgID, h.Count = l.msgID, uint16(pieces)
 	}
 	for i := range pieces {
-		h.Index = uint16(i)
+		l.peers[to].said++
+		h.Index, h.Seq = uint16(i), l.peers[to].said
 		l.emit(to, h, packet[i*room:min(len(packet), (i+1)*room)])
 	}
 }

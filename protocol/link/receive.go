@@ -141,11 +141,11 @@ func (l *Link) challenge(now Instant, hd *wire.Header, p *peer) {
 // that 64 newer ones have overtaken, tells nothing new and may be an attacker's.
 func (l *Link) receiveBeacon(now Instant, hd *wire.Header, payload []byte, h Handler) {
 	p := &l.peers[hd.Src]
-	if hd.Packet > p.beacon {
-		p.beacons = p.beacons<<min(hd.Packet-p.beacon, 64) | 1
-		p.beacon = hd.Packet
+	if hd.Seq > p.beacon {
+		p.beacons = p.beacons<<min(hd.Seq-p.beacon, 64) | 1
+		p.beacon = hd.Seq
 	} else {
-		bit := uint64(1) << min(p.beacon-hd.Packet, 64)
+		bit := uint64(1) << min(p.beacon-hd.Seq, 64)
 		if bit == 0 || p.beacons&bit != 0 {
 			l.count.Duplicates++
 			return

@@ -1,7 +1,6 @@
 package sim
 
 import (
-	"container/heap"
 	"encoding/binary"
 	"fmt"
 	"hash"
@@ -69,6 +68,7 @@ type Cluster struct {
 	rng     *rand.Rand
 	now     instant // real time, which no node sees
 	events  events
+	buffers [][]byte // of datagrams that have arrived
 	seq     uint64
 	hosts   []*host
 	cutTo   [wire.MaxNodes]wire.Set // from → to whom nothing gets through
@@ -86,34 +86,6 @@ type Cluster struct {
 	claimed [wire.MaxNodes]int // claims sent to each node, counted with them
 	files   []wire.Set         // unused lines by version of the nodes file
 	lock    arbiterLock
-}
-
-type event struct {
-	at  instant
-	seq uint64
-	f   func()
-}
-
-type events []event
-
-func (e events) Len() int { return len(e) }
-func (e events) Less(i, j int) bool {
-	return e[i].at < e[j].at || e[i].at == e[j].at && e[i].seq < e[j].seq
-}
-func (e events) Swap(i, j int) { e[i], e[j] = e[j], e[i] }
-func (e *events) Push(v any)   { *e = append(*e, v.(event)) }
-func (e *events) Pop() any {
-	old := *e
-	v := old[len(old)-1]
-	old[len(old)-1].f = nil
-	*e = old[:len(old)-1]
-	return v
-}
-
-// after runs f in d of real time.
-func (c *Cluster) after(d instant, f func()) {
-	c.seq++
-	heap.Push(&c.events, event{c.now + max(d, 0), c.seq, f})
 }
 
 func (c *Cluster) trace(format string, args ...any) {
@@ -188,7 +160,7 @@ func (h *host) boot() {
 	h.start++
 	h.up, h.paused, h.backlog = true, false, nil
 	h.inc = h.c.rng.Uint64() | 1
-	l, err := link.New(link.Config{Self: h.pnn, Nodes: len(h.c.hosts), Incarnation: h.inc, Cluster: 0x6d7a})
+	l, err := link.New(link.Config{Self: h.pnn, Nodes: len(h.c.hosts), Incarnation: h.inc, Cluster: 0x6d7a, MTU: h.c.mtu()})
 	if err != nil {
 		panic(err)
 	}
@@ -318,13 +290,16 @@ func (h *host) flush() {
 	at = max(at, h.c.now+us)
 	if h.tickAt == 0 || at < h.tickAt || h.tickAt <= h.c.now {
 		h.tickAt = at
-		h.later(at-h.c.now, func() {
-			h.link.Tick(h.now())
-			h.node.Tick(h.now())
-			if h.tickAt <= h.c.now {
-				h.tickAt = 0
-			}
-		})
+		h.c.schedule(at-h.c.now, event{host: h, start: h.start})
+	}
+}
+
+// tick is the dispatcher's timer.
+func (h *host) tick() {
+	h.link.Tick(h.now())
+	h.node.Tick(h.now())
+	if h.tickAt <= h.c.now {
+		h.tickAt = 0
 	}
 }
 
@@ -364,7 +339,7 @@ func (h *host) transmit() {
 	c := h.c
 	for _, d := range h.link.Take() {
 		to := c.hosts[d.To]
-		b := append([]byte(nil), d.Bytes...)
+		b := d.Bytes
 		c.hash.Write(b[:64])
 		for n := 1; n > 0; n-- {
 			if c.faults && c.chance(c.mix.Repeat) {
@@ -385,11 +360,7 @@ func (h *host) transmit() {
 			if c.faults && c.chance(0.02) {
 				delay += c.between(0, c.mix.Tail)
 			}
-			c.after(delay, func() {
-				if to.up {
-					to.run(func() { to.link.Receive(to.now(), b, handler{to}) })
-				}
-			})
+			c.schedule(delay, event{host: to, b: c.buffer(b)})
 		}
 	}
 }

@@ -1,7 +1,6 @@
 package sim
 
 import (
-	"container/heap"
 	"fmt"
 	"hash/fnv"
 	"math/rand/v2"
@@ -142,10 +141,10 @@ func Run(o Options) (res Result) {
 // until runs all events up to t.
 func (c *Cluster) until(t instant) {
 	for len(c.events) > 0 && c.events[0].at <= t {
-		e := heap.Pop(&c.events).(event)
+		e := c.events.pop()
 		c.now = e.at
 		c.steps++
-		e.f()
+		c.happen(&e)
 		if len(c.check.failures) > 0 && c.opt.Trace == nil {
 			return
 		}

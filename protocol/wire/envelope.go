@@ -21,7 +21,7 @@ import (
 //	DATA, CONTROL             a packet, Seq from 1; an empty one in CONTROL was cancelled
 //	DATA|ACK, CONTROL|ACK     nothing but Ack and AckBits
 //	DATA|REFUSED, CONTROL|REFUSED   Ack is the one sequence that is refused
-//	PING, PONG                a packet outside the channels, Seq 0
+//	PING, PONG                a packet outside the channels, numbered by Seq as well
 //	PING|ACK                  a challenge: is DstInc alive?
 //	PONG|ACK                  it is: Ack is the challenge's packet number
 type Header struct {
@@ -33,7 +33,7 @@ type Header struct {
 	DstInc  uint64 // 0: not known yet
 	Epoch   Epoch  // DATA: the sender's epoch; CONTROL: the ballot; 0: none
 	Packet  uint64 // per incarnation, never repeated for other bytes: the AEAD's nonce
-	Seq     uint64 // from 1, per peer, channel and (DATA) epoch; 0: nothing to be acknowledged
+	Seq     uint64 // from 1, per peer, channel and (DATA) epoch, PING and PONG by themselves; 0: no packet
 	Ack     uint64 // all of 1..Ack were handled
 	AckBits uint64 // bit i: Ack+2+i was handled
 	DBID    uint32
@@ -160,7 +160,7 @@ func (h *Header) possible(n int) bool {
 	case FlagData, FlagControl:
 		return h.Seq != 0 && h.DstInc != 0 && (n > 0 || h.Flags&FlagControl != 0) // CONTROL: cancelled
 	case FlagPing, FlagPong:
-		return h.Seq == 0 && h.Ack == 0 && h.AckBits == 0 && n > 0
+		return h.Seq != 0 && h.Ack == 0 && h.AckBits == 0 && n > 0
 	case FlagData | FlagAck, FlagControl | FlagAck, FlagPing | FlagAck:
 		return h.Seq == 0 && h.DstInc != 0 && n == 0
 	case FlagData | FlagRefused, FlagControl | FlagRefused, FlagPong | FlagAck:

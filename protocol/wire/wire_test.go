@@ -65,6 +65,22 @@ func samples() []Message {
 	return append(ms, epoch, nodb, client)
 }
 
+// envelopes has each kind of datagram.
+var envelopes = []struct {
+	name    string
+	h       Header
+	payload string
+}{
+	{"DATA", Header{Flags: FlagData, Cluster: 0xc1c1c1c1, Src: 1, Dst: 2, SrcInc: 0x11, DstInc: 0x22, Epoch: 0x50003, Packet: 9, Seq: 3, Ack: 2, AckBits: 5, DBID: 7}, "packet"},
+	{"CONTROL, fragment 2 of 3", Header{Flags: FlagControl | FlagFrag, Cluster: 0xc1c1c1c1, Src: 1, Dst: 2, SrcInc: 0x11, DstInc: 0x22, Epoch: 0x60002, Packet: 10, Seq: 4, MsgID: 8, Index: 1, Count: 3}, "xyz"},
+	{"CONTROL, cancelled by a higher ballot", Header{Flags: FlagControl, Cluster: 0xc1c1c1c1, Src: 1, Dst: 2, SrcInc: 0x11, DstInc: 0x22, Epoch: 0x60002, Packet: 11, Seq: 5}, ""},
+	{"DATA, nothing but acknowledgements", Header{Flags: FlagData | FlagAck, Cluster: 0xc1c1c1c1, Src: 1, Dst: 2, SrcInc: 0x11, DstInc: 0x22, Epoch: 0x50003, Packet: 12, Ack: 6, AckBits: 1}, ""},
+	{"DATA, sequence 7 refused", Header{Flags: FlagData | FlagRefused, Cluster: 0xc1c1c1c1, Src: 1, Dst: 2, SrcInc: 0x11, DstInc: 0x22, Epoch: 0x40001, Packet: 13, Ack: 7}, ""},
+	{"PING, the first", Header{Flags: FlagPing, Cluster: 0xc1c1c1c1, Src: 1, Dst: 2, SrcInc: 0x11, Packet: 14, Seq: 1}, "packet"},
+	{"challenge", Header{Flags: FlagPing | FlagAck, Cluster: 0xc1c1c1c1, Src: 1, Dst: 2, SrcInc: 0x11, DstInc: 0x33, Packet: 15}, ""},
+	{"answer to challenge 15", Header{Flags: FlagPong | FlagAck, Cluster: 0xc1c1c1c1, Src: 2, Dst: 1, SrcInc: 0x33, DstInc: 0x11, Packet: 1, Ack: 15}, ""},
+}
+
 // golden prints packets as hex, one line per field with the table's own names.
 func golden(t *testing.T) string {
 	var out strings.Builder
@@ -83,8 +99,39 @@ func golden(t *testing.T) string {
 		}
 		out.WriteByte('\n')
 	}
-	h := Header{Flags: FlagData | FlagFrag, Cluster: 0xc1c1c1c1, Src: 1, Dst: 2, SrcInc: 0x11, DstInc: 0x22, Epoch: 0x50003, Packet: 9, Seq: 3, Ack: 2, AckBits: 5, DBID: 7, MsgID: 4, Index: 1, Count: 2}
-	fmt.Fprintf(&out, "envelope, fragment 1 of 2, payload \"xyz\"\n  %x\n", AppendSum(append(AppendHeader(nil, &h), "xyz"...)))
+	for _, e := range envelopes {
+		p := AppendSum(append(AppendHeader(nil, &e.h), e.payload...))
+		fmt.Fprintf(&out, "%s (%d bytes)\n", e.name, len(p))
+		at := 0
+		field := func(n int, name string) {
+			fmt.Fprintf(&out, "  %-16x %s\n", p[at:at+n], name)
+			at += n
+		}
+		field(2, "magic")
+		field(1, "version")
+		field(1, "flags")
+		field(4, "cluster")
+		field(2, "source PNN")
+		field(2, "destination PNN")
+		field(8, "source incarnation")
+		field(8, "destination incarnation")
+		field(8, "epoch or ballot")
+		field(8, "packet number")
+		field(8, "sequence")
+		field(8, "ack")
+		field(8, "ack bits")
+		field(4, "dbid")
+		if e.h.Flags&FlagFrag != 0 {
+			field(4, "message id")
+			field(2, "index")
+			field(2, "count")
+		}
+		if len(e.payload) > 0 {
+			field(len(e.payload), "payload")
+		}
+		field(4, "CRC-32C")
+		out.WriteByte('\n')
+	}
 	return out.String()
 }
 
@@ -295,7 +342,7 @@ func TestHeaderKinds(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	data, ping := kind(FlagData, 7, 8), kind(FlagPing, 0, 0)
+	data, ping := kind(FlagData, 7, 8), kind(FlagPing, 7, 0)
 	frag := kind(FlagData|FlagFrag, 7, 8)
 	frag.Index, frag.Count = 1, 2
 	check("DATA", data, "x", true)
@@ -312,8 +359,8 @@ func TestHeaderKinds(t *testing.T) {
 	check("two channels", kind(FlagData|FlagControl, 7, 8), "x", false)
 	check("empty DATA", data, "", false)
 	check("DATA without a sequence", kind(FlagData, 0, 8), "x", false)
-	check("PING with a sequence", kind(FlagPing, 1, 0), "x", false)
-	check("PING with an ack", kind(FlagPing, 0, 1), "x", false)
+	check("PING without a sequence", kind(FlagPing, 0, 0), "x", false)
+	check("PING with an ack", kind(FlagPing, 7, 1), "x", false)
 	check("ack with a payload", kind(FlagData|FlagAck, 0, 8), "x", false)
 	check("ack with a sequence", kind(FlagData|FlagAck, 1, 8), "", false)
 	check("refusal of nothing", kind(FlagData|FlagRefused, 0, 0), "", false)
@@ -366,6 +413,17 @@ func FuzzHeader(f *testing.F) {
 			t.Fatal(err)
 		}
 	})
+}
+
+// TestEnvelopes: each kind comes back as it was.
+func TestEnvelopes(t *testing.T) {
+	for _, e := range envelopes {
+		var h Header
+		payload, err := DecodeHeader(AppendSum(append(AppendHeader(nil, &e.h), e.payload...)), 0xc1c1c1c1, &h)
+		if err != nil || h != e.h || string(payload) != e.payload {
+			t.Errorf("%s: %+v %q %v", e.name, h, payload, err)
+		}
+	}
 }
 
 func FuzzDecode(f *testing.F) {

@@ -133,6 +133,7 @@ func (net Net) Open2(t *testing.T, f transport.Filter) (a, b *Node) {
 // Run runs all of it.
 func Run(t *testing.T, net Net) {
 	t.Run("sizes", func(t *testing.T) { sizes(t, net) })
+	t.Run("every size", func(t *testing.T) { everySize(t, net) })
 	t.Run("batches", func(t *testing.T) { batches(t, net) })
 	t.Run("random", func(t *testing.T) { random(t, net) })
 	t.Run("answer in place", func(t *testing.T) { answer(t, net) })
@@ -179,6 +180,44 @@ func sizes(t *testing.T, net Net) {
 	}
 	if s := b.Stats(); s.RxPackets != uint64(len(want)) || s.Dropped() != 0 {
 		t.Errorf("%d received, %+v", len(want), s)
+	}
+}
+
+// everySize sends one datagram of each length that Ethernet has, and some of
+// each thousand beyond.
+func everySize(t *testing.T, net Net) {
+	a, b := net.Open2(t, transport.Filter{})
+	const jumbo, stride, step = 9000, 97, 16
+	m, sent := a.MTU(1), 0
+	for n := 0; n <= m; {
+		first := n
+		want := map[int]string{}
+		for len(want) < step && n <= m {
+			want[n] = pattern(n, uint64(n)*0x9e3779b97f4a7c15)
+			a.Queue(t, 1, want[n])
+			n++
+			if n > jumbo && n < m {
+				n = min(n+stride, m)
+			}
+		}
+		if err := a.Flush(); err != nil {
+			t.Fatal(err)
+		}
+		sent += len(want)
+		b.Got = nil
+		Eventually(t, fmt.Sprintf("datagrams of %d bytes and more", first), func() bool { return len(b.Got) == len(want) }, b)
+		for _, p := range b.Got {
+			if p != want[len(p)] {
+				t.Fatalf("%d bytes came that were not sent, or twice", len(p))
+			}
+			delete(want, len(p))
+		}
+	}
+	if s := a.Stats(); s.TxPackets != uint64(sent) || s.Dropped() != 0 {
+		t.Errorf("%d sent: %+v", sent, s)
+	}
+	if s := b.Stats(); s.RxPackets != uint64(sent) || s.Dropped() != 0 {
+		t.Errorf("%d sent, received: %+v", sent, s)
 	}
 }
 

@@ -1,0 +1,99 @@
+package ltdb
+
+import (
+	"errors"
+
+	"github.com/mainzdb/mainz/shm"
+)
+
+// Announced is a lock that a client has asked the dispatcher for: its cell
+// stands before the dispatcher leaves it the lock (UnlockTo).
+type Announced struct {
+	h   *Handle
+	l   *lock
+	key []byte
+}
+
+// Announce prepares for the record's lock to be left to this client by the
+// dispatcher. The record is made, and owned by this node, if it is not there;
+// who holds its lock makes no difference.
+func (h *Handle) Announce(key []byte) (*Announced, error) {
+	if err := h.ready(); err != nil {
+		return nil, err
+	}
+	if checkKey(key) != nil {
+		return nil, errBadKey
+	}
+	l, err := h.a.takeLock()
+	if err != nil {
+		return nil, err
+	}
+	s, hash := h.db.s, h.db.hash(key)
+	for range maxLooks {
+		ok, err := h.db.find(hash, key, &l.at)
+		if err != nil {
+			h.a.keepLock(l)
+			return nil, err
+		}
+		if ok {
+			l.cell.Store(shm.OffsetOf(s.r, l.at.entry))
+			l.hash, l.db = hash, h.db
+			return &Announced{h, l, key}, nil
+		}
+		h.a.keep = 0
+		if err := h.a.insert(h.db, key, hash, l.cell, &l.at); err == nil {
+			l.hash, l.db = hash, h.db
+			if !s.release(&l.at) { // the cell stays
+				l.cell.Store(0)
+				h.a.keepLock(l)
+				return nil, errLockLost
+			}
+			return &Announced{h, l, key}, nil
+		} else if err != errHeld {
+			l.cell.Store(0)
+			h.a.keepLock(l)
+			return nil, err
+		}
+	}
+	l.cell.Store(0)
+	h.a.keepLock(l)
+	return nil, errOddBlock
+}
+
+// Record takes the lock that the dispatcher has left to this client. An error
+// means that it has not: ErrNotLocked, and nothing is held.
+func (n *Announced) Record() (Record, error) {
+	h, l := n.h, n.l
+	s := h.db.s
+	ok, err := h.db.find(l.hash, n.key, &l.at)
+	if err == nil && (!ok || l.at.e&ownerMask != s.me || shm.OffsetOf(s.r, l.at.entry) != l.cell.Load()) {
+		err = ErrNotLocked
+	}
+	if err == nil {
+		if err = h.a.fillLock(h.db, n.key, l.hash, l); err == nil {
+			h.a.holds(l)
+			return Record{l, l.gen}, nil
+		}
+		h.a.keepLock(l)
+		return Record{}, err
+	}
+	return Record{}, errors.Join(err, n.Cancel())
+}
+
+// Cancel takes the announcement back. A lock that was left to the client is
+// released.
+//
+// Preconditions: the dispatcher does not act on it any more.
+func (n *Announced) Cancel() error {
+	h, l := n.h, n.l
+	s := h.db.s
+	var at spot
+	ok, err := h.db.find(l.hash, n.key, &at)
+	if ok && at.e&ownerMask == s.me && shm.OffsetOf(s.r, at.entry) == l.cell.Load() {
+		err = h.a.letGo(&at, l.cell)
+	} else {
+		l.cell.Store(0)
+	}
+	h.a.keepLock(l)
+	return err
+}

@@ -1,0 +1,270 @@
+package ltdb
+
+import "github.com/mainzdb/mainz/shm"
+
+// Pieces of the dead. Repair moves the index of a dead client, as it is, to
+// the orphans; what its pieces need, the lock of their records, a repair can't
+// wait for. Who comes across them then removes them: who attaches, recovers or
+// closes, and whose append is refused because of such a piece. With a
+// dispatcher that is the dispatcher (EachOrphan).
+
+// orphanLatch settles the latch of the orphan indexes. The journals are
+// settled by now: while the latch was held, nobody else freed what the dead
+// client was freeing.
+func (p *repairer) orphanLatch(i int) {
+	h := &p.body.handles[i]
+	if h.orphanIntent.Load() == 0 {
+		return
+	}
+	p.s.node.orphanLatch.Break(p.id(i))
+	h.orphanIntent.Store(0)
+}
+
+// orphan puts the dead client's index before what earlier tenants of the slot
+// have left. The last page is found before anything is linked to it: a repeat
+// would run on into the others' pages. Until the slot has forgotten the index,
+// nobody takes pages from it.
+func (p *repairer) orphan() {
+	s, b := p.s, p.body
+	root := b.pieces.Load()
+	if root != 0 {
+		if o := &s.node.orphan[p.slot]; o.Load() != root {
+			p.chain(o, root)
+		}
+		b.pieces.Store(0)
+	}
+	if b.lastPage.Load() != 0 {
+		b.lastPage.Store(0)
+	}
+}
+
+func (p *repairer) chain(o *shm.Word32, root uint32) {
+	s, b := p.s, p.body
+	last := b.lastPage.Load()
+	if last == 0 {
+		if last = s.lastOf(root); last == 0 {
+			return // garbage: Check will say that blocks are missing
+		}
+		b.lastPage.Store(last)
+	}
+	if page, _ := s.pageAt(last); page == nil {
+		return
+	}
+	block := s.blockAt(last, pageClass)
+	for range maxLooks {
+		old := o.Load()
+		block.rsn.Store(uint64(old))
+		if o.CAS(old, root) {
+			return
+		}
+	}
+}
+
+// lastOf returns the last page of a chain, 0 if there is none or no end.
+func (s *Store) lastOf(root uint32) uint32 {
+	last := uint32(0)
+	for range s.maxPages() {
+		page, next := s.pageAt(root)
+		if page == nil {
+			return last
+		}
+		last, root = root, next
+	}
+	return 0
+}
+
+// orphaned reports whether the index of somebody dead may have pieces.
+func (s *Store) orphaned() bool {
+	for i := range s.seg.Slots() + 1 {
+		if s.node.orphan[i].Load() != 0 {
+			return true
+		}
+	}
+	return s.node.orphan[DispatcherSlot].Load() != 0
+}
+
+// tidy removes the pieces of the dead, but for those whose record is locked,
+// and returns how many records it has changed.
+func (s *Store) tidy() (int, error) {
+	if s.managed() || !s.orphaned() {
+		return 0, nil
+	}
+	a, err := s.borrow()
+	if err != nil {
+		return 0, err
+	}
+	defer s.giveBack(a)
+	return a.tidy()
+}
+
+// tidy is Store.tidy. It holds the orphan latch meanwhile, and waits for
+// nothing but class latches: of record locks it takes those that are free.
+//
+// Preconditions: the actor has no draft, and holds nothing.
+func (a *actor) tidy() (changed int, err error) {
+	s := a.s
+	a.h.orphanIntent.Store(1)
+	if err := s.lockLatch(s.c, &s.node.orphanLatch, a.id, orphanLatch, 1); err != nil {
+		a.h.orphanIntent.Store(0)
+		return 0, err
+	}
+	a.arriving = true
+	for i := range s.node.orphan {
+		if uint32(i) > s.seg.Slots() && i != DispatcherSlot {
+			continue
+		}
+		n, e := a.tidyChain(uint32(i))
+		changed += n
+		if e != nil {
+			err = e
+			break
+		}
+	}
+	a.arriving = false
+	s.node.orphanLatch.Unlock(a.id)
+	a.h.orphanIntent.Store(0)
+	return changed, err
+}
+
+// tidyChain works through the orphans of one slot, and takes the pages away
+// that are empty then.
+func (a *actor) tidyChain(slot uint32) (changed int, err error) {
+	s := a.s
+	head := &s.node.orphan[slot]
+	root := head.Load()
+	if root == 0 || shm.At[body](s.r, s.seg.SlotBody(slot)).pieces.Load() == root {
+		return 0, nil
+	}
+	var before *block // of the page in front, nil for the head
+	for range s.maxPages() {
+		page, next := s.pageAt(root)
+		if page == nil {
+			if root != 0 {
+				err = errBadBlock
+			}
+			return changed, err
+		}
+		empty := true
+		for i := range page.word {
+			v := page.word[i].Load()
+			if v == 0 {
+				continue
+			}
+			gone, did, err := a.tidyPiece(&page.word[i], v)
+			if did {
+				changed++
+			}
+			if err != nil {
+				return changed, err
+			}
+			empty = empty && gone
+		}
+		if !empty || !a.dropPage(head, before, root, next) {
+			before = s.blockAt(root, pageClass)
+		}
+		root = next
+	}
+	return changed, nil
+}
+
+// dropPage takes an empty page out of a chain and frees it. It reports whether
+// it did: somebody may have put more pages in front.
+func (a *actor) dropPage(head *shm.Word32, before *block, ref, next uint32) bool {
+	if a.makeRoom(pageClass, 1) != nil {
+		return false
+	}
+	a.h.jNew.Store(ref)
+	if before != nil {
+		before.rsn.Store(uint64(next))
+	} else if !head.CAS(ref, next) {
+		a.h.jNew.Store(0)
+		return false
+	}
+	a.put(ref, pageClass)
+	a.h.jNew.Store(0)
+	return true
+}
+
+// tidyPiece removes one orphan from its record and from its index. gone is
+// false if the record is locked; changed says that the record was changed.
+func (a *actor) tidyPiece(w *shm.Word64, v uint64) (gone, changed bool, err error) {
+	s := a.s
+	p, ok := s.pieceAt(v)
+	if !ok {
+		w.Store(0) // garbage
+		return true, false, errBadBlock
+	}
+	if db := s.databaseOf(p.db); db != nil {
+		key := make([]byte, p.klen)
+		s.r.CopyOut(key, refOffset(p.ref)+blockHeaderSize)
+		changed, err = a.cutPiece(db, key, db.hash(key), s.opid(p.counter))
+		switch err {
+		case errHeld, errGate:
+			return false, false, nil
+		case nil, ErrNotHere:
+		default:
+			return false, changed, err
+		}
+		if !changed && a.elsewhere != nil && (err == ErrNotHere || !a.look.found) {
+			e := PieceEntry{Slot: slotOf(p.counter), Orphan: true, State: PieceState(v & stateMask >> stateShift), OPID: s.opid(p.counter),
+				DB: p.db, Key: key, Data: make([]byte, p.plen), w: w, v: v}
+			s.r.CopyOut(e.Data, refOffset(p.ref)+dataOffset(p.klen))
+			if !a.elsewhere(&e) {
+				return false, false, nil
+			}
+			if w.Load() != e.v {
+				return false, false, nil // the call has changed its state
+			}
+		}
+	}
+	return true, changed, a.erasePiece(w)
+}
+
+// databaseOf returns the database with that number, nil if there is none.
+func (s *Store) databaseOf(id uint32) *DB {
+	for i := range s.dbs {
+		if s.dbs[i].ready.Load() != 0 && s.dbs[i].id.Load() == id {
+			if db, err := s.database(i); err == nil {
+				return db
+			}
+		}
+	}
+	return nil
+}
+
+// foundDead reports whether a client whose piece is in the record has died: a
+// condition that is false because of it may be true at once. tags are those of
+// the record as it was seen. It recovers whom it finds dead.
+func (s *Store) foundDead(tags []byte) (bool, error) {
+	found := false
+	for t := tags; len(t) >= tagSize; t = t[tagSize:] {
+		o := tagOPID(t)
+		slot := slotOf(o.Counter)
+		if o.PNN != s.pnn || o.Life != s.life || slot == 0 || slot == s.slot || s.seg.Slot(slot) == nil {
+			continue
+		}
+		if s.c.Dead(slot) {
+			if _, err := s.c.Recover(slot); err != nil {
+				return found, err
+			}
+			found = true
+		}
+		found = found || s.node.orphan[slot].Load() != 0
+	}
+	return found, nil
+}
+
+// abandon removes the pieces of a client that leaves: as after its death, but
+// at once, if their records are not locked. All its actors are retired.
+func (s *Store) abandon() error {
+	if s.body.pieces.Load() == 0 {
+		return nil
+	}
+	p := &repairer{s: s, c: s.c, slot: s.slot, body: s.body}
+	p.orphan()
+	if s.managed() {
+		return nil
+	}
+	_, err := s.actors[0].tidy()
+	return err
+}

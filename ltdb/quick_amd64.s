@@ -1,0 +1,184 @@
+//go:build !race && !shmsim
+
+#include "textflag.h"
+#include "go_asm.h"
+
+DATA tagField<>+0(SB)/8, $0x1ffe000000000
+GLOBL tagField<>(SB), RODATA|NOPTR, $8
+
+// What both functions begin with. In: DI probe, R8 hash. Out: R13 the first
+// entry with the tag, BX its word, CX its class, DX the size of such blocks, SI
+// the block, R12 its seq. All seven tags are compared at once; the second load
+// sees the fourth again. Jumps to no if no entry has the tag, or if what it
+// names does not lie in the data area.
+#define FIND \
+	MOVQ	R8, AX; \
+	ANDQ	probe_mask(DI), AX; \
+	SHLQ	$6, AX; \
+	ADDQ	probe_table(DI), AX; \
+	SHRQ	$52, R8; \
+	SHLQ	$37, R8; \
+	VMOVQ	R8, X0; \
+	VPBROADCASTQ	X0, Y0; \
+	VPBROADCASTQ	tagField<>(SB), Y1; \
+	VPXOR	Y3, Y3, Y3; \
+	VPXOR	8(AX), Y0, Y2; \
+	VPXOR	32(AX), Y0, Y4; \
+	VPAND	Y1, Y2, Y2; \
+	VPAND	Y1, Y4, Y4; \
+	VPCMPEQQ	Y3, Y2, Y2; \
+	VPCMPEQQ	Y3, Y4, Y4; \
+	VMOVMSKPD	Y2, R11; \
+	VMOVMSKPD	Y4, R12; \
+	SHLL	$3, R12; \
+	ORL	R12, R11; \
+	BSFL	R11, R11; \
+	JZ	no; \
+	LEAQ	8(AX)(R11*8), R13; \
+	MOVQ	(R13), BX; \
+	MOVQ	BX, CX; \
+	SHRQ	$32, CX; \
+	ANDL	$31, CX; \
+	LEAQ	·classSizes(SB), DX; \
+	MOVL	(DX)(CX*4), DX; \
+	MOVL	BX, SI; \
+	SHLQ	$6, SI; \
+	MOVQ	SI, R8; \
+	SUBQ	probe_start(DI), R8; \
+	MOVQ	probe_size(DI), R11; \
+	SUBQ	DX, R11; \
+	CMPQ	R8, R11; \
+	JHI	no; \
+	ADDQ	probe_base(DI), SI; \
+	MOVQ	(SI), R12
+
+// The key at SI's block is that at R15, of R8 bytes: two words that may overlap.
+#define SAMEKEY \
+	MOVQ	48(SI), DX; \
+	CMPQ	DX, (R15); \
+	JNE	no; \
+	MOVQ	40(SI)(R8*1), DX; \
+	CMPQ	DX, -8(R15)(R8*1); \
+	JNE	no
+
+// func quickRead(p *probe, dst unsafe.Pointer, room uint64, key unsafe.Pointer, klen, hash uint64) int
+//
+// Beside FIND's registers: R10 is the gate's word, CX later the data's length.
+TEXT ·quickRead(SB), NOSPLIT, $0-56
+	MOVQ	p+0(FP), DI
+	MOVQ	hash+40(FP), R8
+	MOVQ	probe_gate(DI), R9
+	MOVQ	(R9), R10
+	FIND
+
+	// Key length and class fit, it is ours and not empty.
+	MOVQ	klen+32(FP), R8
+	SHLL	$16, CX
+	ORL	R8, CX
+	ORL	$0x1000000, CX
+	MOVL	32(SI), R11
+	ANDL	$0x9ffffff, R11
+	CMPL	R11, CX
+	JNE	no
+
+	// Key and data fit into the block, the data into dst.
+	MOVL	24(SI), CX
+	LEAQ	7(R8), R11
+	ANDQ	$~7, R11
+	LEAQ	48(R11)(CX*1), R15
+	CMPQ	R15, DX
+	JHI	no
+	CMPQ	CX, room+16(FP)
+	JHI	no
+
+	MOVQ	key+24(FP), R15
+	SAMEKEY
+
+	// Copy.
+	LEAQ	48(SI)(R11*1), R11
+	MOVQ	dst+8(FP), R8
+	CMPQ	CX, $32
+	JB	small
+	CMPQ	CX, $1024
+	JA	no
+	LEAQ	-32(CX), R15
+	VMOVDQU	(R11)(R15*1), Y5
+	VMOVDQU	Y5, (R8)(R15*1)
+	XORL	DX, DX
+more:
+	VMOVDQU	(R11)(DX*1), Y4
+	VMOVDQU	Y4, (R8)(DX*1)
+	ADDQ	$32, DX
+	CMPQ	DX, R15
+	JB	more
+again:
+	// The second look: nothing has changed, the gate was open throughout, and
+	// nobody needs a lease.
+	TESTQ	$1, R12
+	JNZ	no
+	XORQ	(R13), BX
+	SHLQ	$15, BX
+	JNZ	no
+	CMPQ	R12, (SI)
+	JNE	no
+	MOVL	R10, DX
+	ANDL	$3, DX
+	CMPL	DX, $2
+	JNE	no
+	CMPQ	R10, (R9)
+	JNE	no
+	MOVQ	probe_lease(DI), DX
+	CMPQ	(DX), $-1
+	JNE	no
+	VZEROUPPER
+	MOVQ	CX, ret+48(FP)
+	RET
+small:
+	CMPQ	CX, $16
+	JB	tiny
+	VMOVDQU	(R11), X4
+	VMOVDQU	-16(R11)(CX*1), X5
+	VMOVDQU	X4, (R8)
+	VMOVDQU	X5, -16(R8)(CX*1)
+	JMP	again
+tiny:
+	CMPQ	CX, $8
+	JB	no
+	MOVQ	(R11), DX
+	MOVQ	-8(R11)(CX*1), R15
+	MOVQ	DX, (R8)
+	MOVQ	R15, -8(R8)(CX*1)
+	JMP	again
+no:
+	VZEROUPPER
+	MOVQ	$-1, ret+48(FP)
+	RET
+
+// func quickFind(p *probe, key unsafe.Pointer, klen, hash uint64) (entry *shm.Word64, e uint64, b *block, seq, meta uint64)
+TEXT ·quickFind(SB), NOSPLIT, $0-72
+	MOVQ	p+0(FP), DI
+	MOVQ	hash+24(FP), R8
+	FIND
+	TESTQ	$1, R12
+	JNZ	no
+	MOVQ	klen+16(FP), R8
+	SHLL	$16, CX
+	ORL	R8, CX
+	MOVQ	32(SI), R9
+	MOVL	R9, R11
+	ANDL	$0xffffff, R11
+	CMPL	R11, CX
+	JNE	no
+	MOVQ	key+8(FP), R15
+	SAMEKEY
+	VZEROUPPER
+	MOVQ	R13, entry+32(FP)
+	MOVQ	BX, e+40(FP)
+	MOVQ	SI, b+48(FP)
+	MOVQ	R12, seq+56(FP)
+	MOVQ	R9, meta+64(FP)
+	RET
+no:
+	VZEROUPPER
+	MOVQ	$0, entry+32(FP)
+	RET

@@ -1,0 +1,130 @@
+//go:build amd64 && !race && !shmsim
+
+package ltdb
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/mainzdb/mainz/shm"
+)
+
+// TestQuick compares quick, which is in assembler where the CPU has vectors, with
+// its twin in Go: on records of all sizes, and with everything changed, word by
+// word, that either of them looks at.
+func TestQuick(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(seedOf(t), 1))
+	s := heap(t, Config{Size: 8 << 20, Slots: 4, MaxValue: 3000, SpanSize: 4096})
+	db, err := s.Database(bg, "test", KV, DatabaseOptions{Records: 100}) // few buckets: entries in every place
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := func(i int) []byte { return fmt.Appendf(nil, "%0*d", 8+i%9, i) }
+	value := func(i int) []byte {
+		v := make([]byte, 1+i*7%1500)
+		for k := range v {
+			v[k] = byte(i + k)
+		}
+		return v
+	}
+	const n = 500
+	for i := range n {
+		if err := db.Store(bg, key(i), value(i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const whole = "as it is"
+	both := func(what string, i, room int) bool {
+		t.Helper()
+		k, hash := key(i), db.hash(key(i))
+		dst := func() []byte { return append(make([]byte, 0, 5+room), "so far"[:5]...) }
+		a, okA := db.quick(dst(), k, hash)
+		b, okB := db.quickSlow(dst(), k, hash)
+		if okA && okB && !bytes.Equal(a, b) {
+			t.Fatalf("%s: record %d, room %d: %q and %q", what, i, room, a, b)
+		}
+		// quick may say no where the twin says yes: if the value is long or tiny, or
+		// if something is broken.
+		if got := len(b) - 5; okA && !okB || okB && !okA && what == whole && vectors && got >= 8 && got <= 1024 {
+			t.Fatalf("%s: record %d of %d bytes, room %d: %v, its twin says %v", what, i, got, room, okA, okB)
+		}
+		if okA && (string(a[:5]) != "so fa" || len(a) != 5+len(b)-5) {
+			t.Fatalf("%s: record %d: %q", what, i, a)
+		}
+		return okA
+	}
+	found := 0
+	for i := range n + 50 { // the last ones are not there
+		size := len(value(i))
+		for _, room := range []int{0, size - 1, size, size + 1, 4096} {
+			if both(whole, i, room) {
+				found++
+			}
+		}
+	}
+	if found < n {
+		t.Errorf("quick said yes %d times: the test hardly tests it", found)
+	}
+	for i := range n {
+		var at spot
+		if ok, err := db.find(db.hash(key(i)), key(i), &at); !ok || err != nil {
+			t.Fatal(i, err)
+		}
+		if got := (spot{}); db.seek(db.hash(key(i)), key(i), &got) && got != at {
+			t.Fatalf("record %d: seek found %+v, find %+v", i, got, at)
+		}
+		for what, w := range map[string]*shm.Word64{
+			"entry": at.entry, "seq": &at.b.seq, "size": &at.b.size, "meta": &at.b.meta,
+			"key": shm.At[shm.Word64](s.r, refOffset(entryRef(at.e))+blockHeaderSize), "gate": db.gate, "lease": db.lease,
+		} {
+			was := w.Load()
+			for range 20 {
+				x := was ^ 1<<rnd.IntN(64)
+				switch rnd.IntN(4) {
+				case 0:
+					x = rnd.Uint64()
+				case 1:
+					x = was + uint64(rnd.IntN(3)) - 1
+				}
+				w.Store(x)
+				both(what, i, 4096)
+				var a, b spot
+				if ok, err := db.find(db.hash(key(i)), key(i), &b); db.seek(db.hash(key(i)), key(i), &a) && (!ok || err != nil || a != b) {
+					t.Fatalf("%s %#x: record %d: seek found %+v, find %+v, %v, %v", what, x, i, a, b, ok, err)
+				}
+			}
+			w.Store(was)
+		}
+	}
+}
+
+// BenchmarkQuick: what a hot Fetch pays for being written in assembler or in Go.
+func BenchmarkQuick(b *testing.B) {
+	s, err := OpenHeap(Config{Size: 64 << 20, Slots: 4})
+	if err != nil {
+		b.Fatal(err)
+	}
+	db, err := s.Database(bg, "test", KV, DatabaseOptions{Records: 1000})
+	if err != nil {
+		b.Fatal(err)
+	}
+	var key [16]byte
+	binary.LittleEndian.PutUint64(key[:], 77)
+	if err := db.Store(bg, key[:], make([]byte, 64)); err != nil {
+		b.Fatal(err)
+	}
+	hash, dst := db.hash(key[:]), make([]byte, 0, 64)
+	b.Run("quick", func(b *testing.B) {
+		for b.Loop() {
+			db.quick(dst, key[:], hash)
+		}
+	})
+	b.Run("twin", func(b *testing.B) {
+		for b.Loop() {
+			db.quickSlow(dst, key[:], hash)
+		}
+	})
+}

@@ -1,0 +1,22 @@
+//go:build !amd64 || race || shmsim
+
+package ltdb
+
+import "unsafe"
+
+// vectors: there is no quickRead here.
+const vectors = false
+
+func quickRead(*probe, unsafe.Pointer, int, unsafe.Pointer, int, uint64) int {
+	panic("ltdb: no quickRead")
+}
+
+func start(b []byte) unsafe.Pointer { return nil }
+
+// quick tries to read a record in one go; see quickSlow for what that means.
+func (db *DB) quick(dst, key []byte, hash uint64) ([]byte, bool) {
+	return db.quickSlow(dst, key, hash)
+}
+
+// seek is find for the usual case; false says nothing.
+func (db *DB) seek(hash uint64, key []byte, at *spot) bool { return false }
