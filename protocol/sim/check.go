@@ -249,9 +249,13 @@ func (k *checker) lifeEnds(h *host) {
 		gone[n] = true
 	}
 	for _, o := range k.c.hosts {
-		o.stable.EachCarried(func(db uint32, key []byte, bound protocol.PNN, _ protocol.ReqID, _ uint64) {
+		o.stable.EachCarried(func(db uint32, key []byte, bound protocol.PNN, reqid protocol.ReqID, rsn uint64) {
+			n := name(db, key)
 			if o == h || bound == h.pnn {
-				gone[name(db, key)] = true
+				gone[n] = true
+			}
+			if bound == h.pnn { // who asked for it has forgotten: it can't be the record any more
+				k.stale[n] = append(k.stale[n], copied{o.pnn, bound, reqid, rsn})
 			}
 		})
 	}
