@@ -171,17 +171,17 @@ func serving(h *host) bool { return h.seg.live() }
 func (k *checker) published(h *host, r *record) {
 	k.owns(h, r)
 	n := name(r.db, []byte(r.key))
-	if len(r.data) == 0 {
-		delete(k.since, n)
-	} else if _, ok := k.since[n]; !ok {
-		k.since[n] = k.c.now
-	}
 	if k.away[n] {
 		delete(k.away, n)
 		k.stale[n] = k.copies(n)
 	}
 	if h.stable.Taken < k.newest {
 		return // voted out: a write there counts for nothing
+	}
+	if len(r.data) == 0 {
+		delete(k.since, n)
+	} else if _, ok := k.since[n]; !ok && serving(h) {
+		k.since[n] = k.c.now
 	}
 	if r.rsn <= k.lastRSN[n] && serving(h) {
 		k.fail("S5", "RSN of %q at node %d is %d after %d", r.key, h.pnn, r.rsn, k.lastRSN[n])
