@@ -351,7 +351,7 @@ func NetWorker(ctx context.Context, o NetWorkerOptions, in io.Reader, out io.Wri
 		_, err := drive.Echo(ctx, t, d)
 		return err
 	}
-	r, err := drive.Ping(ctx, t, drive.PingOptions{Options: d, To: 1, Size: o.Size, Window: o.Window, Duration: o.Slice, WaitFor: netPatience})
+	r, err := drive.Ping(ctx, t, drive.PingOptions{Options: d, To: 1, Size: o.Size, Window: o.Window, Duration: o.Slice, WaitFor: netPatience, Patience: netPatience / 6})
 	if err != nil {
 		return err
 	}
@@ -411,7 +411,8 @@ func goNet(ctx context.Context, o NetWorkerOptions, listen, to netip.AddrPort, o
 	}
 	start := time.Now()
 	_ = c.SetReadDeadline(start.Add(o.Slice))
-	for underWay := 0; time.Since(start) < o.Slice; {
+	// A slice ends with its time, but not before the first answer.
+	for underWay, late := 0, false; time.Since(start) < o.Slice || s.Recv == 0 && !late; {
 		for ; underWay < o.Window; underWay++ {
 			binary.LittleEndian.PutUint64(msg, uint64(time.Since(start)))
 			if _, err := c.WriteToUDPAddrPort(msg, to); err != nil {
@@ -420,7 +421,10 @@ func goNet(ctx context.Context, o NetWorkerOptions, listen, to netip.AddrPort, o
 			s.Sent++
 		}
 		if _, _, err := c.ReadFromUDPAddrPort(buf); errors.Is(err, os.ErrDeadlineExceeded) {
-			break // what is under way is late or lost
+			// What is under way is late or lost.
+			late = s.Recv > 0 || time.Since(start) > netPatience
+			_ = c.SetReadDeadline(start.Add(netPatience))
+			continue
 		} else if err != nil {
 			return err
 		}

@@ -81,26 +81,35 @@ func Ring(ctx context.Context, o RingOptions) (report *Report, err error) {
 	report = &Report{Environment: env}
 	for _, p := range peers {
 		r := netResult("rtt", p, 64, got[p])
-		r.Suite = "ring"
+		r.Suite, r.PacketsPerCore = "ring", 0
 		report.Results = append(report.Results, r)
 	}
 	report.Ratios = ringRatios(got)
 	return report, nil
 }
 
-// ringRatios compares the means of slices of the same round: these have no
-// time stamps inside, which would make the two sides more alike than they are.
+// ringRatios compares slices of the same round: their means, which have no time
+// stamps inside, as these would make the two sides more alike than they are;
+// and their medians, which a busy machine disturbs less.
 func ringRatios(got map[string][]netSlice) (out []Ratio) {
-	trip := func(peer string) (v []float64) {
-		for _, s := range got[peer] {
-			v = append(v, 1/s.PerSec)
+	for _, by := range []struct {
+		name string
+		of   func(netSlice) float64
+	}{
+		{"rtt", func(s netSlice) float64 { return 1 / s.PerSec }},
+		{"rtt p50", func(s netSlice) float64 { return s.P50 }},
+	} {
+		trips := func(peer string) (v []float64) {
+			for _, s := range got[peer] {
+				v = append(v, by.of(s))
+			}
+			return v
 		}
-		return v
-	}
-	for _, us := range []string{peerBusy, peerAdaptive, peerSleep} {
-		for _, peer := range []string{peerFloor, peerDatagram, peerPipe} {
-			if r, ok := newRatio(fmt.Sprintf("rtt: %s / %s", us, peer), trip(us), trip(peer)); ok {
-				out = append(out, r)
+		for _, us := range []string{peerBusy, peerAdaptive, peerSleep} {
+			for _, peer := range []string{peerFloor, peerDatagram, peerPipe} {
+				if r, ok := newRatio(fmt.Sprintf("%s: %s / %s", by.name, us, peer), trips(us), trips(peer)); ok {
+					out = append(out, r)
+				}
 			}
 		}
 	}

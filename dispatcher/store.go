@@ -146,6 +146,12 @@ func (s *store) Attend(db uint32, key []byte, on bool) {
 
 func (s *store) Room() uint32 { return s.d.Room() }
 
+func (s *store) Scan(db uint32, cursor uint64, f func(key []byte, r *protocol.Record) bool) uint64 {
+	return s.d.Scan(db, cursor, func(key []byte, h *ltdb.Held) bool {
+		return f(key, &protocol.Record{RSN: h.RSN, LAccessor: protocol.PNN(h.LAccessor), LACount: h.LACount, Data: h.Data, Tags: h.Tags})
+	})
+}
+
 func (s *store) Each(f func(db uint32, key []byte, rsn uint64)) { s.d.Each(f) }
 
 func (s *store) Sweep(keep func(o protocol.OPID) bool) {

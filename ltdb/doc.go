@@ -47,7 +47,7 @@
 // It never takes a lock from a process that lives, at whatever age: deadlines
 // belong to waiters. So it never frees what a stopped process holds.
 //
-// It never calls the caller's code, and never waits for another process, with a
+// It never calls the caller's code (a condition), and never waits for another process, with a
 // latch held. It keeps no reference to keys and values that it is given.
 //
 // It starts no goroutine or thread but the guardian of package shm, and makes
@@ -66,6 +66,10 @@
 // back before it does anything else:
 //
 //	record locks  >  one of: bucket latch | class latch | latch of the table of databases
+//
+// The latch of the orphan indexes comes before all of it. Who holds it takes
+// record locks that are free, and waits for class latches only; so who holds
+// record locks may wait for it.
 //
 // No latch is taken under another. An insert gets its blocks, which may take a
 // class latch, before it latches the bucket, and a block that a commit freed

@@ -62,6 +62,7 @@ func (n *Node) takeMap(leader PNN, ballot Epoch, mp Map, self wire.Member) {
 	n.rv = recovery{leader: leader, asked: ballot, tookHere: ballot, claimsIn: true}
 	n.state = stMapped
 	n.leaderAt = n.now
+	n.asks, n.walks, n.walkings = n.asks[:0], n.walks[:0], n.walkings[:0]
 	clear(n.tokens) // acks of older epochs free nothing: the copies are claimed
 	if self.Joiner {
 		n.newLife(self.Life)
@@ -89,7 +90,7 @@ func (n *Node) newLife(life uint64) {
 	n.s.forget(life)
 	n.store.Reset(life)
 	clear(n.byReq)
-	n.freePend, n.pendN, n.parkedN = nil, 0, 0
+	n.freePend, n.pendN, n.parkedN, n.roomOut, n.copies = nil, 0, 0, 0, 0
 	n.dirty = n.dirty[:0]
 }
 
@@ -153,6 +154,7 @@ func (n *Node) sweepCopy(c *carried) {
 		rest = next
 	}
 	if len(c.tags) > 0 {
+		n.copies -= int64(len(c.data) - len(data))
 		c.data, c.tags = data, tags
 	}
 	for rest := c.dones; len(rest) > 0; {
@@ -223,12 +225,13 @@ func (n *Node) claimAll() {
 		}
 	}
 	for _, p := range n.s.pend {
-		if p != nil && p.reqid != 0 {
+		if p != nil && p.reqid != 0 && p.m.Op.IsRequest() {
 			c := wire.Claim{Kind: wire.ClaimWant, DBID: p.m.DBID, Bound: n.cfg.Self, ReqID: p.reqid, Key: p.m.Key}
 			b.add(n.lmaster(p.m.DBID, p.m.Key), func(rows []byte) []byte { return wire.AppendClaim(rows, &c) })
 		}
 	}
 	b.done()
+	n.sendTable()
 }
 
 // controlAcked: a batch of this epoch was handled.
@@ -364,7 +367,7 @@ func (n *Node) verdicts(rows []byte) {
 			if v.Keep {
 				n.keepCopy(r, &r.carry[i])
 			}
-			r.dropCarry(i)
+			n.dropCarry(r, i)
 			n.touch(r)
 			break
 		}
@@ -459,6 +462,11 @@ func (n *Node) recovered() {
 	n.gate.State, n.gate.Epoch = GateOpen, n.s.Taken
 	n.rv.asked = 0
 	n.eff.Retry = true
+	if set := n.s.Map.set; n.plant != plantNoEvent || n.s.told != set&^(1<<n.cfg.Self) {
+		n.eff.Event = Event{Epoch: n.s.Taken, Members: set, Joined: set &^ n.s.told, Left: n.s.told &^ set, Kept: n.s.toldLife == n.s.Life}
+	}
+	n.leave.done, n.s.file.old = false, 0
+	n.s.told, n.s.toldLife = n.s.Map.set, n.s.Life
 	n.ping()
 	var again []*pending
 	for _, p := range n.s.pend {

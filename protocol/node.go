@@ -54,6 +54,16 @@ type Node struct {
 	freePend   []*pending
 	freeParked []*parked
 	timersAt   Instant // no deadline is earlier
+	roomOut    int64   // bytes, to records that may come for outstanding requests
+	copies     int64   // bytes of carried copies: they may come back
+	crowded    bool    // a record was not let through for want of room
+	leave      leave
+	asks       []ask
+	walks      []walk
+	walkings   []walking
+	walkCount  uint64
+	batch      []byte
+	arb        arbiter
 
 	view    Record  // what Look answers
 	put     Record  // what Publish is given; a local one would escape
@@ -101,12 +111,14 @@ func New(now Instant, cfg Config, s *Stable, store Store) *Node {
 		n.peers[i].heard, n.peers[i].grantT = -Never/2, -Never/2
 	}
 	n.s.Map.index()
+	n.loadFile()
 	for i := range s.pend {
 		if p := s.pend[i]; p != nil {
 			n.pendN++
 			p.state = pendNew
 			if p.reqid != 0 {
 				n.byReq[p.reqid] = p
+				n.roomOut += int64(p.room)
 			}
 		} else {
 			n.freePend = append(n.freePend, &pending{slot: i})
@@ -119,6 +131,7 @@ func New(now Instant, cfg Config, s *Stable, store Store) *Node {
 		}
 		for i := range r.carry {
 			r.carry[i].token = n.token(r)
+			n.copies += int64(len(r.carry[i].data))
 		}
 	}
 	// A lock that the dispatcher holds for nobody was handed to it just before it died.
@@ -238,7 +251,7 @@ func (n *Node) Take(e *Effects) {
 		r := &e.Replies[i]
 		r.Data = e.buf[r.at[0]:r.at[1]:r.at[1]]
 	}
-	e.Gate, e.Lease, e.Next = n.gate, n.lease, n.nextDeadline()
+	e.Gate, e.Lease, e.Next, e.WantLock = n.gate, n.lease, n.nextDeadline(), n.wantLock()
 }
 
 func (n *Node) nextDeadline() Instant {
@@ -300,6 +313,11 @@ func (n *Node) step(from PNN, ch Channel, epoch Epoch, m *Message) Verdict {
 	if !n.leaseLive() && n.plant != plantHandleNoLease && n.plant != plantServeNoLease {
 		return NotYet
 	}
+	if m.Op.IsRequest() || m.Op == wire.RequestDMaster || m.Op == wire.ReplyDMaster {
+		if v, known := n.knowDB(from, m); !known {
+			return v
+		}
+	}
 	switch {
 	case m.Op.IsRequest():
 		return n.request(m)
@@ -307,6 +325,18 @@ func (n *Node) step(from PNN, ch Channel, epoch Epoch, m *Message) Verdict {
 		return n.requestDMaster(from, m)
 	case m.Op == wire.ReplyDMaster:
 		return n.replyDMaster(m)
+	case m.Op == wire.ReqTraverse:
+		n.traverse(from, m)
+	case m.Op == wire.ReplyTraverse:
+		n.traversed(m)
+	case m.Op == wire.OpenDB:
+		n.openDB(from, m)
+	case m.Op == wire.DBInfo:
+		n.answerDB(from, n.s.db(m.DBID), m)
+	case m.Op == wire.ReplyDBInfo:
+		n.learned(from, m)
+	case m.Op == wire.Offer:
+		n.offered(from, m)
 	case m.Op == wire.ReplyRedirect:
 		n.redirected(m)
 	default:
@@ -344,7 +374,7 @@ func (n *Node) Acked(now Instant, token uint64) {
 func (n *Node) ackedData(r *rec, token uint64) {
 	for i := range r.carry {
 		if r.carry[i].token == token {
-			r.dropCarry(i)
+			n.dropCarry(r, i)
 			n.touch(r)
 			return
 		}
@@ -359,7 +389,11 @@ func (n *Node) ackedData(r *rec, token uint64) {
 }
 
 // dropCarry frees a copy but keeps its buffers for the next.
-func (r *rec) dropCarry(i int) {
+func (n *Node) dropCarry(r *rec, i int) {
+	n.copies -= int64(len(r.carry[i].data))
+	if n.crowded {
+		n.crowded, n.eff.Retry = false, true
+	}
 	last := len(r.carry) - 1
 	r.carry[i], r.carry[last] = r.carry[last], r.carry[i]
 	r.carry = r.carry[:last]
@@ -410,6 +444,9 @@ func (n *Node) Tick(now Instant) {
 		n.timers()
 	}
 	n.recoveryTick()
+	if n.leave.on {
+		n.drainTick()
+	}
 	n.finish()
 }
 

@@ -63,15 +63,16 @@ func (s *flat) Unlock(db uint32, key []byte) { s.at(db, key).holder = 0 }
 func (s *flat) UnlockTo(db uint32, key []byte, c protocol.ClientID, _ uint64) {
 	s.at(db, key).holder = 0
 }
-func (s *flat) Remove(db uint32, key []byte)                                   { r := s.at(db, key); r.there, r.holder = false, 0 }
-func (s *flat) Attend(uint32, []byte, bool)                                    {}
-func (s *flat) Room() uint32                                                   { return 1 << 20 }
-func (s *flat) Sweep(func(wire.OPID) bool)                                     {}
-func (s *flat) DropProvisional()                                               {}
-func (s *flat) OpenProvisional()                                               {}
-func (s *flat) IsProvisional(uint32, []byte) bool                              { return false }
-func (s *flat) Reset(uint64)                                                   { clear(s.recs) }
-func (s *flat) Provisional(uint32, []byte, wire.OPID, []byte, wire.Epoch) bool { return true }
+func (s *flat) Remove(db uint32, key []byte)                                    { r := s.at(db, key); r.there, r.holder = false, 0 }
+func (s *flat) Attend(uint32, []byte, bool)                                     {}
+func (s *flat) Scan(uint32, uint64, func([]byte, *protocol.Record) bool) uint64 { return 0 }
+func (s *flat) Room() uint32                                                    { return 1 << 20 }
+func (s *flat) Sweep(func(wire.OPID) bool)                                      {}
+func (s *flat) DropProvisional()                                                {}
+func (s *flat) OpenProvisional()                                                {}
+func (s *flat) IsProvisional(uint32, []byte) bool                               { return false }
+func (s *flat) Reset(uint64)                                                    { clear(s.recs) }
+func (s *flat) Provisional(uint32, []byte, wire.OPID, []byte, wire.Epoch) bool  { return true }
 
 func (s *flat) Touch(db uint32, key []byte, p protocol.PNN, n uint32) {
 	if r := s.at(db, key); r != nil {

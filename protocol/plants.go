@@ -40,6 +40,16 @@ const (
 	plantNoMargin
 	plantColdCounter
 	plantAbandonFirst
+	plantPromiseTwice
+	plantCarryAll
+	plantNoEvent
+	plantDrainFull
+	plantNoTable
+	plantTwoRegistrars
+	plantLockForever
+	plantLockForgets
+	plantAnyFile
+	plantForgetMoves
 	plantCount
 )
 
@@ -80,6 +90,16 @@ var Plants = [plantCount]Plant{
 	plantOldIncarnation:    {"old-incarnation", "a restarted node does not go on with its old recovery"},
 	plantWaiterMoves:       {"waiter-moves", "a request that would have to wait moves nothing"},
 	plantNoMargin:          {"no-margin", "the fence has a margin for the drift of clocks"},
+	plantPromiseTwice:      {"promise-twice", "room is promised to one record at a time"},
+	plantCarryAll:          {"carry-all", "an LMASTER lets a record through only if it has room for the copy"},
+	plantNoEvent:           {"no-event", "clients are told of every epoch before they are answered in it"},
+	plantDrainFull:         {"drain-full", "a node leaves only when it has no record, copy or pending operation"},
+	plantNoTable:           {"no-table", "a recovery tells the coordinator of all databases"},
+	plantTwoRegistrars:     {"two-registrars", "one node fixes what a database is"},
+	plantLockForever:       {"lock-forever", "a lease by the arbiter's lock ends before the lock"},
+	plantLockForgets:       {"lock-forgets", "who gets the arbiter's lock learns the last epoch that was opened by it"},
+	plantAnyFile:           {"any-file", "promises under another nodes file do not count"},
+	plantForgetMoves:       {"forget-moves", "a traverse is told of the records that move meanwhile"},
 	plantAbandonFirst:      {"abandon-first", "an abandoned operation is looked for in the done list before it is dropped"},
 	plantColdCounter:       {"cold-counter", "a cold start takes its ballot from the wall clock"},
 }

@@ -86,8 +86,6 @@ func (n *Node) floor() uint64 {
 	return low
 }
 
-func (n *Node) quorum() int { return n.cfg.Nodes/2 + 1 }
-
 // heard is the set of nodes that both hear us and are heard.
 func (n *Node) heard() wire.Set {
 	s := wire.Set(1) << n.cfg.Self
@@ -96,11 +94,14 @@ func (n *Node) heard() wire.Set {
 			s |= 1 << i
 		}
 	}
-	return s
+	return s & (n.s.file.set | 1<<n.cfg.Self)
 }
 
 // granting: this node may promise another that no recovery ends without it.
 func (n *Node) granting(p PNN, epoch Epoch) bool {
+	if n.halfMap() && n.s.Taken.Leader() == n.cfg.Self && n.arb.until < n.now+n.cfg.Lease+n.cfg.Margin {
+		return false // the lease must not outlive the lock
+	}
 	return n.s.Map.member(p) != nil && epoch == n.s.Taken && n.s.Taken != 0 && (n.s.Promised == n.s.Taken || n.plant == plantGrantAfterPromise) && n.state >= stMapped
 }
 
@@ -131,27 +132,34 @@ func (n *Node) ponged(from PNN, m *Message) {
 // renewLease: the newest reading such that a quorum, this node included, granted
 // it or a later one, and the lease from there.
 func (n *Node) renewLease() {
-	need := n.quorum() - 1
 	if n.cfg.Nodes == 1 {
 		n.lease = Never
 		return
 	}
+	self := wire.Set(1) << n.cfg.Self
 	best := Instant(-Never / 2)
+	if n.leaseQuorum(self) {
+		best = n.now
+	}
 	for i := range n.cfg.Nodes {
-		if PNN(i) == n.cfg.Self {
+		if PNN(i) == n.cfg.Self || n.peers[i].grantT <= best {
 			continue
 		}
-		t, k := n.peers[i].grantT, 0
+		t, by := n.peers[i].grantT, self
 		for j := range n.cfg.Nodes {
 			if PNN(j) != n.cfg.Self && n.peers[j].grantT >= t {
-				k++
+				by |= 1 << j
 			}
 		}
-		if k >= need {
-			best = max(best, t)
+		if n.leaseQuorum(by) {
+			best = t
 		}
 	}
-	n.lease = max(n.lease, best+n.cfg.Lease)
+	end := best + n.cfg.Lease
+	if n.halfMap() && n.s.Taken.Leader() == n.cfg.Self && n.plant != plantLockForever {
+		end = min(end, n.arb.until-n.cfg.Margin)
+	}
+	n.lease = max(n.lease, end)
 }
 
 // --- freezing
@@ -258,6 +266,9 @@ func (n *Node) recoveryTick() {
 		n.watchMembers()
 		return
 	}
+	if n.leave.left {
+		return
+	}
 	if n.state > stPromised && n.lead.ballot == 0 && n.now-n.leaderAt >= n.leadDelay {
 		// Its leader is gone, and the others may be open without us by now: then
 		// nobody would ever call. Seen as a member that waited for SETTLE for ever.
@@ -295,7 +306,7 @@ func (n *Node) mayLead() {
 		return
 	}
 	h := n.heard()
-	if bits.OnesCount64(uint64(h)) < n.quorum() {
+	if !n.majority(h) && !n.half(h) {
 		return
 	}
 	for i := range n.cfg.Nodes {
@@ -340,7 +351,7 @@ func (n *Node) ask() {
 	n.lead.nextAsk = n.now + 5*ms
 	for i := range n.cfg.Nodes {
 		if PNN(i) != n.cfg.Self && !n.lead.prom[i].have {
-			n.send(PNN(i), Beacon, n.lead.ballot, &Message{Op: wire.Prepare, Promise: n.lead.ballot, Epoch: n.s.Taken, Nodes: n.cfg.NodesFile}, 0)
+			n.send(PNN(i), Beacon, n.lead.ballot, &Message{Op: wire.Prepare, Promise: n.lead.ballot, Epoch: n.s.Taken, Nodes: n.s.file.version}, 0)
 		}
 	}
 }
@@ -373,7 +384,7 @@ func (n *Node) leadTick() {
 
 func (n *Node) promised(from PNN, m *Message) {
 	l := &n.lead
-	if l.ballot == 0 || m.Promise != l.ballot || l.phase != gathering || m.Nodes != n.cfg.NodesFile {
+	if l.ballot == 0 || m.Promise != l.ballot || l.phase != gathering || m.Nodes != n.s.file.version && n.plant != plantAnyFile || !n.s.file.set.Has(from) {
 		return
 	}
 	p := &l.prom[from]
@@ -440,8 +451,11 @@ func (n *Node) decide() {
 
 // enough: a quorum with memory; or, for a cold start, a quorum without, or all.
 func (n *Node) enough(all, full wire.Set) (normal, cold bool) {
-	normal = bits.OnesCount64(uint64(full)) >= n.quorum()
-	cold = !normal && (bits.OnesCount64(uint64(all&^full)) >= n.quorum() || bits.OnesCount64(uint64(all)) == n.cfg.Nodes)
+	normal = n.majority(full) || n.half(full) && n.locked(full)
+	if !normal && n.half(full) && !n.staleHalf(full) {
+		return false, false // it may become one with the lock
+	}
+	cold = !normal && (n.majority(all&^full) || all&n.s.file.set == n.s.file.set)
 	return normal, cold
 }
 
@@ -471,10 +485,10 @@ func (n *Node) fenced(all wire.Set) bool {
 // clique takes out nodes until all that are left hear each other; false: a link
 // may only be young, or too few are left.
 func (n *Node) clique(all, full wire.Set) (wire.Set, bool) {
+	set := all &^ n.leavers(all)
 	if n.plant == plantNoClique {
-		return all, true
+		return set, true
 	}
-	set := all
 	for {
 		worst, most := -1, 0
 		for i := range n.cfg.Nodes {
@@ -569,11 +583,20 @@ func (n *Node) finished(from PNN, phase leadPhase) {
 		return
 	}
 	l.done |= 1 << from
-	if l.members.set&^l.done != 0 {
-		return
+	if l.members.set&^l.done == 0 {
+		n.allDone(phase)
 	}
+}
+
+// allDone: all members have done with the leader's phase.
+func (n *Node) allDone(phase leadPhase) {
+	l := &n.lead
 	op, next := wire.Settle, settling
 	if phase == settling {
+		if 2*bits.OnesCount64(uint64(l.members.set)) == bits.OnesCount64(uint64(n.s.file.set)) && n.arb.value != l.ballot && n.plant != plantLockForgets {
+			n.eff.LockValue = l.ballot // whoever has the lock next must know of this epoch
+			return
+		}
 		op, next = wire.Recovered, gathering
 	}
 	l.phase, l.began, l.done = next, n.now, 0
@@ -622,12 +645,13 @@ func (n *Node) sawEpochOf(e Epoch, open bool) {
 	n.counter = max(n.counter, e.Counter())
 	if open {
 		n.sawEpoch(e)
+		n.leave.left = n.leave.left || n.leave.done && e > n.s.Taken
 	}
 }
 
 func (n *Node) prepare(from PNN, m *Message) {
 	n.counter = max(n.counter, m.Promise.Counter(), m.Epoch.Counter())
-	if m.Nodes != n.cfg.NodesFile {
+	if m.Nodes != n.s.file.version && n.plant != plantAnyFile || !n.s.file.set.Has(from) {
 		return
 	}
 	if m.Promise == n.s.Promised && n.state == stPromised && n.rv.leader == from {
@@ -681,8 +705,12 @@ func (n *Node) sendPromise() {
 		ago := max(0, n.now-n.peers[i].granted) / ms
 		since = binary.LittleEndian.AppendUint32(since, uint32(min(ago, 1<<31)))
 	}
-	m := Message{Op: wire.Promise, Promise: n.s.Promised, Epoch: n.s.Taken, Members: members, Memory: n.s.Memory, Life: n.s.Life, VNN: n.s.HighVNN,
-		Heard: n.rv.heardSent, Since: since, Nodes: n.cfg.NodesFile, Inc: n.cfg.Incarnation}
+	memory := n.s.Memory
+	if n.leave.done {
+		memory = wire.MemoryLeft
+	}
+	m := Message{Op: wire.Promise, Promise: n.s.Promised, Epoch: n.s.Taken, Members: members, Memory: memory, Life: n.s.Life, VNN: n.s.HighVNN,
+		Heard: n.rv.heardSent, Since: since, Nodes: n.s.file.version, Inc: n.cfg.Incarnation}
 	if n.rv.leader == n.cfg.Self {
 		n.promised(n.cfg.Self, &m)
 	} else {
@@ -738,6 +766,8 @@ func (n *Node) control(from PNN, ballot Epoch, m *Message) Verdict {
 	case wire.Resupply:
 		n.settleClaims()
 		n.resupplied(m.Rows)
+	case wire.DBTable:
+		n.learn(m)
 	case wire.Recovered:
 		n.leaderAt = n.now
 		n.recovered()

@@ -1,6 +1,7 @@
 package protocol
 
 import (
+	"bytes"
 	"errors"
 	"slices"
 
@@ -25,7 +26,7 @@ func (n *Node) Submit(now Instant, c ClientID, cookie uint64, m *Message) (OPID,
 	switch {
 	case m.Op == wire.ReqConditionalAppend && m.Piece != (OPID{}):
 		// The client has the piece in its index already, under a name of its own.
-	case m.Op == wire.ReqConditionalAppend && n.cfg.Mode(m.DBID) == Pieces:
+	case m.Op == wire.ReqConditionalAppend && n.mode(m.DBID) == Pieces:
 		n.s.Prepare(o, c, m.DBID, m.Key, m.Data)
 	case m.Op == wire.ReqRemoveTrigger:
 		if j := n.s.Piece(m.Piece); j != nil {
@@ -67,6 +68,7 @@ func (n *Node) newPending(c ClientID, cookie uint64, m *Message) *pending {
 		deadline: n.now + Instant(m.Timeout)*ms, state: pendNew, to: wire.NoPNN}
 	p.kbuf, p.dbuf = append(p.kbuf[:0], m.Key...), append(p.dbuf[:0], m.Data...)
 	p.m = *m
+	p.m.Conds = bytes.Clone(m.Conds)
 	p.m.Key, p.m.Data, p.m.OPID, p.m.Via, p.m.Hops, p.m.ReqID = p.kbuf, p.dbuf, p.opid, 0, 0, 0
 	n.s.pend[p.slot] = p
 	return p
@@ -99,7 +101,8 @@ func (n *Node) newReq(p *pending) ReqID {
 // parked behind it is looked at anew.
 func (n *Node) endReq(p *pending) {
 	delete(n.byReq, p.reqid)
-	p.reqid = 0
+	n.roomOut -= int64(p.room)
+	p.reqid, p.room = 0, 0
 	n.rec(p.m.DBID, p.m.Key)
 }
 
@@ -107,6 +110,14 @@ func (n *Node) endReq(p *pending) {
 func (n *Node) route(p *pending) {
 	if p.reqid != 0 {
 		n.endReq(p)
+	}
+	switch p.m.Op {
+	case wire.OpenDB:
+		n.routeOpen(p)
+		return
+	case wire.ReqTraverse:
+		n.routeWalk(p)
+		return
 	}
 	p.state = pendLocal
 	n.serveLocal(p)
@@ -128,10 +139,29 @@ func (n *Node) dispatch(p *pending, to PNN, via ReqID) {
 	}
 	p.state, p.to = pendOut, to
 	p.m.ReqID, p.m.Via, p.m.Hops = n.newReq(p), via, 0
-	p.m.Src, p.m.Room = n.ownVNN(), n.store.Room()
+	if p.m.Op.IsRequest() {
+		p.room = n.room()
+	}
+	n.roomOut += int64(p.room)
+	p.m.Src, p.m.Room = n.ownVNN(), p.room
 	p.m.Timeout = uint32(max(0, p.deadline-n.now) / ms)
 	n.stats.Requests++
 	n.data(to, &p.m, 0)
+}
+
+// room is what can be promised to a record that comes for one more request: of the
+// store's reserve what is neither promised yet nor may be needed for a copy that
+// comes back. So a record that was promised room finds it, whatever local clients
+// write meanwhile.
+func (n *Node) room() uint32 {
+	if n.leave.on {
+		return 0
+	}
+	free := int64(n.store.Room())
+	if n.plant != plantPromiseTwice {
+		free -= n.roomOut + n.copies
+	}
+	return uint32(max(0, min(free, int64(n.cfg.RoomShare))))
 }
 
 // backoff: nobody seems to know; ask the LMASTER again a little later.

@@ -235,7 +235,7 @@ func (n *Node) execute(r *rec, m *Message, src PNN, p *pending, deadline Instant
 	if p == nil && len(r.dones) >= n.cfg.MaxDone && !n.pruneRec(r) {
 		return n.wait(m, src, p, deadline, wire.NoMemory)
 	}
-	mode := n.cfg.Mode(r.db)
+	mode := n.mode(r.db)
 	switch {
 	case mode == NoMode:
 		n.answer(m, src, p, wire.NoDB, nil, 0, 0)
@@ -460,7 +460,7 @@ func (n *Node) moves(r *rec, m *Message, src PNN) bool {
 	acc, count := n.cfg.Policy.Count(src, n.view.LAccessor, n.view.LACount)
 	n.store.Touch(r.db, r.key, acc, count)
 	n.view.LAccessor, n.view.LACount = acc, count
-	return n.cfg.Policy.Move(m.Op, src, acc, count) && len(n.view.Data) <= int(m.Room) && (m.Op != wire.ReqFetch || !n.view.Empty())
+	return (n.leave.on || n.cfg.Policy.Move(m.Op, src, acc, count)) && len(n.view.Data) <= int(m.Room) && (m.Op != wire.ReqFetch || !n.view.Empty())
 }
 
 // handover passes the record on to the node that asked, through the LMASTER.
@@ -473,6 +473,7 @@ func (n *Node) handover(r *rec, m *Message, to PNN, pk *parked) bool {
 	}
 	n.store.Look(r.db, r.key, &n.view)
 	n.stats.Handovers++
+	n.note(r, n.view.RSN, n.view.Data)
 	c := n.carry(r, to, m.ReqID, &n.view)
 	for _, d := range r.dones {
 		c.dones = wire.AppendDone(c.dones, d.Done)
@@ -519,6 +520,7 @@ func (n *Node) carry(r *rec, bound PNN, reqid ReqID, v *Record) *carried {
 	c := &r.carry[k]
 	*c = carried{token: n.token(r), bound: bound, reqid: reqid, rsn: v.RSN, laccessor: v.LAccessor, lacount: v.LACount,
 		data: append(c.data[:0], v.Data...), tags: append(c.tags[:0], v.Tags...), dones: c.dones[:0]}
+	n.copies += int64(len(c.data))
 	return c
 }
 
@@ -540,8 +542,13 @@ func (n *Node) requestDMaster(from PNN, m *Message) Verdict {
 	for i := len(r.carry) - 1; i >= 0; i-- {
 		if r.carry[i].bound == from { // it has arrived there, or it could not come from there
 			delete(n.tokens, r.carry[i].token)
-			r.dropCarry(i)
+			n.dropCarry(r, i)
 		}
+	}
+	if to != n.cfg.Self && n.copies > 0 && int64(n.store.Room())-n.roomOut-n.copies < int64(len(m.Data)) && n.plant != plantCarryAll {
+		// The copy may have to become the record here. One is always let through.
+		n.crowded = true
+		return NotYet
 	}
 	if m.ReqID == 0 && len(m.Data) == 0 { // given back, empty
 		r.loc = location{}
@@ -556,6 +563,7 @@ func (n *Node) requestDMaster(from PNN, m *Message) Verdict {
 	acc, _ := n.s.Map.pnn(m.LAccessor)
 	c := n.carry(r, to, m.ReqID, &Record{RSN: m.RSN, LAccessor: acc, LACount: m.LACount, Data: m.Data, Tags: m.Tags})
 	c.dones = append(c.dones, m.Dones...)
+	n.note(r, m.RSN, m.Data)
 	n.sendRecord(wire.ReplyDMaster, to, r, c, to)
 	return Handled
 }
@@ -582,6 +590,7 @@ func (n *Node) become(r *rec, m *Message) {
 		n.cfg.Fault("no room for a record that was promised room")
 		return
 	}
+	n.note(r, rsn, m.Data)
 	r.cache, r.loc = wire.NoPNN, location{}
 	r.dones = r.dones[:0]
 	for rest := m.Dones; len(rest) > 0; {

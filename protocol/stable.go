@@ -24,6 +24,10 @@ type Stable struct {
 	recs     recTable
 	journal  []*Piece
 	spare    []*Piece // erased
+	dbs      []DB
+	file     nodesFile
+	told     wire.Set // members of the epoch that opened here last
+	toldLife uint64
 }
 
 // NewStable is a node's first memory: nothing.
@@ -40,7 +44,7 @@ func (s *Stable) SkipOPIDs(n uint64) { s.opCount = max(s.opCount, n) }
 func (s *Stable) forget(life uint64) {
 	s.Life = life
 	s.pend, s.journal, s.spare, s.recs = nil, nil, nil, recTable{}
-	s.opCount = 0
+	s.opCount, s.dbs = 0, nil
 	s.Memory = wire.MemoryFull
 }
 
@@ -133,6 +137,7 @@ type pending struct {
 	hops      uint32
 	backoffs  uint32
 	until     Instant
+	room      uint32 // promised to what may come for reqid
 }
 
 // recTable finds what the core knows about a key. Entries stand in the order they

@@ -51,6 +51,11 @@ type Store interface {
 	// Room is how many bytes a record may have that moves here.
 	Room() uint32
 
+	// Scan calls f for records of a database from a cursor on, 0 at first, until it
+	// returns false; it gives back where to go on, 0 at the end. A record that is there
+	// throughout comes once.
+	Scan(db uint32, cursor uint64, f func(key []byte, r *Record) bool) uint64
+
 	// What a recovery needs; the gate is closed and the pass is over.
 
 	// Each calls f for every record owned, in a fixed order.

@@ -59,17 +59,19 @@ type Conditions interface {
 // Config of a node. Zero durations and limits take the defaults given.
 type Config struct {
 	Self        PNN
-	Nodes       int
+	Nodes       int // lines of the nodes file
 	Incarnation uint64
 	Port        uint16
 	Addr        [16]byte
-	NodesFile   uint32 // version of the nodes file
-	Seed        uint64 // of the jitter
-	WallMS      int64  // the wall clock when the node's own clock showed Start
+	NodesFile   uint32   // version of the nodes file
+	Unused      wire.Set // its lines that are no node, or not any more
+	Arbiter     bool     // half of the nodes and the arbiter's lock are a quorum
+	Seed        uint64   // of the jitter
+	WallMS      int64    // the wall clock when the node's own clock showed Start
 	Start       Instant
 
 	Hash       func(db uint32, key []byte) uint64
-	Mode       func(db uint32) Mode
+	Mode       func(db uint32) Mode // a fixed table instead of that of OPEN_DB; else nil
 	Conditions Conditions
 	Policy     Policy // default PolicyPlan(3)
 
@@ -84,8 +86,14 @@ type Config struct {
 
 	MaxPending int // operations of local clients: 65,536
 	MaxParked  int // requests that wait at this node: 65,536
+	MaxDBs     int // databases: 1,024
+	MaxWalks   int // traverses, of this node's clients and of all nodes' here: 64
+	MaxMoved   int // bytes that a traverse notes of records that move: 1 MiB
 	MaxDone    int // entries of a record's done list: 64
 	ClaimBytes int // bytes of a CLAIM, VERDICT or RESUPPLY batch: 1,200
+	// RoomShare is how many bytes of the store's reserve one request promises to the
+	// record that may come for it: 65,536. Larger records stay where they are.
+	RoomShare int
 
 	// Plant turns one rule off, by name, for the simulator alone; see Plants.
 	Plant string
@@ -113,8 +121,12 @@ func (c *Config) defaults() {
 	def(&c.JoinHold, 400*ms)
 	num(&c.MaxPending, 65536)
 	num(&c.MaxParked, 65536)
+	num(&c.MaxDBs, 1024)
+	num(&c.MaxWalks, 64)
+	num(&c.MaxMoved, 1<<20)
 	num(&c.MaxDone, 64)
 	num(&c.ClaimBytes, 1200)
+	num(&c.RoomShare, 65536)
 	if c.MaxHops == 0 {
 		c.MaxHops = 8
 	}
@@ -183,9 +195,26 @@ type Effects struct {
 	PassNum uint64
 	// Retry: what the node could not take before, it may take now.
 	Retry bool
+	// DBs: the table of databases has grown; Stable.DBs has it.
+	DBs bool
+	// WantLock: hold the arbiter's lock, and renew it, or let it go. LockValue, if it
+	// is not 0, is to be stored with it. Node.Arbiter tells how it stands.
+	WantLock  bool
+	LockValue Epoch
+	// Event, if its Epoch is not 0: tell the local clients, before any of the Replies.
+	Event Event
 	// Next is when Tick has something to do.
 	Next Instant
 	buf  []byte
+}
+
+// Event tells local clients of an epoch that has opened here.
+type Event struct {
+	Epoch   Epoch
+	Members wire.Set
+	Joined  wire.Set // since the epoch that opened here before
+	Left    wire.Set
+	Kept    bool // this node's records are those of that epoch, less what was lost
 }
 
 // Map is the VNN map of one epoch.

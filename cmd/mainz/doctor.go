@@ -89,6 +89,14 @@ func printExamination(w io.Writer, e *xdp.Examination) error {
 	} else {
 		row("program", "none attached")
 	}
+	switch {
+	case e.Features == nil:
+		row("XDP in the driver", "the kernel does not tell")
+	case len(e.Features) == 0:
+		row("XDP in the driver", "none")
+	default:
+		row("XDP in the driver", "%s", strings.Join(e.Features, ", "))
+	}
 	row("kernel", "%s; AF_XDP: %s; BPF: %s", e.Kernel, e.AFXDP, e.BPF)
 	missing := "none missing"
 	if len(e.Capabilities) > 0 {
@@ -97,6 +105,7 @@ func printExamination(w io.Writer, e *xdp.Examination) error {
 	row("capabilities", "%s", missing)
 	row("locked memory", "%d bytes allowed, %d needed", e.MemlockBytes, e.NeedBytes)
 	row("auto tries", "%s", strings.Join(e.Order, ", "))
+	row("it should take", "%s", e.Expected)
 	if e.Chosen != "" {
 		row("auto took", "%s", e.Chosen)
 	}

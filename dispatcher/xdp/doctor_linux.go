@@ -35,6 +35,7 @@ func Examine(addr netip.Addr) (*Examination, error) {
 	}
 	e.Order = append(e.Order, transport.KindUDP.String())
 	e.advise(d, noEthernet)
+	e.Expected = e.expect(d, noEthernet == nil).String()
 	return e, nil
 }
 
@@ -52,9 +53,26 @@ func (e *Examination) look(r *routes, d device) {
 	if n, err := rings(d.name); err == nil {
 		e.RxRing, e.RxRingMax, e.TxRing, e.TxRingMax = int(n.rx), int(n.rxMax), int(n.tx), int(n.txMax)
 	}
+	if f, err := xdpFeatures(d.index); err == nil {
+		e.features, e.Features = f, namesOfFeatures(f)
+	}
 	if l, err := r.h.LinkByIndex(d.index); err == nil && l.Attrs().Xdp != nil && l.Attrs().Xdp.Attached {
 		e.Program = l.Attrs().Xdp.ProgId
 	}
+}
+
+// expect is what auto should take. Only a trial shows what it does.
+func (e *Examination) expect(d device, ethernet bool) transport.Kind {
+	switch {
+	case !ethernet || d.driver == "lo" || e.AFXDP != "ok" || e.BPF != "ok" || len(e.Capabilities) > 0 ||
+		e.Program != 0 || e.MemlockBytes < e.NeedBytes && !e.mayLock:
+		return transport.KindUDP
+	case e.features&featZeroCopy != 0 && (!e.MultiBuffer || e.features&featRxSG != 0):
+		return transport.KindXDPZeroCopy
+	case d.driver != "veth" && e.features&featBasic != 0 && e.features&featRedirect != 0 && (!e.MultiBuffer || e.features&featRxSG != 0):
+		return transport.KindXDPNative
+	}
+	return transport.KindXDPGeneric
 }
 
 func (e *Examination) kernel() {
@@ -90,6 +108,7 @@ func (e *Examination) kernel() {
 			e.Capabilities = append(e.Capabilities, c.name)
 		}
 	}
+	e.mayLock = caps[0].Effective>>unix.CAP_IPC_LOCK&1 != 0
 }
 
 func (e *Examination) memory(d device) {
@@ -114,8 +133,8 @@ func (e *Examination) advise(d device, noEthernet error) {
 	if len(e.Capabilities) > 0 {
 		say("grant the missing capabilities (AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW CAP_BPF in the unit); they are dropped after opening")
 	}
-	if e.MemlockBytes < e.NeedBytes {
-		say("locked memory is limited to %d bytes and %d are needed: LimitMEMLOCK=infinity in the unit (root with CAP_IPC_LOCK does not need it)", e.MemlockBytes, e.NeedBytes)
+	if e.MemlockBytes < e.NeedBytes && !e.mayLock {
+		say("locked memory is limited to %d bytes and %d are needed: LimitMEMLOCK=infinity in the unit, or grant CAP_IPC_LOCK", e.MemlockBytes, e.NeedBytes)
 	}
 	if e.Program != 0 {
 		say("program %d is attached: only one can be, so auto takes the kernel's UDP; bpftool prog show id %[1]d tells whose it is", e.Program)

@@ -25,6 +25,14 @@ func seedOf(t *testing.T) uint64 {
 	return seed
 }
 
+// rounds is how many seeds a random test runs.
+func rounds() uint64 {
+	if testing.Short() {
+		return 15
+	}
+	return 60
+}
+
 // network is three links, a lossy wire between them, and what must hold.
 type network struct {
 	t     *testing.T
@@ -249,7 +257,7 @@ func (n *network) settle() {
 // TestLossy: whatever the network does, what was sent is handled once and acked.
 func TestLossy(t *testing.T) {
 	base := seedOf(t)
-	for i := range uint64(60) {
+	for i := range rounds() {
 		seed := base + i
 		n := newNetwork(t, seed)
 		n.loss = n.rng.Float64() * 0.4
@@ -294,7 +302,7 @@ func TestLossy(t *testing.T) {
 // ack frees what belongs to another epoch or incarnation.
 func TestEpochs(t *testing.T) {
 	base := seedOf(t)
-	for i := range uint64(60) {
+	for i := range rounds() {
 		seed := base + i
 		n := newNetwork(t, seed)
 		n.loss = n.rng.Float64() * 0.3

@@ -2,6 +2,7 @@ package sim
 
 import (
 	"fmt"
+	"math/bits"
 	"slices"
 	"sort"
 	"strings"
@@ -23,6 +24,8 @@ type checker struct {
 	lastRSN  map[string]uint64
 	away     map[string]bool     // the record has left its owner
 	stale    map[string][]copied // copies of records that have arrived since
+	since    map[string]instant  // keys that hold something, and since when
+	walks    int
 	maps     map[protocol.Epoch]string
 	vnns     map[protocol.VNN]protocol.Epoch
 	openings map[protocol.Epoch]bool
@@ -56,7 +59,7 @@ type histOp struct {
 }
 
 func newChecker(c *Cluster) *checker {
-	return &checker{c: c, working: true, hist: map[string][]*histOp{}, owner: map[string]protocol.OPID{}, lastRSN: map[string]uint64{}, away: map[string]bool{}, stale: map[string][]copied{},
+	return &checker{c: c, working: true, hist: map[string][]*histOp{}, owner: map[string]protocol.OPID{}, lastRSN: map[string]uint64{}, away: map[string]bool{}, stale: map[string][]copied{}, since: map[string]instant{},
 		maps: map[protocol.Epoch]string{}, vnns: map[protocol.VNN]protocol.Epoch{}, openings: map[protocol.Epoch]bool{}, snaps: map[protocol.Epoch]*snapshot{}}
 }
 
@@ -128,6 +131,9 @@ func (k *checker) returned(o *operation, st wire.Status, data []byte) {
 		h.no = true
 	default:
 		h.void = true
+		if st == wire.Mode && o.m.Op == wire.OpenDB && protocol.Mode(o.m.Mode) != modeOf(o.db) {
+			break // somebody else was first, and meant something else
+		}
 		if st == wire.Internal || st == wire.BadPacket || st == wire.NoDB || st == wire.Mode || st == wire.NoCondition {
 			k.fail("status", "%s of %q by client %d.%d ends with %s", o.m.Op, o.key, o.cl.h.pnn, o.cl.id, st)
 		}
@@ -165,6 +171,11 @@ func serving(h *host) bool { return h.seg.live() }
 func (k *checker) published(h *host, r *record) {
 	k.owns(h, r)
 	n := name(r.db, []byte(r.key))
+	if len(r.data) == 0 {
+		delete(k.since, n)
+	} else if _, ok := k.since[n]; !ok {
+		k.since[n] = k.c.now
+	}
 	if k.away[n] {
 		delete(k.away, n)
 		k.stale[n] = k.copies(n)
@@ -333,6 +344,9 @@ func (k *checker) opened(h *host) {
 	if k.openings[e] {
 		return
 	}
+	if k.snaps[e] == nil {
+		k.took(h, e) // the only member: it took the map in this very step
+	}
 	k.openings[e] = true
 	k.recovs++
 	if e < k.newest {
@@ -342,6 +356,9 @@ func (k *checker) opened(h *host) {
 	cold := true
 	for _, m := range h.stable.Map.Members {
 		cold = cold && m.Joiner
+	}
+	if nodes := len(k.c.hosts) - bits.OnesCount64(uint64(k.c.files[h.file])); cold && 2*len(h.stable.Map.Members) <= nodes {
+		k.fail("S6", "epoch %x starts cold with %d of %d nodes", e, len(h.stable.Map.Members), nodes)
 	}
 	if cold {
 		clear(k.vnns)
@@ -368,6 +385,9 @@ func (k *checker) opened(h *host) {
 		}
 		if owners > 1 {
 			k.fail("S1", "%q is owned by %d members when epoch %x opens", key, owners, e)
+		}
+		if delete(k.since, key); now != nil && len(now.data) > 0 {
+			k.since[key] = k.c.now // pieces of the dead went without being published
 		}
 		if !s.legit[key] {
 			if now == nil && s.some[key] {

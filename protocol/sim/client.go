@@ -24,6 +24,7 @@ type client struct {
 	idle   bool // between operations
 	manual bool // a script says what it does next
 	lock   *operation
+	opened wire.Set // databases
 }
 
 // mine is a piece this client has put into the cluster.
@@ -106,7 +107,14 @@ func (cl *client) die(why string) {
 		case !cl.h.up || cl.h.paused:
 			c.after(2*ms, tell)
 		default:
-			cl.h.run(func() { cl.h.node.ClientGone(cl.h.now(), cl.id) })
+			cl.h.run(func() {
+				for _, r := range seg.sorted() { // what it was given after its death
+					if r.holder == cl.id {
+						seg.release(r, true)
+					}
+				}
+				cl.h.node.ClientGone(cl.h.now(), cl.id)
+			})
 		}
 	}
 	c.after(c.between(50*us, 2*ms), tell)
@@ -149,18 +157,69 @@ func (cl *client) begin() {
 		return
 	}
 	if cl.seg != cl.h.seg || cl.seg.gate.State == protocol.GateDead {
-		cl.seg, cl.pieces, cl.locked = cl.h.seg, nil, nil // attaches anew
+		cl.seg, cl.pieces, cl.locked, cl.opened = cl.h.seg, nil, nil, 0 // attaches anew
 	}
 	if c.hot {
 		o := &operation{cl: cl, db: dbKV, key: "hot", m: wire.Message{Op: wire.ReqFetchLocked, DBID: dbKV, Key: []byte("hot"), Timeout: 20_000, LockTimeout: 5000}}
 		o.start()
 		return
 	}
+	db := uint32(dbKV)
 	if c.rng.IntN(100) < 45 {
+		db = dbPieces
+	}
+	switch {
+	case c.mix.Open && c.chance(0.03): // one that others call something else
+		db = 10 + uint32(c.rng.IntN(6))
+		cl.opening(db, protocol.Mode(1+c.rng.IntN(2))).start()
+	case c.chance(0.02):
+		cl.traverse(db)
+	case c.mix.Open && !cl.opened.Has(protocol.PNN(db)):
+		cl.opening(db, modeOf(db)).start()
+	case db == dbPieces:
 		cl.pieceOp()
-	} else {
+	default:
 		cl.kvOp()
 	}
+}
+
+// traverse a database.
+func (cl *client) traverse(db uint32) {
+	o := &operation{cl: cl, db: db, m: wire.Message{Op: wire.ReqTraverse, DBID: db, Timeout: 1000}, met: map[string]bool{}}
+	o.began = cl.h.c.now
+	o.start()
+}
+
+// batch of a traverse: the next, or the end.
+func (o *operation) batch(r *protocol.Reply) {
+	cl := o.cl
+	for rest := r.Data; len(rest) > 0; {
+		var e wire.Entry
+		e, rest, _ = wire.NextEntry(rest)
+		o.met[string(e.Key)] = true
+	}
+	o.done(r.Status, nil)
+	if r.Status == wire.OK && r.RSN != 0 {
+		next := &operation{cl: cl, db: o.db, m: o.m, met: o.met, began: o.began}
+		next.m.Cursor = r.RSN
+		cl.h.c.after(cl.h.c.between(us, ms), func() {
+			if cl.alive && cl.seg == cl.h.seg {
+				next.start()
+			} else if cl.alive {
+				cl.next(ms)
+			}
+		})
+		return
+	}
+	if r.Status == wire.OK {
+		cl.h.c.check.traversed(o)
+	}
+	cl.next(cl.think())
+}
+
+// opening of a database.
+func (cl *client) opening(db uint32, mode protocol.Mode) *operation {
+	return &operation{cl: cl, db: db, m: wire.Message{Op: wire.OpenDB, DBID: db, Mode: uint32(mode), Data: fmt.Appendf(nil, "db%d", db), Timeout: 1000}}
 }
 
 func (cl *client) timeout() uint32 {
@@ -227,6 +286,8 @@ type operation struct {
 	opid   protocol.OPID
 	ended  bool
 	hist   *histOp
+	met    map[string]bool // keys: TRAVERSE
+	began  instant
 }
 
 func (o *operation) start() {
@@ -235,7 +296,7 @@ func (o *operation) start() {
 	o.hist = c.check.invoke(o)
 	o.cl.wait = o
 	r := o.cl.seg.recs[name(o.db, []byte(o.key))]
-	if r != nil && c.chance(0.7) && o.m.Op != wire.ReqWatch {
+	if r != nil && o.m.Op.IsRequest() && c.chance(0.7) && o.m.Op != wire.ReqWatch {
 		if o.m.Op == wire.ReqFetch {
 			o.bypassRead()
 		} else {
@@ -303,16 +364,22 @@ func (o *operation) submit() {
 		if c.check.draining && cl.seg == h.seg && h.up {
 			return // in the end everything must be answered
 		}
-		o.unknown()
-		if o.m.Op == wire.ReqConditionalAppend && o.db == dbPieces {
-			c.check.mayRemove(mine{o.key, o.opid, string(o.m.Data)})
-		}
-		cookie := o.cookie
-		if cl.seg == h.seg && h.up {
-			h.run(func() { h.node.Abandon(h.now(), cl.id, cookie) })
-		}
-		cl.next(c.between(0, 5*ms))
+		o.giveUp()
 	})
+}
+
+// giveUp waiting. The operation goes on.
+func (o *operation) giveUp() {
+	cl := o.cl
+	h, c := cl.h, cl.h.c
+	o.unknown()
+	if o.m.Op == wire.ReqConditionalAppend && o.db == dbPieces {
+		c.check.mayRemove(mine{o.key, o.opid, string(o.m.Data)})
+	}
+	if cl.seg == h.seg && h.up {
+		h.run(func() { h.node.Abandon(h.now(), cl.id, o.cookie) })
+	}
+	cl.next(c.between(0, 5*ms))
 }
 
 // reply brings a dispatcher's answer to the client that waits for it.
@@ -350,6 +417,10 @@ func (o *operation) answered(r protocol.Reply) {
 		cl.next(c.between(0, 5*ms))
 		return
 	}
+	if o.m.Op == wire.ReqTraverse {
+		o.batch(&r)
+		return
+	}
 	if o.m.Op == wire.ReqFetchLocked && r.Status == wire.OK {
 		o.lockID, o.read = r.LockID, r.Data
 		o.done(wire.OK, r.Data)
@@ -366,6 +437,12 @@ func (o *operation) answered(r protocol.Reply) {
 	}
 	o.finishRemove(r.Status)
 	o.done(r.Status, r.Data)
+	if o.m.Op == wire.OpenDB {
+		if r.Status == wire.OK {
+			cl.opened |= 1 << o.db
+		}
+		c.check.databases()
+	}
 	cl.next(cl.think())
 }
 
@@ -497,7 +574,7 @@ func (o *operation) bypassUpdate() {
 				return
 			}
 			st, data, tags := o.outcome(r)
-			if st == wire.OK && cl.h.room == 0 && len(data) > len(r.data) {
+			if st == wire.OK && cl.h.refuses(len(data)-len(r.data)) {
 				st = wire.NoMemory
 			}
 			if st != wire.OK {

@@ -49,11 +49,16 @@ type Mix struct {
 	Stall              float64 // chance that a client is slow inside an operation
 	Policy             string
 	Keys               int
+	Cap                int     // bytes of a store, a third of them in reserve; 0: no bound
+	Open               bool    // databases are opened by those who use them
+	Drain              float64 // nodes that leave on purpose
+	File               float64 // changes of the nodes file
+	Arbiter            bool    // half of the nodes go on with its lock
 }
 
 func (m Mix) String() string {
-	return fmt.Sprintf("nodes %d clients %d ms %d loss %.2f repeat %.2f delay %dus tail %dus drift %.3f crash %.1f warm %.1f pause %.1f cut %.1f oneway %.1f kill %.1f full %.1f stall %.2f policy %s keys %d",
-		m.Nodes, m.Clients, m.Millis, m.Loss, m.Repeat, m.Delay/us, m.Tail/us, m.Drift, m.Crash, m.Warm, m.Pause, m.Cut, m.OneWay, m.Kill, m.Full, m.Stall, m.Policy, m.Keys)
+	return fmt.Sprintf("nodes %d clients %d ms %d loss %.2f repeat %.2f delay %dus tail %dus drift %.3f crash %.1f warm %.1f pause %.1f cut %.1f oneway %.1f kill %.1f full %.1f stall %.2f policy %s keys %d cap %d open %v drain %.1f file %.1f arbiter %v",
+		m.Nodes, m.Clients, m.Millis, m.Loss, m.Repeat, m.Delay/us, m.Tail/us, m.Drift, m.Crash, m.Warm, m.Pause, m.Cut, m.OneWay, m.Kill, m.Full, m.Stall, m.Policy, m.Keys, m.Cap, m.Open, m.Drain, m.File, m.Arbiter)
 }
 
 // Cluster is one run.
@@ -79,6 +84,8 @@ type Cluster struct {
 	figures bool               // for measuring, not for checking
 	control map[wire.Op]int    // messages of recoveries, if it is not nil
 	claimed [wire.MaxNodes]int // claims sent to each node, counted with them
+	files   []wire.Set         // unused lines by version of the nodes file
+	lock    arbiterLock
 }
 
 func (c *Cluster) trace(format string, args ...any) {
@@ -111,6 +118,10 @@ type host struct {
 	tickAt  instant
 	room    uint32
 	inc     uint64
+	told    protocol.Epoch // of the newest event
+	file    uint32
+	drains  bool
+	noLock  instant // until then the arbiter is out of reach
 }
 
 // clock is the host's own reading of real time t.
@@ -164,10 +175,25 @@ func (h *host) boot() {
 		plant = ""
 	}
 	h.node = protocol.New(h.now(), protocol.Config{Self: h.pnn, Nodes: len(h.c.hosts), Incarnation: h.inc, Seed: h.c.rng.Uint64(), WallMS: int64(1_700_000_000_000 + h.c.now/ms), Start: h.now(),
-		Hash: hashKey, Mode: modeOf, Conditions: h.c.conf, Policy: policyByName(h.c.mix.Policy), Plant: plant, MaxPending: 4096, MaxParked: 4096,
+		Hash: hashKey, Mode: h.c.mode(), NodesFile: h.file, Unused: h.c.files[h.file], Arbiter: h.c.mix.Arbiter, RoomShare: h.c.mix.share(), Conditions: h.c.conf, Policy: policyByName(h.c.mix.Policy), Plant: plant, MaxPending: 4096, MaxParked: 4096,
 		Fault: func(what string) { h.c.check.fail("fault", "node %d: %s", h.pnn, what) }}, h.stable, hostStore{h})
-	h.tickAt = 0
+	h.tickAt, h.drains = 0, false
 	h.flush()
+}
+
+// mode is the fixed table of databases, if they are not opened.
+func (c *Cluster) mode() func(db uint32) protocol.Mode {
+	if c.mix.Open {
+		return nil
+	}
+	return modeOf
+}
+
+func (m *Mix) share() int {
+	if m.Cap > 0 {
+		return 64
+	}
+	return 0
 }
 
 func hashKey(db uint32, key []byte) uint64 {
@@ -231,6 +257,12 @@ func (h *host) flush() {
 				h.c.countControl(s)
 			}
 			h.link.Send(h.now(), s.To, s.Ch, s.Epoch, s.DBID, s.Packet, s.Token)
+		}
+		if e.Event.Epoch != 0 {
+			h.c.check.event(h, &e.Event)
+		}
+		if e.LockValue != 0 {
+			h.c.store(h, e.LockValue)
 		}
 		for i := range e.Replies {
 			r := e.Replies[i]
@@ -448,6 +480,7 @@ func (h *host) crash(cold bool) {
 		h.c.check.lifeEnds(h)
 		h.seg = newSegment(h, 0)
 		h.stable = protocol.NewStable()
+		h.file = uint32(len(h.c.files) - 1)
 	}
 }
 

@@ -57,11 +57,31 @@ var aims = map[string]func(m *Mix){
 	"old-incarnation":     restarts,
 	"copy-without-want":   deaths,
 	"cold-counter":        deaths,
+	"promise-twice":       crowded,
+	"carry-all":           func(m *Mix) { crowded(m); m.Warm = 8 },
+	"drain-full":          func(m *Mix) { m.Drain = 4 },
+	"no-event":            restarts,
+	"no-table":            func(m *Mix) { m.Open, m.Warm, m.Crash = true, 4, 3 },
+	"two-registrars":      func(m *Mix) { m.Open = true },
+	"lock-forever":        arbitrated,
+	"lock-forgets":        arbitrated,
+	"any-file":            func(m *Mix) { m.File, m.Cut, m.Crash = 6, 3, 2 },
+	"abandon-first":       restarts,
 }
 
 // slowClients stop inside their operations while nodes freeze.
 func slowClients(m *Mix) {
 	m.Stall, m.Warm, m.Crash, m.Cut, m.Keys, m.Clients, m.Nodes = 0.25, 3, 6, 3, 1, 3, max(3, m.Nodes)
+}
+
+// crowded stores.
+func crowded(m *Mix) {
+	m.Cap, m.Keys, m.Clients, m.Policy, m.Full, m.Nodes = 80, 4, 3, "always", 0, max(4, m.Nodes)
+}
+
+// arbitrated pairs that lose each other, and the lock.
+func arbitrated(m *Mix) {
+	m.Nodes, m.Arbiter, m.Cut, m.Pause, m.Crash, m.Warm, m.Keys, m.File = 2, true, 3, 6, 0, 2, 1, 0
 }
 
 // zombies wake up after their lease.

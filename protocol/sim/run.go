@@ -74,13 +74,19 @@ func draw(o Options, rng *rand.Rand) Mix {
 	m.Full = pick(0.3, 3)
 	m.Policy = []string{"plan", "always", "never", "adaptive", "always"}[rng.IntN(5)]
 	m.Keys = 1 + rng.IntN(4)
+	if rng.IntN(4) == 0 {
+		m.Cap = 40 + rng.IntN(400)
+	}
+	m.Open = rng.IntN(2) == 0
+	m.Drain, m.File = pick(0.25, 2), pick(0.15, 2)
+	m.Arbiter = m.Nodes%2 == 0 && rng.IntN(3) > 0
 	return m
 }
 
 // Run simulates one seed.
 func Run(o Options) (res Result) {
 	rng := rand.New(rand.NewPCG(o.Seed, 0x6d61696e7a))
-	c := &Cluster{opt: o, rng: rng, faults: !o.Quiet, hash: fnv.New64a()}
+	c := &Cluster{opt: o, rng: rng, faults: !o.Quiet, hash: fnv.New64a(), files: []wire.Set{0}}
 	c.mix = draw(o, rng)
 	if aim := aims[o.Plant]; o.Aim && aim != nil {
 		aim(&c.mix)
@@ -118,6 +124,9 @@ func Run(o Options) (res Result) {
 	}
 	if c.faults {
 		c.plan()
+	}
+	if c.mix.Arbiter {
+		c.arbitrate()
 	}
 	c.until(instant(c.mix.Millis) * ms)
 	c.heal()
@@ -192,13 +201,18 @@ func (c *Cluster) plan() {
 		h.room = 0
 		c.after(c.between(ms, 300*ms), func() { h.room = 1 << 20 })
 	})
+	every(m.Drain, func() { c.leave(any()) })
+	every(m.File, func() { c.newFile(false) })
+	if m.Arbiter {
+		every(1, func() { any().noLock = c.now + c.between(0, 600*ms) })
+	}
 	every(m.Kill, func() {
 		h := any()
 		if len(h.clients) == 0 {
 			return
 		}
 		h.clients[c.rng.IntN(len(h.clients))].die("kill -9")
-		if c.check.working {
+		if c.check.working && !h.drains {
 			h.attach()
 		}
 	})
@@ -219,8 +233,9 @@ func (c *Cluster) restart(h *host, cold bool) {
 		if h.start != start {
 			return
 		}
+		lost := h.drains // a node that was about to leave has no clients any more
 		h.boot()
-		for i := 0; cold && i < c.mix.Clients; i++ {
+		for i := 0; (cold || lost) && i < c.mix.Clients; i++ {
 			h.attach()
 		}
 	})
@@ -248,8 +263,9 @@ func (c *Cluster) heal() {
 	c.trace("HEAL")
 	c.faults = false
 	c.cutTo = [wire.MaxNodes]wire.Set{}
+	c.newFile(true)
 	for _, h := range c.hosts {
-		h.room = 1 << 20
+		h.room, h.noLock = 1<<20, 0
 		h.resume()
 		if !h.up {
 			h.start++ // no other start
@@ -282,6 +298,9 @@ func (k *checker) settle() {
 	done := 0
 	want := 0
 	for _, h := range c.hosts {
+		if !c.openAll(h) {
+			return
+		}
 		cl := &client{h: h, id: 3000 + protocol.ClientID(h.pnn), seg: h.seg, alive: true, idle: true}
 		h.clients = append(h.clients, cl)
 		for _, key := range k.keys {
@@ -303,4 +322,25 @@ func (k *checker) settle() {
 		}
 	}
 	k.final()
+}
+
+// openAll opens the databases at a node, as a client of it does first.
+func (c *Cluster) openAll(h *host) bool {
+	if !c.mix.Open {
+		return true
+	}
+	for _, db := range [2]uint32{dbKV, dbPieces} {
+		cl := &client{h: h, id: 3500 + protocol.ClientID(100*db) + protocol.ClientID(h.pnn), seg: h.seg, alive: true, manual: true}
+		h.clients = append(h.clients, cl)
+		o := cl.opening(db, modeOf(db))
+		o.start()
+		for i := 0; i < 400 && !o.ended; i++ {
+			c.until(c.now + 5*ms)
+		}
+		if !o.ended {
+			c.check.fail("S8", "database %d can't be opened at node %d", db, h.pnn)
+			return false
+		}
+	}
+	return true
 }

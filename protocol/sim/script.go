@@ -15,7 +15,9 @@ import (
 // its transcript: each command behind "> ", then every message and change of
 // state until the next. At the end everything is healed and checked like a seed.
 //
-//	cluster 3 always          nodes and policy; runs until all are open
+//	cluster 3 always [open] [arbiter] [cap=90]
+//	                          nodes and policy; databases are opened; half of the nodes and a
+//	                          lock go on; bytes of a store. Runs until all are open
 //	key a lmaster=1 [pieces]  a key that node 1 is the LMASTER of
 //	do 2 store a hello        a client of node 2, through the dispatcher, until it is answered
 //	go 2.2 lock a timeout=500 the node's second client; does not wait
@@ -23,6 +25,11 @@ import (
 //	    fetch, store V, delete, append V, piece S|X, remove, lock, unlock, storeunlock V, watch RSN
 //	run 20ms
 //	lose|repeat|late OP [by]  the next datagram that carries this message
+//	open N DB MODE            a client of node N opens a database (a number) as kv or pieces
+//	giveup N.M                the client waits no longer
+//	full N | room N           node N has no room for anything, or has some again
+//	drain N                   node N leaves; until it has left, and stopped
+//	file 3 | file all         the next nodes file, without node 3 or with all; for those that run
 //	cut 0>1 | cut 0,1|2       one way; or between two sides
 //	heal                      all links
 //	cold N | warm N           node N crashes, its memory with it or not
@@ -99,6 +106,10 @@ func (s *scenario) command(f []string) error {
 		return s.rule(f)
 	case "cut":
 		return s.cut(f[1])
+	case "open":
+		return s.open(f)
+	case "file":
+		return s.file(f[1])
 	case "heal":
 		s.c.cutTo = [wire.MaxNodes]wire.Set{}
 		return nil
@@ -127,6 +138,18 @@ func (s *scenario) command(f []string) error {
 		h.pause(3600 * sec)
 	case "resume":
 		h.resume()
+	case "full", "room":
+		if h.room = 0; f[0] == "room" {
+			h.room = 1 << 20
+		}
+	case "giveup":
+		cl := s.clientOf(h, rest)
+		if cl.wait == nil {
+			return fmt.Errorf("the client waits for nothing")
+		}
+		cl.wait.giveUp()
+	case "drain":
+		return s.drain(h)
 	case "kill":
 		s.clientOf(h, rest).die("kill -9")
 	default:
@@ -160,10 +183,19 @@ func (s *scenario) cluster(f []string) error {
 	if err != nil || n < 1 || n > wire.MaxNodes || len(f) < 2 {
 		return fmt.Errorf("want a number of nodes and a policy")
 	}
-	c := &Cluster{rng: rand.New(rand.NewPCG(1, 2)), hash: fnv.New64a(), fixed: true}
+	c := &Cluster{rng: rand.New(rand.NewPCG(1, 2)), hash: fnv.New64a(), fixed: true, files: []wire.Set{0}}
 	c.mix = Mix{Nodes: n, Delay: 50 * us, Policy: f[1], Keys: 1}
-	if len(f) > 2 {
-		c.opt.Plant = f[2]
+	for _, o := range f[2:] {
+		switch v, ok := strings.CutPrefix(o, "cap="); {
+		case ok:
+			c.mix.Cap, _ = strconv.Atoi(v)
+		case o == "open":
+			c.mix.Open = true
+		case o == "arbiter":
+			c.mix.Arbiter = true
+		default:
+			c.opt.Plant = o
+		}
 	}
 	c.check = newChecker(c)
 	s.c = c
@@ -174,6 +206,9 @@ func (s *scenario) cluster(f []string) error {
 	}
 	for _, h := range c.hosts {
 		h.boot()
+	}
+	if c.mix.Arbiter {
+		c.arbitrate()
 	}
 	for i := 0; i < 1000 && !s.allOpen(); i++ {
 		c.until(c.now + ms)
@@ -410,4 +445,81 @@ func (o *operation) build(verb, arg string) (rec *record, err error) {
 		return nil, fmt.Errorf("no such operation: %s", verb)
 	}
 	return rec, nil
+}
+
+// open a database, and wait for the answer.
+func (s *scenario) open(f []string) error {
+	if len(f) < 4 {
+		return fmt.Errorf("want a node, a database and a mode")
+	}
+	h, rest, err := s.host(f[1])
+	if err != nil {
+		return err
+	}
+	db, err := strconv.Atoi(f[2])
+	if err != nil {
+		return err
+	}
+	mode := protocol.KV
+	if f[3] == "pieces" {
+		mode = protocol.Pieces
+	}
+	cl := s.clientOf(h, rest)
+	if cl.seg != h.seg {
+		cl.seg, cl.pieces, cl.locked, cl.lock = h.seg, nil, nil, nil
+	}
+	o := cl.opening(uint32(db), mode)
+	cl.idle = false
+	o.start()
+	for i := 0; i < 4000 && !o.ended; i++ {
+		s.c.until(s.c.now + ms/2)
+	}
+	if !o.ended {
+		return fmt.Errorf("no answer for 2 s")
+	}
+	return nil
+}
+
+// drain a node until it has left, then stop it.
+func (s *scenario) drain(h *host) error {
+	for _, cl := range h.clients {
+		cl.die("detach")
+	}
+	h.run(func() { h.node.Drain(h.now(), true) })
+	for i := 0; i < 4000; i++ {
+		if s.c.until(s.c.now + ms/2); h.node.Left() {
+			s.c.trace("node %d has left", h.pnn)
+			s.c.check.left(h)
+			h.crash(true)
+			return nil
+		}
+	}
+	s.c.trace("node %d stays", h.pnn)
+	h.run(func() { h.node.Drain(h.now(), false) })
+	return nil
+}
+
+// file gives all nodes that run the next nodes file.
+func (s *scenario) file(v string) error {
+	var unused wire.Set
+	if v != "all" {
+		h, _, err := s.host(v)
+		if err != nil {
+			return err
+		}
+		unused = 1 << h.pnn
+	}
+	s.c.files = append(s.c.files, unused)
+	for _, h := range s.c.hosts {
+		if !h.up {
+			continue
+		}
+		var err error
+		h.run(func() { err = h.node.Reconfigure(h.now(), h.file+1, unused) })
+		if err != nil {
+			return err
+		}
+		h.file++
+	}
+	return nil
 }

@@ -33,6 +33,7 @@ type segment struct {
 	lease protocol.Instant
 	recs  map[string]*record
 	busy  int // handles inside an update
+	more  int // bytes that re-supply put here
 }
 
 func newSegment(h *host, life uint64) *segment {
@@ -116,8 +117,13 @@ func (s hostStore) UnlockTo(db uint32, key []byte, c protocol.ClientID, _ uint64
 
 func (s hostStore) Publish(db uint32, key []byte, v *protocol.Record, arriving bool) bool {
 	r := s.held(db, key)
-	if !arriving && s.h.room == 0 && len(v.Data) > len(r.data) {
+	if !arriving && s.h.refuses(len(v.Data)-len(r.data)) {
 		return false
+	}
+	if c := s.h.c; arriving && c.mix.Cap > 0 {
+		if used := s.h.seg.used() - len(r.data) + len(v.Data); used > c.mix.Cap+s.h.seg.more+64 {
+			c.check.fail("room", "node %d has %d bytes of %d when %q arrives", s.h.pnn, used, c.mix.Cap, r.key)
+		}
 	}
 	r.accessor, r.count = v.LAccessor, v.LACount
 	r.set(v.Data, v.Tags, v.RSN)
@@ -143,7 +149,27 @@ func (s hostStore) Attend(db uint32, key []byte, on bool) {
 	}
 }
 
-func (s hostStore) Room() uint32 { return s.h.room }
+func (s hostStore) Room() uint32 {
+	if limit := s.h.c.mix.Cap; limit > 0 {
+		return min(s.h.room, uint32(max(0, limit-s.h.seg.used())))
+	}
+	return s.h.room
+}
+
+func (s hostStore) Scan(db uint32, cursor uint64, f func(key []byte, r *protocol.Record) bool) uint64 {
+	rs := s.h.seg.sorted()
+	at := func(r *record) uint64 { return hashKey(r.db, []byte(r.key)) }
+	slices.SortFunc(rs, func(a, b *record) int { return cmp.Compare(at(a), at(b)) })
+	for _, r := range rs {
+		if r.db != db || at(r) < cursor {
+			continue
+		}
+		if !f([]byte(r.key), &protocol.Record{RSN: r.rsn, Data: r.data}) {
+			return at(r) + 1
+		}
+	}
+	return 0
+}
 
 func (s hostStore) Each(f func(db uint32, key []byte, rsn uint64)) {
 	for _, r := range s.h.seg.sorted() {
@@ -195,6 +221,7 @@ func (s hostStore) Provisional(db uint32, key []byte, o protocol.OPID, piece []b
 	if !placed {
 		place()
 	}
+	s.h.seg.more += len(piece)
 	r.set(data, tags, r.rsn)
 	return true
 }

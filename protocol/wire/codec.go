@@ -324,7 +324,7 @@ func (d *decoder) field(f field, m *Message) {
 		d.members(m)
 	case fMemory:
 		m.Memory = d.u32()
-		d.must(m.Memory <= MemoryFull)
+		d.must(m.Memory <= MemoryLeft)
 	case fVNN:
 		m.VNN = VNN(d.u32())
 	case fSince:

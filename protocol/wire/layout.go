@@ -114,6 +114,9 @@ var layouts = [128][]field{
 	ReplyWatch:     join(replyHead, []field{fRSN, fWhy}),
 	ReqTraverse:    join(reqHead, []field{fCursor}),
 	ReplyTraverse:  join(replyHead, []field{fStatus, fCursor, fBatch}),
+	Offer:          join(reqHead, []field{fKey}),
+	OpenDB:         join(reqHead, []field{fMode, fName, fConds}),
+	DBTable:        {fMode, fName, fConds},
 }
 
 func join(parts ...[]field) []field {

@@ -47,6 +47,9 @@ const (
 	ReplyWatch     Op = 81
 	ReqTraverse    Op = 82
 	ReplyTraverse  Op = 83
+	Offer          Op = 84
+	OpenDB         Op = 85
+	DBTable        Op = 86
 )
 
 // Status is the STATUS of a CTDB_REPLY_ERROR. 1 to 6 are the plan's codes in the
@@ -118,6 +121,7 @@ const (
 	MemoryFresh uint32 = 0 // nothing
 	MemoryWiped uint32 = 1 // its promises, no records
 	MemoryFull  uint32 = 2 // its segment
+	MemoryLeft  uint32 = 3 // its segment, which is empty: it asks for an epoch without it
 )
 
 // What a node claims (CLAIM).
@@ -137,6 +141,7 @@ var opNames = map[Op]string{
 	Ping: "PING", Pong: "PONG", RecoveryWanted: "RECOVERY_WANTED", Prepare: "PREPARE", Promise: "PROMISE", Nack: "NACK", NewMap: "NEW_MAP",
 	Claims: "CLAIM", ClaimsDone: "CLAIMS_DONE", Settle: "SETTLE", Settled: "SETTLED", Recovered: "RECOVERED", Verdicts: "VERDICT", Resupply: "RESUPPLY",
 	DBInfo: "DB_INFO", ReplyDBInfo: "REPLY_DB_INFO", ReqWatch: "REQ_WATCH", ReplyWatch: "REPLY_WATCH", ReqTraverse: "TRAVERSE", ReplyTraverse: "REPLY_TRAVERSE",
+	Offer: "OFFER", OpenDB: "OPEN_DB", DBTable: "DB_TABLE",
 }
 
 var statusNames = map[Status]string{

@@ -51,7 +51,7 @@ func samples() []Message {
 			m.Rows = batch
 		case ReplyError:
 			m.Status, m.Data = NotLocked, []byte("the lock was held for 500 ms")
-		case ReplyDBInfo:
+		case ReplyDBInfo, OpenDB, DBTable:
 			m.Data, m.Mode, m.Conds = []byte("locking"), ModePieces, AppendCond(AppendCond(nil, Cond{0, 1}), Cond{16, 3})
 		}
 		ms = append(ms, m)
@@ -303,7 +303,7 @@ func TestBadValues(t *testing.T) {
 	bad("pieces shorter than the data", ReplyDMaster, func(p []byte) { p[len(p)-4]-- })
 	bad("member twice", NewMap, func(p []byte) { copy(p[16+44:], p[16:16+44]) })
 	bad("text is not UTF-8", ReplyError, func(p []byte) { p[24] = 0xff })
-	bad("unknown memory", Promise, func(p []byte) { p[4+8+8+4+88] = 3 })
+	bad("unknown memory", Promise, func(p []byte) { p[4+8+8+4+88] = 4 })
 	bad("claim of no kind", Claims, func(p []byte) { p[8] = 0 })
 }
 

@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -59,20 +60,20 @@ func TestPing(t *testing.T) {
 // TestLoss: every datagram is accounted for.
 func TestLoss(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
-	lost := uint64(0)
+	var lost atomic.Uint64 // the server still runs when it is read
 	m := serve(t, &transport.Net{Lose: func(from, to netip.AddrPort, p []byte) bool {
 		if len(p) != 50 || r.IntN(20) != 0 {
 			return false
 		}
-		lost++
+		lost.Add(1)
 		return true
 	}})
 	got, err := drive.Ping(context.Background(), m, drive.PingOptions{To: 1, Count: 300, Window: 4, Size: 50, Patience: 1_000_000, Options: drive.Options{Idle: drive.Busy, CPU: -1}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got.Lost == 0 || lost == 0 || got.Sent != 300 || got.Received+got.Lost != got.Sent {
-		t.Errorf("%d lost on the way: %+v", lost, got)
+	if got.Lost == 0 || lost.Load() == 0 || got.Sent != 300 || got.Received+got.Lost != got.Sent {
+		t.Errorf("%d lost on the way: %+v", lost.Load(), got)
 	}
 }
 

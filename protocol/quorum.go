@@ -1,0 +1,157 @@
+package protocol
+
+import (
+	"errors"
+	"math/bits"
+
+	"github.com/mainzdb/mainz/protocol/wire"
+)
+
+// nodesFile is the nodes file that a node goes by.
+type nodesFile struct {
+	version uint32
+	set     wire.Set // its nodes
+	old     wire.Set // those of the last epoch that opened here under another version; 0: the same
+}
+
+// ErrNodesFile: a nodes file that can't follow the one that is in use.
+var ErrNodesFile = errors.New("the nodes file must be the next version and differ by one node")
+
+func lines(nodes int, unused wire.Set) wire.Set { return (1<<nodes - 1) &^ unused }
+
+// loadFile at the start: the file that the configuration names, joint with the one
+// before it if this node has not opened an epoch under it yet.
+func (n *Node) loadFile() {
+	f := &n.s.file
+	set := lines(n.cfg.Nodes, n.cfg.Unused)
+	switch {
+	case f.set == 0 || n.cfg.NodesFile > f.version+1:
+		*f = nodesFile{version: n.cfg.NodesFile, set: set}
+	case n.cfg.NodesFile == f.version+1:
+		*f = nodesFile{version: n.cfg.NodesFile, set: set, old: f.set}
+	}
+}
+
+// Reconfigure to the next nodes file. One node is added or taken out at a time, so
+// that a quorum of either file has a node of any quorum of the other; and until an
+// epoch has opened under the new one a quorum of both is needed. The node asks for a
+// recovery, which those take part in that have the same version.
+func (n *Node) Reconfigure(now Instant, version uint32, unused wire.Set) error {
+	n.begin(now)
+	defer n.finish()
+	f := &n.s.file
+	set := lines(n.cfg.Nodes, unused)
+	if version != f.version+1 || bits.OnesCount64(uint64(set^f.set)) != 1 {
+		return ErrNodesFile
+	}
+	old := f.old // this node has not seen an epoch of the file in between: it may never have been in use
+	if old == 0 {
+		old = f.set
+	}
+	*f = nodesFile{version: version, set: set, old: old}
+	if n.lead.ballot != 0 {
+		n.stopLeading()
+	}
+	n.suspect()
+	return nil
+}
+
+// majority of the configured nodes; of both files while a new one comes in.
+func (n *Node) majority(s wire.Set) bool {
+	more := func(of wire.Set) bool {
+		return 2*bits.OnesCount64(uint64(s&of)) > bits.OnesCount64(uint64(of))
+	}
+	return more(n.s.file.set) && (n.s.file.old == 0 || more(n.s.file.old))
+}
+
+// half of the nodes, which the arbiter's lock makes a quorum.
+func (n *Node) half(s wire.Set) bool {
+	f := &n.s.file
+	return n.cfg.Arbiter && f.old == 0 && 2*bits.OnesCount64(uint64(s&f.set)) == bits.OnesCount64(uint64(f.set))
+}
+
+// arbiter is how its lock stands, as far as this node knows.
+type arbiter struct {
+	held  bool
+	until Instant // it is ours until then, by our clock
+	value Epoch   // the last epoch that was opened by the lock
+	found Epoch   // the same, when we got it
+}
+
+// Arbiter tells how the arbiter's lock stands: held until, by this node's clock,
+// and the epoch that is stored with it. Call it when that changes.
+func (n *Node) Arbiter(now Instant, held bool, until Instant, value Epoch) {
+	n.begin(now)
+	if held && (!n.arb.held || n.now >= n.arb.until) {
+		n.arb.found = value
+	}
+	n.arb.held, n.arb.until, n.arb.value = held, until, value
+	if !held {
+		n.arb.until = -Never / 2
+	}
+	n.renewLease()
+	if n.lead.ballot != 0 {
+		switch n.lead.phase {
+		case gathering:
+			n.decide()
+		case settling:
+			if n.arb.value == n.lead.ballot && n.lead.members.set&^n.lead.done == 0 {
+				n.allDone(settling)
+			}
+		}
+	}
+	n.finish()
+}
+
+// locked: the lock is ours for long enough to run a recovery under it, and we know
+// of the last epoch that was opened by it.
+func (n *Node) locked(full wire.Set) bool {
+	return n.arb.held && n.arb.until > n.now+n.cfg.Lease && !n.staleHalf(full)
+}
+
+// staleHalf: an epoch has opened by the lock that none of these promisers has taken.
+// Their records may be old; the other half has to come back.
+func (n *Node) staleHalf(full wire.Set) bool {
+	if !n.arb.held || n.plant == plantLockForgets {
+		return false
+	}
+	var newest Epoch
+	for i := range n.lead.prom {
+		if full.Has(PNN(i)) {
+			newest = max(newest, n.lead.prom[i].taken)
+		}
+	}
+	return n.arb.found > newest
+}
+
+// wantLock: to lead half of the nodes, and for as long as their epoch lasts.
+func (n *Node) wantLock() bool {
+	if !n.cfg.Arbiter {
+		return false
+	}
+	if n.lead.ballot != 0 {
+		var full wire.Set
+		for i := range n.lead.prom {
+			if p := &n.lead.prom[i]; p.have && p.memory != wire.MemoryFresh {
+				full |= 1 << i
+			}
+		}
+		if n.half(full) {
+			return true
+		}
+	}
+	return n.halfMap() && n.s.Taken.Leader() == n.cfg.Self && n.state >= stMapped
+}
+
+// halfMap: the epoch taken last stands by the lock.
+func (n *Node) halfMap() bool { return n.half(n.s.Map.set) }
+
+// leaseQuorum: with these grants, its own among them, the node has a lease. In an
+// epoch that stands by the lock the leader's must be among them, who grants only
+// while the lock is good.
+func (n *Node) leaseQuorum(by wire.Set) bool {
+	if n.majority(by) {
+		return true
+	}
+	return n.half(by) && n.halfMap() && by.Has(n.s.Taken.Leader()) && (n.s.Taken.Leader() != n.cfg.Self || n.arb.held)
+}
