@@ -78,7 +78,22 @@ func tortureClient() {
 		os.Exit(1)
 	}
 	db, err := c.Open(ctx, "counters", KV)
-	for err == nil {
+	if err != nil {
+		fmt.Println("error", err)
+		os.Exit(1)
+	}
+	opens, err := c.Open(ctx, "opens", Pieces)
+	for i := 0; err == nil; i++ {
+		if i%4 == 0 { // others wait for what a dead one has left here
+			var p Piece
+			file := fmt.Append(nil, "file", i/4%2)
+			if p, err = opens.ConditionalAppendWait(ctx, IfAbsent, file, []byte("theirs")); err == nil {
+				err = opens.RemoveAndTrigger(ctx, file, p)
+			}
+			if err != nil {
+				break
+			}
+		}
 		var r Record
 		if r, err = db.FetchLocked(ctx, key); err != nil {
 			break
@@ -269,6 +284,13 @@ func TestTorture(t *testing.T) {
 		}
 	}
 	for k := range inside {
+		// The dispatcher removes what the last two have left.
+		for ctx.Err() == nil {
+			if _, err := opens.Fetch(ctx, fmt.Append(nil, "file", k)); err != nil {
+				break
+			}
+			time.Sleep(time.Millisecond)
+		}
 		if got, err := opens.Fetch(ctx, fmt.Append(nil, "file", k)); err == nil {
 			t.Errorf("file %d: a piece is left: %q", k, got)
 		}
