@@ -14,10 +14,12 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/mainzdb/mainz/dispatcher/daemon"
+	"github.com/mainzdb/mainz/internal/testenv"
 	"github.com/mainzdb/mainz/ltdb"
 )
 
@@ -308,4 +310,49 @@ func TestTorture(t *testing.T) {
 	}
 	t.Logf("appends %v, counters %v", acked, last)
 	d = startDaemon(t, dir) // for the deferred kill
+}
+
+// Client and dispatcher need not be in one PID namespace.
+func TestOtherPIDNamespace(t *testing.T) {
+	testenv.Need(t, testenv.Mount) // the same right
+	base, err := os.MkdirTemp("/dev/shm", "mainz-test-*")
+	want(t, err, nil)
+	defer os.RemoveAll(base)
+	for _, who := range []string{"client", "mainzd"} {
+		dir := filepath.Join(base, who, "v1")
+		d := child(t, "mainzd", "--config", os.DevNull, "--dir", dir, "--size", "32MiB", "--log-level", "error")
+		other := child(t, "client", dir, "counter")
+		elsewhere := &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID}
+		if who == "client" {
+			other.SysProcAttr = elsewhere
+		} else {
+			d.SysProcAttr = elsewhere
+		}
+		want(t, d.Start(), nil)
+		c := attachTo(t, dir)
+		ctx := minute(t)
+		out, err := other.StdoutPipe()
+		want(t, err, nil)
+		want(t, other.Start(), nil)
+		lines := bufio.NewScanner(out)
+		for lines.Scan() && lines.Text() != "3" {
+			if strings.Contains(lines.Text(), "error") {
+				t.Fatal(lines.Text())
+			}
+		}
+		_ = other.Process.Kill() // it holds a lock or a piece, or asks for one
+		_ = other.Wait()
+		for _, name := range []string{"file0", "file1"} {
+			db := c.open(t, "opens", Pieces)
+			p, err := db.ConditionalAppendWait(ctx, IfAbsent, []byte(name), []byte("mine"))
+			want(t, err, nil)
+			want(t, db.RemoveAndTrigger(ctx, []byte(name), p), nil)
+		}
+		r, err := c.open(t, "counters", KV).FetchLocked(ctx, []byte("counter"))
+		want(t, err, nil)
+		want(t, r.Unlock(), nil)
+		want(t, c.Close(), nil)
+		_ = d.Process.Kill()
+		_ = d.Wait()
+	}
 }
