@@ -78,8 +78,6 @@ func (n *node) end() {
 	}
 }
 
-func forceRing(o *options) { o.forceRing = true }
-
 func (n *node) attach(opts ...Option) *Client {
 	n.tb.Helper()
 	c, err := Attach(minute(n.tb), n.dir, opts...)
@@ -106,7 +104,7 @@ func (c *Client) open(tb testing.TB, name string, mode Mode) *DB {
 // both runs a test by bypass and through the ring.
 func both(t *testing.T, f func(t *testing.T, n *node, opts ...Option)) {
 	t.Run("bypass", func(t *testing.T) { f(t, startNode(t)) })
-	t.Run("ring", func(t *testing.T) { f(t, startNode(t), forceRing) })
+	t.Run("ring", func(t *testing.T) { f(t, startNode(t), ThroughRing()) })
 }
 
 func want(tb testing.TB, err, target error) {
@@ -295,7 +293,7 @@ func TestWatch(t *testing.T) {
 func TestRestart(t *testing.T) {
 	n := startNode(t)
 	ctx := minute(t)
-	c := n.attach(forceRing)
+	c := n.attach(ThroughRing())
 	fast := n.attach()
 	db := c.open(t, "db", KV)
 	key := []byte("k")
@@ -363,7 +361,7 @@ func TestCrowd(t *testing.T) {
 	var wg sync.WaitGroup
 	const crowd, clients = 1000, 3
 	for range clients {
-		db := n.attach(forceRing).open(t, "db", KV)
+		db := n.attach(ThroughRing()).open(t, "db", KV)
 		for range crowd {
 			wg.Add(1)
 			go func() {
@@ -390,7 +388,7 @@ func TestCrowd(t *testing.T) {
 func TestFullRings(t *testing.T) {
 	n := startNode(t)
 	ctx := minute(t)
-	db := n.attach(forceRing).open(t, "db", KV)
+	db := n.attach(ThroughRing()).open(t, "db", KV)
 	var wg sync.WaitGroup
 	for i := range 40 {
 		wg.Add(1)
@@ -416,7 +414,7 @@ func TestFullRings(t *testing.T) {
 func TestGivenUp(t *testing.T) {
 	n := startNode(t)
 	ctx := minute(t)
-	db := n.attach(forceRing).open(t, "db", KV)
+	db := n.attach(ThroughRing()).open(t, "db", KV)
 	key := []byte("k")
 	want(t, db.Store(ctx, key, []byte("v")), nil)
 	for range 20 {

@@ -74,7 +74,7 @@ func attachTo(t testing.TB, dir string, opts ...Option) *Client {
 func tortureClient() {
 	dir, key := os.Args[1], []byte(os.Args[2])
 	ctx := context.Background()
-	c, err := Attach(ctx, dir, forceRing)
+	c, err := Attach(ctx, dir, ThroughRing())
 	if err != nil {
 		fmt.Println("error", err)
 		os.Exit(1)
@@ -139,7 +139,7 @@ func TestTorture(t *testing.T) {
 		_ = d.Process.Kill()
 		_ = d.Wait()
 	}()
-	c := attachTo(t, dir, forceRing)
+	c := attachTo(t, dir, ThroughRing())
 	defer c.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
 	defer cancel()
