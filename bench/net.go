@@ -8,8 +8,8 @@ import (
 // NetOptions are how to measure the transports.
 type NetOptions struct {
 	Quick    bool
-	Rounds   int           // of all contestants; default 9, quick 3
-	Slice    time.Duration // of one contestant; default 300 ms, quick 150 ms
+	Rounds   int           // of all contestants; default 9
+	Slice    time.Duration // of one contestant; default 300 ms, quick 100 ms
 	Window   int           // datagrams under way for the rate; default 64
 	Progress io.Writer     // nil: none
 }
@@ -17,14 +17,11 @@ type NetOptions struct {
 func (o *NetOptions) defaults() {
 	if o.Rounds == 0 {
 		o.Rounds = 9
-		if o.Quick {
-			o.Rounds = 3
-		}
 	}
 	if o.Slice == 0 {
 		o.Slice = 300 * time.Millisecond
 		if o.Quick {
-			o.Slice = 150 * time.Millisecond
+			o.Slice = 100 * time.Millisecond
 		}
 	}
 	if o.Window == 0 {

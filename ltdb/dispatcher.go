@@ -32,7 +32,9 @@ type Dispatcher struct {
 	}
 	at         spot   // of locked
 	data, tags []byte // of Look
-	err        error  // the first damage met
+	scanKey    []byte // of Scan
+	scanned    Held
+	err        error // the first damage met
 }
 
 type watchKey struct {
@@ -753,9 +755,7 @@ func (d *Dispatcher) Rung(f func(db uint32, key []byte)) {
 			continue
 		}
 		for set := w.Swap(0); set != 0; set &= set - 1 {
-			for _, w := range d.bits[uint(i*64)+uint(bits.TrailingZeros64(set))] {
-				d.told = append(d.told, w)
-			}
+			d.told = append(d.told, d.bits[uint(i*64)+uint(bits.TrailingZeros64(set))]...)
 		}
 	}
 	for _, w := range d.told {

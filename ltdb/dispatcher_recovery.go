@@ -18,11 +18,14 @@ func (d *Dispatcher) Freeze() {
 	d.s.gate.Gate.Swap((g>>2+1)<<2 | shm.GateFrozen)
 }
 
-// Open opens the gate for an epoch, and makes its provisional records normal:
-// one store does, whatever happens before the next one.
+// OpenProvisional makes the provisional records of the epoch taken normal, in
+// one store: a death leaves all of them as they were, or none.
+func (d *Dispatcher) OpenProvisional() { d.s.gate.OpenedEpoch.Store(d.s.gate.Epoch.Load()) }
+
+// Open opens the gate for the epoch taken, after OpenProvisional.
 func (d *Dispatcher) Open() {
+	d.OpenProvisional()
 	gate := d.s.gate
-	gate.OpenedEpoch.Store(gate.Epoch.Load())
 	g := gate.Gate.Load()
 	gate.Gate.Swap((g>>2+1)<<2 | shm.GateOpen)
 	gate.Gate.Lo().Wake(shm.All)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"testing"
 	"time"
@@ -533,6 +534,47 @@ func TestDispatcherOrphans(t *testing.T) {
 		t.Error(changed, more, asked)
 	}
 	wantValue(t, n.db, "locked", "")
+}
+
+// TestDispatcherScan: every record comes once, in whatever batches.
+func TestDispatcherScan(t *testing.T) {
+	for _, mode := range []Mode{KV, Pieces} {
+		n := newNode(t, mode)
+		want := map[string]string{}
+		for i := range 700 { // with overflow buckets
+			k, v := fmt.Sprint("key ", i), fmt.Sprint("value ", i)
+			if mode == KV {
+				wantErr(t, "store", n.db.Store(bg, []byte(k), []byte(v)), nil)
+			} else {
+				_, err := n.db.ConditionalAppend(bg, Always, []byte(k), []byte(v))
+				wantErr(t, "append", err, nil)
+			}
+			want[k] = v
+		}
+		for _, batch := range []int{1, 7, 10_000} {
+			got, calls := map[string]string{}, 0
+			for cursor := uint64(0); ; {
+				left := batch
+				cursor = n.d.Scan(n.db.ID(), cursor, func(key []byte, r *Held) bool {
+					if _, twice := got[string(key)]; twice {
+						t.Errorf("%q comes twice", key)
+					}
+					got[string(key)] = string(r.Data)
+					left--
+					return left > 0
+				})
+				if calls++; cursor == 0 || calls > 2000 {
+					break
+				}
+			}
+			if !maps.Equal(got, want) {
+				t.Errorf("batches of %d: %d records, want %d", batch, len(got), len(want))
+			}
+		}
+		if n.d.Scan(4711, 0, nil) != 0 {
+			t.Error("unknown database")
+		}
+	}
 }
 
 // TestDispatcherAllocates nothing while it serves records that are there.

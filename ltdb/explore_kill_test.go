@@ -128,6 +128,16 @@ var killCases = []killCase{
 	}},
 	{name: "lock and unlock", start: one, warm: warmUp, do: func(c *client) { c.unlock("k", c.lock("k")) }},
 	{name: "lock and delete", start: one, warm: warmUp, do: func(c *client) { c.storeUnlock("k", c.lock("k"), "") }},
+	{name: "lock, store nothing and unlock", start: one, warm: warmUp, do: func(c *client) {
+		r := c.lock("k")
+		c.storeLocked("k", r, "")
+		c.unlock("k", r)
+	}},
+	{name: "try lock, store and unlock", start: one, warm: warmUp, do: func(c *client) {
+		if r, ok := c.tryLock("k"); ok {
+			c.storeUnlock("k", r, "+")
+		}
+	}},
 	{name: "lock new, store and unlock", keys: []string{"k"}, warm: warmUp, do: func(c *client) { c.add("k", "+") }},
 	{name: "lock new and unlock", keys: []string{"k"}, warm: warmUp, do: func(c *client) { c.unlock("k", c.lock("k")) }},
 	{name: "two locks", start: one, keys: []string{"l"}, warm: warmUp, do: func(c *client) {
@@ -194,6 +204,11 @@ var killCases = []killCase{
 	{name: "overflow bucket", start: valuesOf(sameBucket(7)), keys: sameBucket(8)[7:], warm: warmUp, do: func(c *client) { c.store(sameBucket(8)[7], "v") }},
 	{name: "store in an overflow bucket", start: valuesOf(sameBucket(8)), keys: sameBucket(9)[8:], warm: warmUp, do: func(c *client) { c.store(sameBucket(9)[8], "v") }},
 	{name: "second overflow bucket", start: valuesOf(sameBucket(14)), keys: sameBucket(15)[14:], warm: warmUp, do: func(c *client) { c.store(sameBucket(15)[14], "v") }},
+
+	{name: "delete in an overflow bucket", start: valuesOf(sameBucket(8)), warm: warmUp, do: func(c *client) { c.delete(sameBucket(8)[7]) }},
+	{name: "append in an overflow bucket", start: valuesOf(sameBucket(8)), warm: warmUp, do: func(c *client) { c.append(sameBucket(8)[7], class(0, "+")) }},
+	{name: "lock and store in an overflow bucket", start: valuesOf(sameBucket(8)), warm: warmUp, do: func(c *client) { c.add(sameBucket(8)[7], "+") }},
+	{name: "traverse", start: valuesOf(sameBucket(8)), do: traverse},
 
 	// The segment.
 	{name: "create a database", do: func(c *client) {
@@ -271,11 +286,11 @@ func hugeValues(clients int) Config {
 	return Config{Slots: clients + 1, MaxValue: 5000, SpanSize: 8192, Databases: 2, Size: 1 << 20}
 }
 
-// TestExploreKill: in the short form, deaths are tried before each access that
-// can change something: a death before a load leaves the same memory as one
-// before the next store. Of bytes written one behind the other only the first
-// counts: they lie in a block that nobody else knows. The long form tries all
-// the same.
+// TestExploreKill: one death before each access of any kind, and then a second
+// one, of the repairer. For two, the short form leaves out what can't matter: a
+// death before a load leaves the same memory as one before the next store, and of
+// bytes written one behind the other only the first counts, as they lie in a
+// block that nobody else knows. The long form tries all the same.
 func TestExploreKill(t *testing.T) {
 	var sum tally
 	for _, k := range killCases {
@@ -285,7 +300,9 @@ func TestExploreKill(t *testing.T) {
 		t.Run(strings.ReplaceAll(k.name, " ", "_"), func(t *testing.T) {
 			sc := k.scenario(2)
 			sc.c.EveryAccess = *exploreFull
-			all := []*scenario{sc}
+			alone := k.scenario(1)
+			alone.c.EveryAccess = true
+			all := []*scenario{alone, sc}
 			if *exploreFull {
 				three := k.scenario(3)
 				three.c.MaxTime = *exploreTime

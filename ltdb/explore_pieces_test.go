@@ -216,7 +216,7 @@ func owns(i int, key, l string) func(c *pieceClient) {
 }
 
 // piecesRuns bounds the searches with two deaths in the short form.
-const piecesRuns = 4000
+const piecesRuns = 1500
 
 var piecesKillCases = []piecesCase{
 	{name: "append to nothing", do: []func(c *pieceClient){func(c *pieceClient) { c.add("k", "a", false) }}},
@@ -312,6 +312,72 @@ func TestExplorePiecesRace(t *testing.T) {
 		})
 	}
 	t.Log(sum)
+}
+
+// plain is a conditional append in mode kv.
+func (c *client) plain(key string, cond ConditionID, data string) {
+	i := c.begin(key, "append "+brief(data), func(v value) (value, bool) {
+		return value{data: v.data + data}, v.holder == "" && (cond == Always || v.data == "")
+	})
+	switch _, err := c.h.ConditionalAppend(bg, cond, []byte(key), []byte(data)); {
+	case err == nil:
+		c.end(i, 0, nil)
+	case errors.Is(err, ErrCondition):
+		c.end(i, 1, func(v value) (value, bool) { return v, cond == IfAbsent && v.data != "" })
+	default:
+		c.t.Failf("append: %v", err)
+	}
+}
+
+// unplain removes bytes in mode kv.
+func (c *client) unplain(key, data string) {
+	i := c.begin(key, "remove "+brief(data), func(v value) (value, bool) {
+		return value{data: without(v.data, data)}, v.holder == "" && strings.Contains(v.data, data)
+	})
+	switch err := c.h.RemoveMatching(bg, Always, []byte(key), []byte(data)); {
+	case err == nil:
+		c.end(i, 0, nil)
+	case errors.Is(err, ErrNotFound):
+		c.end(i, 1, func(v value) (value, bool) { return v, !strings.Contains(v.data, data) })
+	default:
+		c.t.Failf("remove: %v", err)
+	}
+}
+
+// TestExplorePlain: conditional appends and removals in mode kv.
+func TestExplorePlain(t *testing.T) {
+	kills := []killCase{
+		{name: "plain append", start: one, warm: warmUp, do: func(c *client) { c.plain("k", Always, "x") }},
+		{name: "plain append to nothing", keys: []string{"k"}, warm: warmUp, do: func(c *client) { c.plain("k", IfAbsent, "x") }},
+		{name: "removal", start: map[string]string{"k": "abc"}, warm: warmUp, do: func(c *client) { c.unplain("k", "b") }},
+		{name: "removal of all", start: map[string]string{"k": "b"}, warm: warmUp, do: func(c *client) { c.unplain("k", "b") }},
+	}
+	for _, k := range kills {
+		for deaths := 1; deaths <= 2; deaths++ {
+			sc := k.scenario(deaths)
+			if deaths == 2 && !*exploreFull {
+				sc.c.MaxRuns = piecesRuns
+			}
+			if r := sound(t, sc.explore(t)); !r.Complete && sc.c.MaxRuns == 0 || r.Deaths == 0 {
+				t.Error("not complete, or nobody died")
+			}
+		}
+	}
+	races := []raceCase{
+		{name: "if absent, if absent", keys: []string{"k"}, do: []func(c *client){
+			func(c *client) { c.plain("k", IfAbsent, "a") }, func(c *client) { c.plain("k", IfAbsent, "b") }}},
+		{name: "append, removal, store", start: map[string]string{"k": "ab"}, do: []func(c *client){
+			func(c *client) { c.plain("k", Always, "c") }, func(c *client) { c.unplain("k", "b") }, func(c *client) { c.store("k", "xbx") }}},
+		{name: "append, lock and delete", start: map[string]string{"k": "ab"}, do: []func(c *client){
+			func(c *client) { c.plain("k", IfAbsent, "c") }, func(c *client) { c.storeUnlock("k", c.lock("k"), "") }}},
+	}
+	for _, k := range races {
+		for _, b := range []bounds{{2, 0}, {1, 1}} {
+			sc := k.scenario(b)
+			sc.c.MaxRuns = 3000
+			sound(t, sc.explore(t))
+		}
+	}
 }
 
 func piecesRace(name string, b bounds) *scenario {

@@ -204,7 +204,7 @@ func (sc *scenario) makeCase(t *testing.T) explore.Case {
 	w := makeWorld(t, sc.cfg, sc.prepare)
 	c := sc.c
 	c.Forget = true
-	c.FewBytes = !*exploreFull
+	c.FewBytes = !*exploreFull && !c.EveryAccess
 	c.Name = sc.name
 	c.NamePlace = w.names.name
 	c.Setup = func(er *explore.Run) { sc.setupRun(w, er) }

@@ -90,7 +90,7 @@ func (n *Node) newLife(life uint64) {
 	n.s.forget(life)
 	n.store.Reset(life)
 	clear(n.byReq)
-	n.freePend, n.pendN, n.parkedN, n.roomOut, n.copies = nil, 0, 0, 0, 0
+	n.freePend, n.pendN, n.parkedN, n.roomOut, n.copies, n.through = nil, 0, 0, 0, 0, 0
 	n.dirty = n.dirty[:0]
 }
 
@@ -462,7 +462,7 @@ func (n *Node) recovered() {
 	n.gate.State, n.gate.Epoch = GateOpen, n.s.Taken
 	n.rv.asked = 0
 	n.eff.Retry = true
-	if set := n.s.Map.set; n.plant != plantNoEvent || n.s.told != set&^(1<<n.cfg.Self) {
+	if set := n.s.Map.set; n.plant != plantNoEvent || n.s.told != set {
 		n.eff.Event = Event{Epoch: n.s.Taken, Members: set, Joined: set &^ n.s.told, Left: n.s.told &^ set, Kept: n.s.toldLife == n.s.Life}
 	}
 	n.leave.done, n.s.file.old = false, 0

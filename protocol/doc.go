@@ -8,11 +8,14 @@
 //
 // The caller's duties:
 //  1. Hand in what happens, with the time: Step (a packet), Submit, Abandon,
-//     Released, Frozen, ClientGone, Peer, Acked, Refused, Tick. One goroutine.
+//     Released, Frozen, ClientGone, Peer, Acked, Refused, Tick; and what an
+//     administrator or the arbiter says: Suspect, Drain, Reconfigure, Arbiter.
+//     One goroutine.
 //  2. After each of them, before the next: Take, and carry out the [Effects]:
-//     SetEpoch and Cancel to the link, then the Sends to the link, the Replies to
-//     the clients; gate and lease into the segment; if Freeze, a pass over the
-//     handles, then Frozen; if Retry, the link's Retry.
+//     SetEpoch and Cancel to the link, then the Sends to the link; the Event, then
+//     the Replies to the clients; gate and lease into the segment; if Freeze, a
+//     pass over the handles, then Frozen; if Retry, the link's Retry; WantLock and
+//     LockValue to the arbiter.
 //  3. Call Tick at Effects.Next, or earlier.
 //  4. Acknowledge a packet only if Step said Handled, and not before the effects of
 //     that step are in the segment.
@@ -24,7 +27,11 @@
 //
 // Tables and their bounds: pending operations [Config.MaxPending] (Submit: ErrFull);
 // requests parked for other nodes [Config.MaxParked] (NO_MEMORY to them); done
-// lists [Config.MaxDone] a record (requests wait); what is known about keys is one
-// entry for each key that has any of these, a carried copy, a remote lock, a
-// location or a cached location.
+// lists [Config.MaxDone] a record (requests wait); databases [Config.MaxDBs] and
+// traverses [Config.MaxWalks] (NO_MEMORY), with [Config.MaxMoved] bytes of records
+// that move (the traverse ends with NO_MEMORY); 64 questions about databases
+// (messages of others come again). What is known about keys is one entry for each
+// key that has any of these, a carried copy, a remote lock, a location or a cached
+// location. Carried copies are bounded by the store's room, see Node.room: an
+// LMASTER lets one through at a time if there is none.
 package protocol

@@ -86,7 +86,41 @@ func TestMessages(t *testing.T) {
 	if got := strings.Join(unseen, " "); got != "DB_INFO REPLY_DB_INFO TRAVERSE REPLY_TRAVERSE OFFER OPEN_DB DB_TABLE" {
 		t.Errorf("not sent in this scenario: %s", got)
 	}
+	for _, op := range strings.Fields("DB_INFO REPLY_DB_INFO TRAVERSE REPLY_TRAVERSE OFFER OPEN_DB DB_TABLE") {
+		for _, verb := range []string{"lose OP", "repeat OP", "late OP 3ms", "late OP 200ms"} {
+			mishap := strings.ReplaceAll(verb, "OP", op)
+			transcript, failures := sim.Script(strings.Replace(everyOther, "MISHAP", mishap, 1))
+			for _, f := range failures {
+				t.Errorf("%s: %v", mishap, f)
+			}
+			if !strings.Contains(transcript, "("+strings.Fields(verb)[0]+": "+op+" ") {
+				t.Errorf("%s is not sent in this scenario", op)
+			}
+		}
+	}
 }
+
+// everyOther sends what everyMessage does not.
+const everyOther = `
+cluster 3 always open
+key a lmaster=1
+key b lmaster=2
+MISHAP
+open 0 1 kv
+do 0 store a v1
+do 0 store b v2
+open 1 1 kv
+open 1 7 pieces
+do 1 append b v3
+traverse 0 1
+traverse 1 1
+warm 1
+boot 1
+run 600ms
+do 1 fetch a
+drain 1
+do 0 fetch b
+`
 
 // leaderDies has all that a recovery can be about: a record under way, one that is
 // owned, pieces of two nodes. Then the leader, node 0, dies.

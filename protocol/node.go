@@ -56,6 +56,7 @@ type Node struct {
 	timersAt   Instant // no deadline is earlier
 	roomOut    int64   // bytes, to records that may come for outstanding requests
 	copies     int64   // bytes of carried copies: they may come back
+	through    int     // of them copies of records that only pass
 	crowded    bool    // a record was not let through for want of room
 	leave      leave
 	asks       []ask
@@ -132,6 +133,9 @@ func New(now Instant, cfg Config, s *Stable, store Store) *Node {
 		for i := range r.carry {
 			r.carry[i].token = n.token(r)
 			n.copies += int64(len(r.carry[i].data))
+			if r.carry[i].through {
+				n.through++
+			}
 		}
 	}
 	// A lock that the dispatcher holds for nobody was handed to it just before it died.
@@ -391,6 +395,9 @@ func (n *Node) ackedData(r *rec, token uint64) {
 // dropCarry frees a copy but keeps its buffers for the next.
 func (n *Node) dropCarry(r *rec, i int) {
 	n.copies -= int64(len(r.carry[i].data))
+	if r.carry[i].through {
+		n.through--
+	}
 	if n.crowded {
 		n.crowded, n.eff.Retry = false, true
 	}

@@ -50,6 +50,7 @@ const (
 	plantLockForgets
 	plantAnyFile
 	plantForgetMoves
+	plantTimeoutBehind
 	plantCount
 )
 
@@ -100,6 +101,7 @@ var Plants = [plantCount]Plant{
 	plantLockForgets:       {"lock-forgets", "who gets the arbiter's lock learns the last epoch that was opened by it"},
 	plantAnyFile:           {"any-file", "promises under another nodes file do not count"},
 	plantForgetMoves:       {"forget-moves", "a traverse is told of the records that move meanwhile"},
+	plantTimeoutBehind:     {"timeout-behind", "a request that waits for a record to come is not given up"},
 	plantAbandonFirst:      {"abandon-first", "an abandoned operation is looked for in the done list before it is dropped"},
 	plantColdCounter:       {"cold-counter", "a cold start takes its ballot from the wall clock"},
 }

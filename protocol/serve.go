@@ -19,6 +19,9 @@ func (n *Node) request(m *Message) Verdict {
 	r := n.rec(m.DBID, m.Key)
 	deadline := n.now + Instant(m.Timeout)*ms
 	if behind, stay := n.serve(r, m, src, nil, deadline, nil); stay {
+		if n.parkedN >= n.cfg.MaxParked && behind != 0 {
+			return NotYet // it may have run already, so it can't be refused here
+		}
 		if n.parkedN >= n.cfg.MaxParked {
 			n.replyError(m, src, wire.NoMemory)
 			return Handled
@@ -75,7 +78,9 @@ func (n *Node) drain(r *rec) {
 			pk.behind = 0
 			pk.m.Via = 0
 		}
-		if pk.behind != 0 && pk.deadline > n.now && !n.store.Look(r.db, r.key, &n.view) {
+		// Whoever waits for the record waits till it comes, REQTIMEOUT or not: what is
+		// sent again after a recovery may have run, and only the record's done list knows.
+		if pk.behind != 0 && (pk.deadline > n.now || n.plant != plantTimeoutBehind) && !n.store.Look(r.db, r.key, &n.view) {
 			i++
 			continue
 		}
@@ -545,8 +550,10 @@ func (n *Node) requestDMaster(from PNN, m *Message) Verdict {
 			n.dropCarry(r, i)
 		}
 	}
-	if to != n.cfg.Self && n.copies > 0 && int64(n.store.Room())-n.roomOut-n.copies < int64(len(m.Data)) && n.plant != plantCarryAll {
-		// The copy may have to become the record here. One is always let through.
+	if to != n.cfg.Self && n.through > 0 && int64(n.store.Room())-n.roomOut-n.copies < int64(len(m.Data)) && n.plant != plantCarryAll {
+		// The copy may have to become the record here. One is always let through: its
+		// receiver has promised room, so it does not stay. Copies of what left this
+		// node are no reason to wait, as two nodes could wait for each other.
 		n.crowded = true
 		return NotYet
 	}
@@ -563,6 +570,8 @@ func (n *Node) requestDMaster(from PNN, m *Message) Verdict {
 	acc, _ := n.s.Map.pnn(m.LAccessor)
 	c := n.carry(r, to, m.ReqID, &Record{RSN: m.RSN, LAccessor: acc, LACount: m.LACount, Data: m.Data, Tags: m.Tags})
 	c.dones = append(c.dones, m.Dones...)
+	c.through = true
+	n.through++
 	n.note(r, m.RSN, m.Data)
 	n.sendRecord(wire.ReplyDMaster, to, r, c, to)
 	return Handled

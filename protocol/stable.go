@@ -186,6 +186,7 @@ type remoteLock struct {
 type carried struct {
 	token     uint64
 	bound     PNN
+	through   bool // of a record that passes through this node
 	reqid     ReqID
 	rsn       uint64
 	laccessor PNN

@@ -204,19 +204,27 @@ func (c *Client) WaitHeld(owner uint32, w Watch, held uint32, cancel *Word32, d 
 			}
 		}
 		slice := min(d, waitSlice)
+		began := time.Now()
 		r := WaitAny(slice, w, live, Watch{cancel, 0})
+		seen := w.W.Load()
 		if sl != nil && sl.Live.Load()&liveDied != 0 {
 			return c.waitDead(owner, sl, w, cancel)
 		}
 		if r != TimedOut {
 			return nil
 		}
+		// A wake-up that comes between the end of the sleep and our look finds
+		// nobody, and is no loss. If we looked so late that it may be so, the
+		// word counts as unchanged at the end of the sleep.
+		if !SimEnabled && time.Since(began) > slice+longestDoubt {
+			seen = w.Val
+		}
 		// Who was woken in our stead may have died before it ran, and nobody
 		// waits for its death. The repair of its slot wakes all.
 		if n, err := c.RecoverAll(); n > 0 || err != nil {
 			return err
 		}
-		if c.sliceEnded(w, live, held, cancel) {
+		if c.sliceEnded(seen, w, live, held, cancel) {
 			return nil
 		}
 		if d -= slice; d <= 0 {
@@ -226,8 +234,8 @@ func (c *Client) WaitHeld(owner uint32, w Watch, held uint32, cancel *Word32, d 
 }
 
 // sliceEnded counts a wait that ended by its time slice, and reports whether
-// the word has changed.
-func (c *Client) sliceEnded(w, live Watch, held uint32, cancel *Word32) bool {
+// the word has changed; seen is the word's value when it ended.
+func (c *Client) sliceEnded(seen uint32, w, live Watch, held uint32, cancel *Word32) bool {
 	c.slices.ended.Add(1)
 	c.stepAll()
 	v := w.W.Load()
@@ -235,7 +243,7 @@ func (c *Client) sliceEnded(w, live Watch, held uint32, cancel *Word32) bool {
 		return false
 	}
 	c.slices.changed.Add(1)
-	if w.Val&held == 0 || v&held != 0 {
+	if w.Val&held == 0 || seen == w.Val || v&held != 0 {
 		return true
 	}
 	// It was held and is free now, and we were not woken. Somebody else may
@@ -256,6 +264,10 @@ func (c *Client) sliceEnded(w, live Watch, held uint32, cancel *Word32) bool {
 	c.slices.lost.Add(1)
 	return true
 }
+
+// longestDoubt is how long after the end of a sleep a look at the word still
+// says what it was at the end: the scheduler may keep us for longer.
+const longestDoubt = 300 * time.Microsecond
 
 // lostProof is for how many slices a free word must stay as it is, with nobody
 // dead, before a wake-up counts as lost: on a busy machine a woken process may

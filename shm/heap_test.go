@@ -359,15 +359,17 @@ func TestLostWakeUpIsCounted(t *testing.T) {
 	for _, tc := range []struct {
 		name          string
 		before, after uint32
+		seen          uint32 // at the end of the sleep
 		then          func() // while the sleeper makes sure
 		changed, lost uint64
 	}{
-		{"nothing happened", 0x100, 0x100, nil, 0, 0},
-		{"freed, nobody woken", 0x100, 0x001, nil, 1, 1},
-		{"passed on to another", 0x100, 0x200, nil, 1, 0},
-		{"was free before", 0x001, 0x002, nil, 1, 0},
-		{"freed, the wake-up was on its way", 0x100, 0x001, func() { bell.Wake(1) }, 1, 0},
-		{"freed, another sleeper was woken and took it", 0x100, 0x001, func() { bell.Store(0x201) }, 1, 0},
+		{"nothing happened", 0x100, 0x100, 0x100, nil, 0, 0},
+		{"freed, nobody woken", 0x100, 0x001, 0x001, nil, 1, 1},
+		{"freed after the sleep", 0x100, 0x001, 0x100, nil, 1, 0},
+		{"passed on to another", 0x100, 0x200, 0x200, nil, 1, 0},
+		{"was free before", 0x001, 0x002, 0x002, nil, 1, 0},
+		{"freed, the wake-up was on its way", 0x100, 0x001, 0x001, func() { bell.Wake(1) }, 1, 0},
+		{"freed, another sleeper was woken and took it", 0x100, 0x001, 0x001, func() { bell.Store(0x201) }, 1, 0},
 	} {
 		was := c.Slices()
 		bell.Store(tc.after)
@@ -384,7 +386,7 @@ func TestLostWakeUpIsCounted(t *testing.T) {
 				}
 			}
 		}()
-		if got, want := c.sliceEnded(Watch{bell, tc.before}, Watch{}, 0xff00, nil), tc.before != tc.after; got != want {
+		if got, want := c.sliceEnded(tc.seen, Watch{bell, tc.before}, Watch{}, 0xff00, nil), tc.before != tc.after; got != want {
 			t.Errorf("%s: changed is %v", tc.name, got)
 		}
 		close(over)

@@ -7,6 +7,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"runtime"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"sync"
@@ -50,9 +51,10 @@ func simCommand() *cobra.Command {
 		Long: `sim runs whole clusters of the protocol's state machine over a simulated
 network, one for each seed: datagrams lost, repeated, late and out of order,
 partitions, crashes, warm restarts, pauses, slow and dying clients, drifting
-clocks. It checks that no record has two owners, that every key's history is
-linearizable, that no acknowledged piece is lost, and that everything ends once
-the faults stop.
+clocks, full stores, nodes that leave or are taken out of the nodes file, and half
+of the nodes with an arbiter's lock. It checks that no record has two owners, that
+every key's history is linearizable, that no acknowledged piece is lost, and that
+everything ends once the faults stop.
 
 A seed and the version of this program decide a run completely. A failing seed is
 made smaller and its end is shown; --seed with --trace replays one.
@@ -190,6 +192,7 @@ func (o *simOptions) many(cmd *cobra.Command) error {
 	if res.First == 0 {
 		res.First = rand.Uint64() % 1e12
 	}
+	debug.SetGCPercent(400) // many short lives, and memory enough
 	errOut := cmd.ErrOrStderr()
 	fmt.Fprintf(errOut, "seeds from %d\n", res.First)
 	var next atomic.Uint64

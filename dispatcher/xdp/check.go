@@ -29,8 +29,8 @@ func (u *umem) check() error {
 		// frames meanwhile is its own affair.
 		s.rx.prod = s.rx.cons
 		waiting := s.rx.available()
-		if out := s.fill.prod - s.rx.cons; out != rxFrames {
-			return fmt.Errorf("queue %d: %d frames are out for receiving, of %d (%d wait for us)", s.queue, out, rxFrames, waiting)
+		if out := s.fill.prod - s.rx.cons; int(out) != u.rxFrames {
+			return fmt.Errorf("queue %d: %d frames are out for receiving, of %d (%d wait for us)", s.queue, out, u.rxFrames, waiting)
 		}
 		if s.queue > 0 && s.tx.prod != 0 {
 			return fmt.Errorf("queue %d sends", s.queue)

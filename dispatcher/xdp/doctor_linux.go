@@ -118,7 +118,7 @@ func (e *Examination) memory(d device) {
 	}
 	frame, sg := frameFor(d.mtu)
 	e.Frame, e.MultiBuffer = int(frame), sg
-	e.NeedBytes = uint64(frame) * uint64(min(e.RxQueues, maxQueues)*rxFrames+txFrames)
+	e.NeedBytes = uint64(frame) * uint64(min(e.RxQueues, maxQueues)*rxFramesZeroCopy+txFrames)
 }
 
 func (e *Examination) advise(d device, noEthernet error) {

@@ -145,6 +145,9 @@ func (s *soaker) run(r *rand.Rand, length time.Duration, sampled func()) error {
 			sampled = nil
 		}
 	}
+	if sampled != nil { // the thread got no CPU meanwhile
+		sampled()
+	}
 	return nil
 }
 

@@ -17,8 +17,13 @@ const (
 	txSize   = 1024
 	compSize = txSize
 
-	rxFrames = fillSize // of each queue
-	txFrames = txSize
+	// Frames of each queue. A driver that copies nothing may take all of the
+	// fill ring in advance. One that copies takes a frame when it has a packet,
+	// and needs only what a full RX ring holds: the fewer go round, the more of
+	// them are still in a cache.
+	rxFramesZeroCopy = fillSize
+	rxFramesCopy     = rxSize + 64
+	txFrames         = txSize
 
 	maxQueues = 16
 
@@ -55,9 +60,10 @@ type socketOptions struct {
 // umem is the frames and the sockets that share them.
 type umem struct {
 	socketOptions
-	mem     []byte
-	sockets []*socket
-	free    []uint64 // frames for sending
+	rxFrames int // of each queue
+	mem      []byte
+	sockets  []*socket
+	free     []uint64 // frames for sending
 }
 
 // openUMEM opens a socket on each of the queues; those above the interface's
@@ -65,7 +71,11 @@ type umem struct {
 func openUMEM(o socketOptions) (*umem, error) {
 	u := &umem{socketOptions: o}
 	u.queues = min(o.queues, maxQueues)
-	size := int(o.frame) * (u.queues*rxFrames + txFrames)
+	u.rxFrames = rxFramesCopy
+	if o.zeroCopy {
+		u.rxFrames = rxFramesZeroCopy
+	}
+	size := int(o.frame) * (u.queues*u.rxFrames + txFrames)
 	mem, err := unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_POPULATE)
 	if err != nil {
 		return nil, fmt.Errorf("map %d MiB of frames: %w", size>>20, err)
@@ -139,10 +149,10 @@ func (u *umem) openSocket(queue int) (s *socket, err error) {
 			return s, fmt.Errorf("map ring: %w", err)
 		}
 	}
-	for i := range uint32(rxFrames) {
-		s.fill.addrs[i] = (uint64(queue)*rxFrames + uint64(i)) * uint64(u.frame)
+	for i := range u.rxFrames {
+		s.fill.addrs[i] = uint64(queue*u.rxFrames+i) * uint64(u.frame)
 	}
-	s.fill.prod = rxFrames
+	s.fill.prod = uint32(u.rxFrames)
 	s.fill.publish()
 	return s, u.bind(s, first)
 }

@@ -264,6 +264,9 @@ func (h *host) flush() {
 		if e.LockValue != 0 {
 			h.c.store(h, e.LockValue)
 		}
+		if len(e.Replies) > 0 && e.Gate.State == protocol.GateOpen && h.told != e.Gate.Epoch {
+			h.c.check.fail("event", "node %d answers in epoch %x and its clients know of %x", h.pnn, e.Gate.Epoch, h.told)
+		}
 		for i := range e.Replies {
 			r := e.Replies[i]
 			r.Data = append([]byte(nil), r.Data...)

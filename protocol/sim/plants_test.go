@@ -2,21 +2,44 @@ package sim
 
 import (
 	"math/rand/v2"
+	"os"
+	"strings"
 	"testing"
-
-	"github.com/mainzdb/mainz/internal/testenv"
 )
 
-// quick are the planted bugs that break some run in a hundred or more often; the
-// others are for mainz sim --plant.
-var quick = []string{"ack-frozen", "no-fence", "same-vnn", "no-copy-claims", "no-epoch-check", "keep-rsn", "no-done-list", "forget-grants",
-	"keep-dead-pieces", "move-locked", "journal-late", "stale-keeps", "store-without-lock"}
+// quick are the planted bugs that random runs see soon.
+var quick = []string{"no-fence", "ack-frozen", "same-vnn", "no-copy-claims", "no-epoch-check", "keep-rsn", "no-done-list", "forget-grants",
+	"keep-dead-pieces", "move-locked", "journal-late", "stale-keeps", "store-without-lock", "old-ballot", "two-registrars", "no-table", "drain-full",
+	"forget-moves", "no-event", "fresh-counts", "park-behind-any", "lock-forgets"}
 
-// TestPlants: the checkers see what they are there for.
+// told are those that a scenario of protocol/testdata shows.
+var told = map[string]string{
+	"ack-frozen":         "lost_reply_in_recovery",
+	"no-copy-claims":     "handover_recovery",
+	"no-epoch-check":     "handover_sender_dies",
+	"no-done-list":       "lost_reply_in_recovery",
+	"journal-late":       "resupply_removal",
+	"stale-keeps":        "partitions",
+	"store-without-lock": "locks",
+	"abandon-first":      "abandoned_done",
+	"timeout-behind":     "late_done",
+	"promise-twice":      "no_room_twice",
+	"no-event":           "handover_recovery",
+	"drain-full":         "drain",
+	"no-table":           "databases",
+	"two-registrars":     "databases",
+	"lock-forgets":       "arbiter_stale",
+}
+
+// TestPlants: the checkers see what they are there for, in random runs. With -short
+// only the first of the list.
 func TestPlants(t *testing.T) {
-	testenv.Need(t, testenv.Long) // runs some hundred clusters
 	first := rand.Uint64() % 1e12
-	for _, name := range quick {
+	names := quick
+	if testing.Short() {
+		names = quick[:6]
+	}
+	for _, name := range names {
 		caught := false
 		for i := range uint64(2000) {
 			if r := Run(Options{Seed: first + i, Plant: name}); len(r.Failures) > 0 {
@@ -27,6 +50,34 @@ func TestPlants(t *testing.T) {
 		}
 		if !caught {
 			t.Errorf("%s: 2,000 seeds from %d and nothing seen", name, first)
+		}
+	}
+}
+
+// TestToldPlants: a scenario holds, and does not with the bug.
+func TestToldPlants(t *testing.T) {
+	for plant, file := range told {
+		b, err := os.ReadFile("../testdata/" + file + ".txt")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var good, bad []string
+		for _, line := range strings.Split(string(b), "\n") {
+			command, ok := strings.CutPrefix(line, "> ")
+			if !ok {
+				continue
+			}
+			good = append(good, command)
+			if strings.HasPrefix(command, "cluster ") {
+				command += " " + plant
+			}
+			bad = append(bad, command)
+		}
+		if _, failures := Script(strings.Join(good, "\n")); len(failures) > 0 {
+			t.Errorf("%s: %v", file, failures[0])
+		}
+		if _, failures := Script(strings.Join(bad, "\n")); len(failures) == 0 {
+			t.Errorf("%s with the bug %s: nothing seen", file, plant)
 		}
 	}
 }

@@ -26,6 +26,7 @@ import (
 //	run 20ms
 //	lose|repeat|late OP [by]  the next datagram that carries this message
 //	open N DB MODE            a client of node N opens a database (a number) as kv or pieces
+//	traverse N DB             a client of node N reads all of a database
 //	giveup N.M                the client waits no longer
 //	full N | room N           node N has no room for anything, or has some again
 //	drain N                   node N leaves; until it has left, and stopped
@@ -108,6 +109,8 @@ func (s *scenario) command(f []string) error {
 		return s.cut(f[1])
 	case "open":
 		return s.open(f)
+	case "traverse":
+		return s.traverse(f)
 	case "file":
 		return s.file(f[1])
 	case "heal":
@@ -520,6 +523,34 @@ func (s *scenario) file(v string) error {
 			return err
 		}
 		h.file++
+	}
+	return nil
+}
+
+// traverse a database to its end, or until its epoch ends.
+func (s *scenario) traverse(f []string) error {
+	if len(f) < 3 {
+		return fmt.Errorf("want a node and a database")
+	}
+	h, rest, err := s.host(f[1])
+	if err != nil {
+		return err
+	}
+	db, err := strconv.Atoi(f[2])
+	if err != nil {
+		return err
+	}
+	cl := s.clientOf(h, rest)
+	if cl.seg != h.seg {
+		cl.seg, cl.pieces, cl.locked, cl.lock = h.seg, nil, nil, nil
+	}
+	cl.idle = false
+	cl.traverse(uint32(db))
+	for i := 0; i < 4000 && !cl.idle; i++ {
+		s.c.until(s.c.now + ms/2)
+	}
+	if !cl.idle {
+		return fmt.Errorf("no end after 2 s")
 	}
 	return nil
 }

@@ -1,0 +1,81 @@
+package ltdb
+
+import "github.com/mainzdb/mainz/shm"
+
+const (
+	scanPlaces  = 1 << 24 // entries of a chain, in a cursor
+	scanBuckets = 16384   // of the hash table, in one call
+)
+
+// Scan calls f for records of a database from a cursor on, 0 at first, until
+// it returns false, or for as many as one turn may take; it returns where to
+// go on, 0 at the end. A record that is there throughout comes once. What f is
+// given is valid during the call.
+func (d *Dispatcher) Scan(id uint32, cursor uint64, f func(key []byte, r *Held) bool) (next uint64) {
+	db := d.db(id)
+	if db == nil {
+		return 0
+	}
+	s := d.s
+	n, from := cursor/scanPlaces, cursor%scanPlaces
+	for last := n + scanBuckets; n < uint64(len(db.buckets)); n, from = n+1, 0 {
+		if n == last {
+			return n * scanPlaces
+		}
+		bk, at := &db.buckets[n], uint64(0)
+		for at < scanPlaces-entriesPerBucket {
+			for i := range bk.entry {
+				if at++; at > from && d.scanEntry(&bk.entry[i]) && !f(d.scanKey, &d.scanned) {
+					return n*scanPlaces + at
+				}
+			}
+			ref := bk.overflow.Load()
+			if ref == 0 {
+				break
+			}
+			if !s.isBucket(ref) {
+				d.fail(errBadChain)
+				break
+			}
+			bk = s.bucketAt(ref)
+		}
+	}
+	return 0
+}
+
+// scanEntry copies the record at an entry; false if this node owns none there.
+func (d *Dispatcher) scanEntry(w *shm.Word64) bool {
+	s, a := d.s, d.a
+	for range maxLooks {
+		e := w.Load()
+		if e == 0 {
+			return false
+		}
+		b := s.blockAt(entryRef(e), entryClass(e))
+		if b == nil {
+			d.fail(errBadBlock)
+			return false
+		}
+		at := spot{entry: w, e: e, b: b, seq: b.seq.Load(), meta: b.meta.Load()}
+		klen := metaKeyLen(at.meta)
+		fits := at.seq&1 == 0 && klen >= 1 && klen <= maxKey && blockHeaderSize+uint64(klen) <= uint64(classSizes[entryClass(e)])
+		if fits {
+			d.scanKey = room(d.scanKey[:0], klen)
+			s.r.CopyOut(d.scanKey, refOffset(entryRef(e))+blockHeaderSize)
+			fits = a.copyRecord(klen, &at)
+		}
+		rsn, acc := b.rsn.Load(), b.acc.Load()
+		shm.LoadBarrier()
+		if at.seq&1 != 0 || !at.unchanged() {
+			continue
+		}
+		if !fits {
+			d.fail(errBadBlock)
+			return false
+		}
+		d.scanned = Held{rsn, uint32(acc), uint32(acc >> 32), a.look.data, a.look.tags}
+		return metaFlags(at.meta)&flagOwn != 0
+	}
+	d.fail(errOddBlock)
+	return false
+}
