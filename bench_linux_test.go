@@ -18,7 +18,7 @@ func benchNode(b *testing.B, idle string) *Client {
 	if err := d.Start(); err != nil {
 		b.Fatal(err)
 	}
-	c := attachTo(b, dir, forceRing)
+	c := attachTo(b, dir, ThroughRing())
 	b.Cleanup(func() {
 		_ = c.Close()
 		_ = d.Process.Kill()

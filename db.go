@@ -220,6 +220,13 @@ func (db *DB) lock(ctx context.Context, key []byte, wait bool) (Record, error) {
 		return Record{}, err
 	}
 	key = bytes.Clone(key) // the announcement may outlive the call
+	if wait {
+		leave, err := db.c.ring.stand(ctx, record{db.l.ID(), string(key)})
+		if err != nil {
+			return Record{}, err
+		}
+		defer leave()
+	}
 	n, err := db.l.Announce(key)
 	if err != nil {
 		return Record{}, err

@@ -301,6 +301,14 @@ func ExampleReadOnly() {
 	// Output: open
 }
 
+func ExampleClient_Ping() {
+	c, end := exampleNode(mainz.ThroughRing()) // so that nothing goes by bypass
+	defer end()
+	check(c.Ping(context.Background()))
+	fmt.Println(c.Stats().Ring, "call")
+	// Output: 1 call
+}
+
 func ExampleClient_Stats() {
 	c, end := exampleNode()
 	defer end()

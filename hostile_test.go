@@ -28,7 +28,7 @@ func TestHostileClient(t *testing.T) {
 	rnd, _ := seeded(t)
 	n := startNode(t)
 	ctx := minute(t)
-	good := n.attach(forceRing).open(t, "db", KV)
+	good := n.attach(ThroughRing()).open(t, "db", KV)
 	key := []byte("k")
 	want(t, good.Store(ctx, key, []byte("fine")), nil)
 	for range 60 {
@@ -83,7 +83,7 @@ func TestHostileTables(t *testing.T) {
 	rnd, _ := seeded(t)
 	n := startNode(t)
 	ctx := minute(t)
-	c := n.attach(forceRing)
+	c := n.attach(ThroughRing())
 	db := c.open(t, "db", KV)
 	key := []byte("k")
 	node, _, err := call.NodeOf(c.store.Segment())

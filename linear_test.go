@@ -72,7 +72,7 @@ func TestLinearizable(t *testing.T) {
 	for w := range workers {
 		var opts []Option
 		if w%2 == 0 {
-			opts = append(opts, forceRing)
+			opts = append(opts, ThroughRing())
 		}
 		db := n.attach(opts...).open(t, "db", KV)
 		wg.Add(1)

@@ -29,7 +29,7 @@ type options struct {
 	name       string
 	readOnly   bool
 	conditions []Condition
-	forceRing  bool // for tests: nothing by bypass
+	forceRing  bool // nothing by bypass
 }
 
 // WithCondition registers a condition function (the plan's set_conditional).
@@ -46,6 +46,10 @@ func WithName(name string) Option { return func(o *options) { o.name = name } }
 // ReadOnly attaches an observer: no slot, no locks, Fetch and Traverse by bypass
 // only. It needs no dispatcher.
 func ReadOnly() Option { return func(o *options) { o.readOnly = true } }
+
+// ThroughRing sends every operation through the ring to the dispatcher: to
+// measure that way, and to test it.
+func ThroughRing() Option { return func(o *options) { o.forceRing = true } }
 
 // Client is one process's place on a node. Safe for many goroutines.
 type Client struct {
@@ -137,6 +141,14 @@ func (c *Client) attach(ctx context.Context, dir string) error {
 		return fmt.Errorf("mainz: %w", err)
 	}
 	return nil
+}
+
+// Ping asks the dispatcher for nothing. It returns when that has answered.
+func (c *Client) Ping(ctx context.Context) error {
+	if c.ring == nil {
+		return ErrMode
+	}
+	return c.ring.nop(ctx)
 }
 
 // Dir is the directory that the client has attached to.

@@ -78,8 +78,6 @@ func (n *node) end() {
 	}
 }
 
-func forceRing(o *options) { o.forceRing = true }
-
 func (n *node) attach(opts ...Option) *Client {
 	n.tb.Helper()
 	c, err := Attach(minute(n.tb), n.dir, opts...)
@@ -106,7 +104,7 @@ func (c *Client) open(tb testing.TB, name string, mode Mode) *DB {
 // both runs a test by bypass and through the ring.
 func both(t *testing.T, f func(t *testing.T, n *node, opts ...Option)) {
 	t.Run("bypass", func(t *testing.T) { f(t, startNode(t)) })
-	t.Run("ring", func(t *testing.T) { f(t, startNode(t), forceRing) })
+	t.Run("ring", func(t *testing.T) { f(t, startNode(t), ThroughRing()) })
 }
 
 func want(tb testing.TB, err, target error) {
@@ -295,7 +293,7 @@ func TestWatch(t *testing.T) {
 func TestRestart(t *testing.T) {
 	n := startNode(t)
 	ctx := minute(t)
-	c := n.attach(forceRing)
+	c := n.attach(ThroughRing())
 	fast := n.attach()
 	db := c.open(t, "db", KV)
 	key := []byte("k")
@@ -353,4 +351,98 @@ func TestAttachErrors(t *testing.T) {
 	want(t, err, ErrNotRunning)
 	_, err = c.open(t, "db", KV).Fetch(ctx, []byte("k"))
 	want(t, err, ErrNotFound)
+}
+
+// Thousands wait for one record through the ring, and each gets it.
+func TestCrowd(t *testing.T) {
+	n := startNode(t)
+	ctx := minute(t)
+	key := []byte("k")
+	var wg sync.WaitGroup
+	const crowd, clients = 1000, 3
+	for range clients {
+		db := n.attach(ThroughRing()).open(t, "db", KV)
+		for range crowd {
+			wg.Add(1)
+			go func() {
+				defer wg.Done()
+				r, err := db.FetchLocked(ctx, key)
+				if err == nil {
+					err = r.StoreUnlock(append(r.Data(), 'x'))
+				}
+				if err != nil {
+					t.Error(err)
+				}
+			}()
+		}
+	}
+	wg.Wait()
+	got, err := n.attach().open(t, "db", KV).Fetch(ctx, key)
+	want(t, err, nil)
+	if len(got) != crowd*clients {
+		t.Errorf("%d of %d got the record", len(got), crowd*clients)
+	}
+}
+
+// Calls with values as large as they can be, more than the rings hold.
+func TestFullRings(t *testing.T) {
+	n := startNode(t)
+	ctx := minute(t)
+	db := n.attach(ThroughRing()).open(t, "db", KV)
+	var wg sync.WaitGroup
+	for i := range 40 {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			key, value := fmt.Append(nil, "key", i%4), make([]byte, 100_000)
+			for range 2 {
+				if err := db.Store(ctx, key, value); err != nil {
+					t.Error(err)
+				}
+				if got, err := db.Fetch(ctx, key); err != nil || len(got) != len(value) {
+					t.Errorf("%d bytes, %v", len(got), err)
+				}
+			}
+		}()
+	}
+	wg.Wait()
+	want(t, db.Store(ctx, []byte("k"), make([]byte, 9<<20)), ErrTooBig)
+}
+
+// A call that its context ends has done nothing, if the dispatcher is there to
+// say so, and is unknown if it is not.
+func TestGivenUp(t *testing.T) {
+	n := startNode(t)
+	ctx := minute(t)
+	db := n.attach(ThroughRing()).open(t, "db", KV)
+	key := []byte("k")
+	want(t, db.Store(ctx, key, []byte("v")), nil)
+	for range 20 {
+		short, cancel := context.WithCancel(ctx)
+		ended := make(chan error, 1)
+		go func() {
+			_, err := db.ConditionalAppendWait(short, IfAbsent, key, []byte("w"))
+			ended <- err
+		}()
+		cancel()
+		err := <-ended
+		want(t, err, context.Canceled)
+		if errors.Is(err, ErrUnknown) {
+			t.Fatal(err)
+		}
+	}
+	n.end()
+	short, cancel := context.WithTimeout(ctx, 10*time.Millisecond)
+	defer cancel()
+	want(t, db.Store(short, key, []byte("w")), ErrUnknown)
+	short2, cancel := context.WithTimeout(ctx, 10*time.Millisecond)
+	defer cancel()
+	_, err := db.FetchLocked(short2, []byte("other"))
+	want(t, err, ErrUnknown)
+	n.start()
+	// What was given up does not stay: neither the lock, nor a call.
+	r, err := db.FetchLocked(ctx, []byte("other"))
+	want(t, err, nil)
+	want(t, r.Unlock(), nil)
+	want(t, db.Delete(ctx, key), nil)
 }

@@ -37,8 +37,49 @@ type callRing struct {
 	dispatcher uint32 // incarnation
 	next       uint32
 	calls      map[uint32]*pending
+	queues     map[record]*queue
 	orphans    int      // calls that nobody waits for
 	undone     []uint32 // calls to be abandoned when there is room in the ring
+}
+
+// record names one of a database's records.
+type record struct {
+	db  uint32
+	key string
+}
+
+// queue is where goroutines of this client stand that want the same record: the
+// dispatcher sees the first one only, which needs a cell of the slot.
+type queue struct {
+	turn chan struct{}
+	n    int
+}
+
+// stand waits for the first place of a record's queue; leave gives it up.
+func (r *callRing) stand(ctx context.Context, of record) (leave func(), err error) {
+	r.mu.Lock()
+	q := r.queues[of]
+	if q == nil {
+		q = &queue{turn: make(chan struct{}, 1)}
+		r.queues[of] = q
+	}
+	q.n++
+	r.mu.Unlock()
+	out := func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if q.n--; q.n == 0 {
+			delete(r.queues, of)
+		}
+	}
+	if err := r.enter(ctx, q.turn); err != nil {
+		out()
+		return nil, err
+	}
+	return func() {
+		<-q.turn
+		out()
+	}, nil
 }
 
 // pending is a call under way. Its fields are the caller's before it is
@@ -73,7 +114,7 @@ func openRing(seg *shm.Segment, slot uint32, bell *ring.Bell) (*callRing, error)
 	if !ok {
 		return nil, fmt.Errorf("the segment has no rings for slot %d: %w", slot, ErrIncompatible)
 	}
-	r := &callRing{lead: make(chan struct{}, 1), room: make(chan struct{}, maxCalls), large: make(chan struct{}, largeCalls), calls: map[uint32]*pending{}}
+	r := &callRing{lead: make(chan struct{}, 1), room: make(chan struct{}, maxCalls), large: make(chan struct{}, largeCalls), calls: map[uint32]*pending{}, queues: map[record]*queue{}}
 	var err error
 	if r.out, err = ring.OpenProducer(seg.Region(), out, call.RequestCells, ring.Options{Bell: bell}); err != nil {
 		return nil, err

@@ -14,10 +14,12 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/mainzdb/mainz/dispatcher/daemon"
+	"github.com/mainzdb/mainz/internal/testenv"
 	"github.com/mainzdb/mainz/ltdb"
 )
 
@@ -72,13 +74,28 @@ func attachTo(t testing.TB, dir string, opts ...Option) *Client {
 func tortureClient() {
 	dir, key := os.Args[1], []byte(os.Args[2])
 	ctx := context.Background()
-	c, err := Attach(ctx, dir, forceRing)
+	c, err := Attach(ctx, dir, ThroughRing())
 	if err != nil {
 		fmt.Println("error", err)
 		os.Exit(1)
 	}
 	db, err := c.Open(ctx, "counters", KV)
-	for err == nil {
+	if err != nil {
+		fmt.Println("error", err)
+		os.Exit(1)
+	}
+	opens, err := c.Open(ctx, "opens", Pieces)
+	for i := 0; err == nil; i++ {
+		if i%4 == 0 { // others wait for what a dead one has left here
+			var p Piece
+			file := fmt.Append(nil, "file", i/4%2)
+			if p, err = opens.ConditionalAppendWait(ctx, IfAbsent, file, []byte("theirs")); err == nil {
+				err = opens.RemoveAndTrigger(ctx, file, p)
+			}
+			if err != nil {
+				break
+			}
+		}
 		var r Record
 		if r, err = db.FetchLocked(ctx, key); err != nil {
 			break
@@ -122,7 +139,7 @@ func TestTorture(t *testing.T) {
 		_ = d.Process.Kill()
 		_ = d.Wait()
 	}()
-	c := attachTo(t, dir, forceRing)
+	c := attachTo(t, dir, ThroughRing())
 	defer c.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
 	defer cancel()
@@ -269,6 +286,13 @@ func TestTorture(t *testing.T) {
 		}
 	}
 	for k := range inside {
+		// The dispatcher removes what the last two have left.
+		for ctx.Err() == nil {
+			if _, err := opens.Fetch(ctx, fmt.Append(nil, "file", k)); err != nil {
+				break
+			}
+			time.Sleep(time.Millisecond)
+		}
 		if got, err := opens.Fetch(ctx, fmt.Append(nil, "file", k)); err == nil {
 			t.Errorf("file %d: a piece is left: %q", k, got)
 		}
@@ -286,4 +310,49 @@ func TestTorture(t *testing.T) {
 	}
 	t.Logf("appends %v, counters %v", acked, last)
 	d = startDaemon(t, dir) // for the deferred kill
+}
+
+// Client and dispatcher need not be in one PID namespace.
+func TestOtherPIDNamespace(t *testing.T) {
+	testenv.Need(t, testenv.Mount) // the same right
+	base, err := os.MkdirTemp("/dev/shm", "mainz-test-*")
+	want(t, err, nil)
+	defer os.RemoveAll(base)
+	for _, who := range []string{"client", "mainzd"} {
+		dir := filepath.Join(base, who, "v1")
+		d := child(t, "mainzd", "--config", os.DevNull, "--dir", dir, "--size", "32MiB", "--log-level", "error")
+		other := child(t, "client", dir, "counter")
+		elsewhere := &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID}
+		if who == "client" {
+			other.SysProcAttr = elsewhere
+		} else {
+			d.SysProcAttr = elsewhere
+		}
+		want(t, d.Start(), nil)
+		c := attachTo(t, dir)
+		ctx := minute(t)
+		out, err := other.StdoutPipe()
+		want(t, err, nil)
+		want(t, other.Start(), nil)
+		lines := bufio.NewScanner(out)
+		for lines.Scan() && lines.Text() != "3" {
+			if strings.Contains(lines.Text(), "error") {
+				t.Fatal(lines.Text())
+			}
+		}
+		_ = other.Process.Kill() // it holds a lock or a piece, or asks for one
+		_ = other.Wait()
+		for _, name := range []string{"file0", "file1"} {
+			db := c.open(t, "opens", Pieces)
+			p, err := db.ConditionalAppendWait(ctx, IfAbsent, []byte(name), []byte("mine"))
+			want(t, err, nil)
+			want(t, db.RemoveAndTrigger(ctx, []byte(name), p), nil)
+		}
+		r, err := c.open(t, "counters", KV).FetchLocked(ctx, []byte("counter"))
+		want(t, err, nil)
+		want(t, r.Unlock(), nil)
+		want(t, c.Close(), nil)
+		_ = d.Process.Kill()
+		_ = d.Wait()
+	}
 }

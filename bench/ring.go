@@ -2,6 +2,7 @@ package bench
 
 import (
 	"io"
+	"strings"
 	"time"
 )
 
@@ -40,10 +41,15 @@ type RingWorkerOptions struct {
 	Dir    string
 	CPU    int
 	Slice  time.Duration
+	// Call is what a client asks of its node's dispatcher: nop, fetch or rmw, of
+	// 64 bytes. "" is a message over a bare ring.
+	Call string
 }
 
 // The contestants, in the order in which they take turns. Ours are named by
-// what both ends do while there is nothing to do; the others spin.
+// what both ends do while there is nothing to do; the others spin. mainzd is a
+// client and the dispatcher of its node: a call that does nothing, the fetch of a
+// record of 64 bytes, and locking, reading and storing one.
 const (
 	peerFloor    = "c-ring"
 	peerBusy     = "ring-busy"
@@ -53,4 +59,11 @@ const (
 	peerPipe     = "c-pipe"
 )
 
-var ringPeers = []string{peerFloor, peerBusy, peerAdaptive, peerSleep, peerDatagram, peerPipe}
+var ringPeers = []string{peerFloor, peerBusy, peerAdaptive, peerSleep,
+	"mainzd-busy-nop", "mainzd-busy-fetch", "mainzd-busy-rmw",
+	"mainzd-adaptive-nop", "mainzd-adaptive-fetch", "mainzd-adaptive-rmw",
+	"mainzd-sleep-nop", "mainzd-sleep-fetch", "mainzd-sleep-rmw",
+	peerDatagram, peerPipe}
+
+// ofC tells the peers that C drives from ours.
+func ofC(peer string) bool { return strings.HasPrefix(peer, "c-") }

@@ -59,7 +59,7 @@ func Ring(ctx context.Context, o RingOptions) (report *Report, err error) {
 	peers := ringPeers
 	if b.driver, err = compileDriver(ctx, b.dir, ringDriver); err != nil {
 		env.Warnings = append(env.Warnings, "no floor, datagrams and pipes: "+err.Error())
-		peers = slices.DeleteFunc(slices.Clone(peers), func(p string) bool { return !strings.HasPrefix(p, "ring-") })
+		peers = slices.DeleteFunc(slices.Clone(peers), ofC)
 	}
 	env.Peers = peers
 	before := cpuTimes()
@@ -105,7 +105,10 @@ func ringRatios(got map[string][]netSlice) (out []Ratio) {
 			}
 			return v
 		}
-		for _, us := range []string{peerBusy, peerAdaptive, peerSleep} {
+		for _, us := range ringPeers {
+			if ofC(us) {
+				continue
+			}
 			for _, peer := range []string{peerFloor, peerDatagram, peerPipe} {
 				if r, ok := newRatio(fmt.Sprintf("%s: %s / %s", by.name, us, peer), trips(us), trips(peer)); ok {
 					out = append(out, r)
@@ -175,7 +178,11 @@ func (b *ringBench) command(ctx context.Context, peer string, server bool, dir s
 		}
 		cmd = exec.CommandContext(ctx, b.driver, args...)
 	} else {
-		cmd = exec.CommandContext(ctx, b.self, "bench", "ring-worker", "--idle", strings.TrimPrefix(peer, "ring-"),
+		idle, call := strings.TrimPrefix(peer, "ring-"), ""
+		if of, ok := strings.CutPrefix(peer, "mainzd-"); ok {
+			idle, call, _ = strings.Cut(of, "-")
+		}
+		cmd = exec.CommandContext(ctx, b.self, "bench", "ring-worker", "--idle", idle, "--call="+call,
 			"--dir", dir, "--cpu", strconv.Itoa(cpu), "--slice", b.Slice.String(), "--server="+strconv.FormatBool(server))
 	}
 	cmd.Stderr = os.Stderr
@@ -229,6 +236,9 @@ func openRings(ctx context.Context, o RingWorkerOptions) (e ringEnds, err error)
 // RingWorker is one end of our ring.
 func RingWorker(ctx context.Context, o RingWorkerOptions, in io.Reader, out io.Writer) error {
 	runtime.LockOSThread()
+	if o.Call != "" {
+		return callWorker(ctx, o, in, out)
+	}
 	e, err := openRings(ctx, o)
 	if err != nil {
 		return err
@@ -280,7 +290,6 @@ func (e *ringEnds) serve(ctx context.Context) error {
 var errAnswer = errors.New("a wrong answer")
 
 func (e *ringEnds) client(ctx context.Context, slice time.Duration) (s netSlice, err error) {
-	const burst = 64 // between two looks at the clock
 	var m, got ring.Message
 	take := func(m *ring.Message) { got = *m }
 	trip := func() error {
@@ -300,6 +309,13 @@ func (e *ringEnds) client(ctx context.Context, slice time.Duration) (s netSlice,
 		}
 		return nil
 	}
+	return measureTrips(slice, trip)
+}
+
+// measureTrips measures a round trip again and again.
+func measureTrips(slice time.Duration, trip func() error) (s netSlice, err error) {
+	const burst = 64 // between two looks at the clock
+	trips := uint64(0)
 	ticks := startClock()
 	during := func(d time.Duration, f func() error) (n uint64, took time.Duration, err error) {
 		start := monotonicNS()
@@ -310,6 +326,7 @@ func (e *ringEnds) client(ctx context.Context, slice time.Duration) (s netSlice,
 				}
 			}
 			n += burst
+			trips += burst
 			if took = time.Duration(monotonicNS() - start); took >= d {
 				return n, took, nil
 			}
@@ -332,7 +349,7 @@ func (e *ringEnds) client(ctx context.Context, slice time.Duration) (s netSlice,
 		h.add(ticks.ns(shm.FencedTicks() - from))
 		return err
 	})
-	s.Sent, s.Recv = m.Head[0], m.Head[0]
+	s.Sent, s.Recv = trips, trips
 	s.P50, s.P99, s.P999, s.Max = h.quantile(0.5), h.quantile(0.99), h.quantile(0.999), float64(h.max)
 	return s, err
 }

@@ -30,7 +30,7 @@ type client struct {
 const (
 	maxBytes   = 64 << 20 // of its requests under way
 	maxQueue   = 256      // replies that it does not take: then nothing more is taken from it
-	ringBudget = 64       // cells of one client in a turn
+	ringBudget = 256      // cells of one client in a turn
 )
 
 var errGarbage = errors.New("it wrote what is no cell of a call")
@@ -262,20 +262,22 @@ func (d *Dispatcher) give(c *client, st *state) {
 	}
 }
 
-// pump puts replies into the client's ring as long as there is room.
-func (d *Dispatcher) pump(c *client) {
+// pump puts replies into the client's ring as long as there is room, and reports
+// whether there was any.
+func (d *Dispatcher) pump(c *client) (did bool) {
 	var m ring.Message
 	for len(c.queue) > 0 {
 		st := c.queue[0]
 		for {
 			claim, err := c.out.TryClaim()
 			if err == ring.ErrFull {
-				return
+				return did
 			}
 			if err != nil {
 				d.breakOff(c, err)
-				return
+				return did
 			}
+			did = true
 			h := call.Head{Kind: st.kind, Call: st.id, Total: uint32(len(st.reply)), Offset: st.given, Dispatcher: d.incarnation, Status: st.status, Why: st.why}
 			n := h.Put(&m, st.reply)
 			claim.Commit(&m)
@@ -290,4 +292,5 @@ func (d *Dispatcher) pump(c *client) {
 			d.calls.end(st)
 		}
 	}
+	return did
 }

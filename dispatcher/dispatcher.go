@@ -66,6 +66,7 @@ type Dispatcher struct {
 	passNum     uint64
 	passing     bool
 	orphans     bool
+	stuck       int // sleeps since a client that is behind with its replies took some
 	rung        func(db uint32, key []byte)
 	polls       pollSet
 	stopping    atomic.Bool
@@ -74,7 +75,7 @@ type Dispatcher struct {
 }
 
 const (
-	scanEvery    = 50 * link.Millisecond
+	scanEvery    = 100 * link.Millisecond
 	socketsEvery = link.Millisecond
 	stopLimit    = link.Second // for answering what runs
 )
@@ -294,8 +295,9 @@ func (d *Dispatcher) turn() bool {
 func (d *Dispatcher) rings() bool {
 	n := 0
 	for _, c := range d.clients {
-		if len(c.queue) > 0 {
-			d.pump(c)
+		if len(c.queue) > 0 && d.pump(c) {
+			d.stuck = 0
+			n++
 		}
 		if !c.broken && len(c.queue) < maxQueue && c.in.Ready() {
 			n += c.in.Poll(ringBudget, c.take)

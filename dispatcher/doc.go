@@ -16,7 +16,7 @@
 // clients come in by, and the doorbell. A second one is an ErrInUse.
 //
 // A client that has died is noticed by the end of its connection, and by a look
-// at its slot each 50 ms in any case. Then its locks are released, its memory is
+// at its slot each 100 ms in any case. Then its locks are released, its memory is
 // reclaimed, its pieces are removed, and who waits for any of it is told.
 //
 // It may die at any instant. The next one over the same segment answers each

@@ -62,7 +62,11 @@ func (d *Dispatcher) sleep() error {
 		return nil
 	}
 	wait := min(d.next, d.scanAt) - d.time()
-	if d.passing || d.d.Again() || d.waiting() {
+	switch {
+	case d.waiting(): // nobody rings when there is room again
+		wait = min(wait, 50*link.Microsecond<<min(d.stuck/16, 9))
+		d.stuck++
+	case d.passing || d.d.Again():
 		wait = min(wait, link.Millisecond)
 	}
 	if wait <= 0 {

@@ -137,3 +137,54 @@ func (db *DB) MarkRemoving(key []byte, p Piece) error {
 	}
 	return nil
 }
+
+// Scan calls f for the records of a database that this node owns, from a cursor
+// on, 0 at first, until it returns false; it returns where to go on, 0 at the
+// end. f must not insert.
+func (d *Dispatcher) Scan(id uint32, cursor uint64, f func(key []byte, r *Held) bool) uint64 {
+	db := d.db(id)
+	if db == nil {
+		return 0
+	}
+	// A place is that of a bucket, and of an entry in its chain.
+	const perBucket = 16
+	var h Held
+	var buf []byte
+	for n := cursor >> perBucket; n < uint64(len(db.buckets)); n++ {
+		bk := &db.buckets[n]
+		place := uint64(0)
+		for range maxChain {
+			for i := range bk.entry {
+				place++
+				if n == cursor>>perBucket && place <= cursor&(1<<perBucket-1) {
+					continue
+				}
+				e := bk.entry[i].Load()
+				b := d.s.blockAt(entryRef(e), entryClass(e))
+				if e == 0 || b == nil {
+					continue
+				}
+				// It may be replaced just now: Look goes by the key.
+				klen := metaKeyLen(b.meta.Load())
+				if klen < 1 || klen > maxKey || blockHeaderSize+uint64(klen) > uint64(classSizes[entryClass(e)]) {
+					continue
+				}
+				buf = room(buf[:0], klen)
+				d.s.r.CopyOut(buf, refOffset(entryRef(e))+blockHeaderSize)
+				if d.Look(id, buf, &h) && !f(buf, &h) {
+					return n<<perBucket | place
+				}
+			}
+			ref := bk.overflow.Load()
+			if ref == 0 {
+				break
+			}
+			if !d.s.isBucket(ref) {
+				d.fail(errBadChain)
+				return 0
+			}
+			bk = d.s.bucketAt(ref)
+		}
+	}
+	return 0
+}

@@ -141,7 +141,8 @@ func benchRingCommand() *cobra.Command {
 		Use:   "ring",
 		Short: "Measure rings beside the floor, a datagram socket and a pipe",
 		Long: `Measures the round trip of a message without work between two processes, each
-pinned to a CPU: over our rings (both ends busy, adaptive and sleeping), and as C
+pinned to a CPU: over our rings (both ends busy, adaptive and sleeping), of calls of a client to
+its node's dispatcher (nothing, a fetch, and lock-read-store), and as C
 drives them in a busy loop a ring of the least instructions (the floor of the
 hardware), a unix datagram socket and a pipe, in alternating slices. Needs two
 CPUs, and for the C side a compiler.`,
@@ -186,6 +187,7 @@ func benchRingWorkerCommand() *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.StringVar(&o.Idle, "idle", "adaptive", "busy, adaptive or sleep")
+	f.StringVar(&o.Call, "call", "", "what to ask of a dispatcher: nop, fetch or rmw")
 	f.BoolVar(&o.Server, "server", false, "be the server")
 	f.StringVar(&o.Dir, "dir", "", "directory of the run")
 	f.IntVar(&o.CPU, "cpu", 0, "CPU to pin to")
