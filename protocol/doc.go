@@ -26,7 +26,8 @@
 // parked, and Released comes when the record is free.
 //
 // Tables and their bounds: pending operations [Config.MaxPending] (Submit: ErrFull);
-// requests parked for other nodes [Config.MaxParked] (NO_MEMORY to them); done
+// requests parked for other nodes [Config.MaxParked] (NO_MEMORY to them, or, if they
+// wait for a record to arrive, they come again); done
 // lists [Config.MaxDone] a record (requests wait); databases [Config.MaxDBs] and
 // traverses [Config.MaxWalks] (NO_MEMORY), with [Config.MaxMoved] bytes of records
 // that move (the traverse ends with NO_MEMORY); 64 questions about databases

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
@@ -25,7 +26,7 @@ func TestMain(m *testing.M) {
 }
 
 // Each script in testdata is a test; those in testdata/ramdisk get a directory
-// there, $RAMDISK.
+// of their own there, $RAMDISK.
 func TestScripts(t *testing.T) { runScripts(t, "testdata", "") }
 
 func TestRamdiskScripts(t *testing.T) {
@@ -55,8 +56,12 @@ func runScripts(t *testing.T, dir, ramdisk string) {
 			"until":    until,
 		},
 		Setup: func(e *testscript.Env) error {
-			e.Setenv("RAMDISK", ramdisk)
-			return nil
+			if ramdisk == "" {
+				return nil
+			}
+			dir := filepath.Join(ramdisk, filepath.Base(e.WorkDir)) // scripts run side by side
+			e.Setenv("RAMDISK", dir)
+			return os.Mkdir(dir, 0o700)
 		},
 	})
 }

@@ -171,17 +171,17 @@ func serving(h *host) bool { return h.seg.live() }
 func (k *checker) published(h *host, r *record) {
 	k.owns(h, r)
 	n := name(r.db, []byte(r.key))
-	if len(r.data) == 0 {
-		delete(k.since, n)
-	} else if _, ok := k.since[n]; !ok {
-		k.since[n] = k.c.now
-	}
 	if k.away[n] {
 		delete(k.away, n)
 		k.stale[n] = k.copies(n)
 	}
 	if h.stable.Taken < k.newest {
 		return // voted out: a write there counts for nothing
+	}
+	if len(r.data) == 0 {
+		delete(k.since, n)
+	} else if _, ok := k.since[n]; !ok && serving(h) {
+		k.since[n] = k.c.now
 	}
 	if r.rsn <= k.lastRSN[n] && serving(h) {
 		k.fail("S5", "RSN of %q at node %d is %d after %d", r.key, h.pnn, r.rsn, k.lastRSN[n])
@@ -249,9 +249,13 @@ func (k *checker) lifeEnds(h *host) {
 		gone[n] = true
 	}
 	for _, o := range k.c.hosts {
-		o.stable.EachCarried(func(db uint32, key []byte, bound protocol.PNN, _ protocol.ReqID, _ uint64) {
+		o.stable.EachCarried(func(db uint32, key []byte, bound protocol.PNN, reqid protocol.ReqID, rsn uint64) {
+			n := name(db, key)
 			if o == h || bound == h.pnn {
-				gone[name(db, key)] = true
+				gone[n] = true
+			}
+			if bound == h.pnn { // who asked for it has forgotten: it can't be the record any more
+				k.stale[n] = append(k.stale[n], copied{o.pnn, bound, reqid, rsn})
 			}
 		})
 	}

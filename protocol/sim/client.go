@@ -697,9 +697,7 @@ func (o *operation) validate(waited instant) {
 	}
 	switch {
 	case waited == -1 || s.gate.State == protocol.GateOpen && s.live():
-		if waited != -1 {
-			c.check.bypassSuccess(cl.h, s)
-		}
+		c.check.bypassSuccess(cl.h, s)
 		if o.m.Op == wire.ReqConditionalAppend && o.db == dbPieces {
 			cl.pieces = append(cl.pieces, mine{o.key, o.opid, string(o.m.Data)})
 		}
