@@ -32,6 +32,17 @@ var told = map[string]string{
 	"no-table":           "databases",
 	"two-registrars":     "databases",
 	"lock-forgets":       "arbiter_stale",
+	"old-recovered":      "drain",
+	"old-incarnation":    "drain",
+	"copy-without-want":  "handover_receiver_serves",
+	"resupply-removing":  "removal_unanswered",
+	"serve-no-lease":     "lease_over",
+	"no-margin":          "drift",
+	"no-clique":          "clique",
+	"no-stickiness":      "late_prepare",
+	plantNoRing:          "lock_handed",
+	plantLiveLate:        "slow_append",
+	plantNoValidateRead:  "slow_read",
 }
 
 // TestPlants: the checkers see what they are there for, in random runs. With -short
