@@ -2,6 +2,7 @@ package bench
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	_ "embed"
 	"encoding/binary"
@@ -38,6 +39,9 @@ const (
 
 	// netPatience is how long the first answer may take on a busy machine.
 	netPatience = time.Minute
+	// netAttempts is how often a slice is tried. On a machine where either end
+	// got no CPU, or only one, a slice may come to nothing.
+	netAttempts = 3
 )
 
 // netBench is a run: two namespaces with a veth pair, and the contestants.
@@ -61,9 +65,15 @@ type netSlice struct {
 	Lost   uint64  `json:"lost"`
 }
 
+// ok tells a slice that was measured from one that came to nothing.
+func (s netSlice) ok() bool { return s.Recv > 0 }
+
 // Net measures round trips and rates of the transports and of their peers over
 // one veth pair between two namespaces that go with the run, in alternating
 // slices. Every client and server is a process, spins, and is pinned to a CPU.
+// A slice that comes to nothing is tried again, and if that does not help its
+// contestant is out and the report has a warning. It is an error if nothing at
+// all was measured.
 func Net(ctx context.Context, o NetOptions) (*Report, error) {
 	o.defaults()
 	if os.Geteuid() != 0 {
@@ -97,6 +107,7 @@ func Net(ctx context.Context, o NetOptions) (*Report, error) {
 	defer b.client.Close()
 	defer b.server.Close()
 
+	var lastErr error
 	report := &Report{Environment: env, RatioTitle: "round trips (p50, less is better), and rates (more is better), over"}
 	for _, size := range netSizes {
 		for _, op := range []struct {
@@ -109,25 +120,58 @@ func Net(ctx context.Context, o NetOptions) (*Report, error) {
 			got := map[string][]netSlice{}
 			for round := range o.Rounds {
 				for _, p := range peers {
+					if round > 0 && !got[p][round-1].ok() {
+						got[p] = append(got[p], netSlice{}) // it is out
+						continue
+					}
 					fmt.Fprintf(o.Progress, "\r%s, %d bytes, round %d of %d: %-12s", op.name, size, round+1, o.Rounds, p)
-					s, err := b.slice(ctx, p, size, op.window)
+					s, err := retried(ctx, func() (netSlice, error) { return b.slice(ctx, p, size, op.window) })
+					if ctx.Err() != nil {
+						return nil, ctx.Err()
+					}
 					if err != nil {
-						return nil, fmt.Errorf("%s, %d bytes, %s: %w", op.name, size, p, err)
+						lastErr = fmt.Errorf("%s, %d bytes, round %d, %s: %w", op.name, size, round+1, p, err)
+						report.Environment.Warnings = append(report.Environment.Warnings, "not measured, nor in the rounds after: "+lastErr.Error())
 					}
 					got[p] = append(got[p], s)
 				}
 			}
 			for _, p := range peers {
-				report.Results = append(report.Results, netResult(op.name, p, size, got[p]))
+				if r, ok := netResult(op.name, p, size, got[p]); ok {
+					report.Results = append(report.Results, r)
+				}
 			}
 			report.Ratios = append(report.Ratios, netRatios(op.name, size, got)...)
 		}
 	}
 	fmt.Fprintln(o.Progress)
+	if len(report.Results) == 0 {
+		return nil, fmt.Errorf("nothing was measured; the last slice: %w", lastErr)
+	}
 	return report, nil
 }
 
-func netResult(op, peer string, size int, got []netSlice) Result {
+// retried tries a slice until it comes to something. Without, the slice is
+// zero and the error is the last one.
+func retried(ctx context.Context, slice func() (netSlice, error)) (s netSlice, err error) {
+	for range netAttempts {
+		s, err = slice()
+		if err == nil && !s.ok() {
+			err = fmt.Errorf("none of %d datagrams came back", s.Sent)
+		}
+		if err == nil || ctx.Err() != nil {
+			return s, err
+		}
+	}
+	return netSlice{}, err
+}
+
+// netResult sums up the slices that were measured, if there are any.
+func netResult(op, peer string, size int, all []netSlice) (r Result, ok bool) {
+	got := slices.DeleteFunc(slices.Clone(all), func(s netSlice) bool { return !s.ok() })
+	if len(got) == 0 {
+		return r, false
+	}
 	middle := func(of func(netSlice) float64) float64 {
 		v := make([]float64, len(got))
 		for i, s := range got {
@@ -137,7 +181,7 @@ func netResult(op, peer string, size int, got []netSlice) Result {
 		return round(m)
 	}
 	// Either process has a CPU, and sends and receives once for an answer.
-	r := Result{Suite: "net", Op: op, Peer: peer, ValueBytes: size, Procs: 2, Reps: len(got),
+	r = Result{Suite: "net", Op: op, Peer: peer, ValueBytes: size, Procs: 2, Reps: len(got),
 		PacketsPerCore: middle(func(s netSlice) float64 { return 2 * s.PerSec }),
 		Mops:           middle(func(s netSlice) float64 { return s.PerSec / 1e6 }),
 		P50:            middle(func(s netSlice) float64 { return s.P50 }),
@@ -152,40 +196,40 @@ func netResult(op, peer string, size int, got []netSlice) Result {
 		r.MopsMax = max(r.MopsMax, m)
 		r.Max = max(r.Max, s.Max)
 	}
-	return r
+	return r, true
 }
 
 // netRatios compares slices of the same round: the way that auto picks on veth
-// with the best kernel UDP and with Go's own.
+// with the best kernel UDP and with Go's own. A round in which one of those
+// compared was not measured is left out; so is, from all rounds, a peer that
+// never was.
 func netRatios(op string, size int, got map[string][]netSlice) (out []Ratio) {
-	values := func(peers []string, best func(...float64) float64) (v []float64) {
+	value, best := func(s netSlice) float64 { return s.P50 }, func(v []float64) float64 { return slices.Min(v) }
+	if op != "rtt" {
+		value, best = func(s netSlice) float64 { return s.PerSec }, func(v []float64) float64 { return slices.Max(v) }
+	}
+	values := func(peers ...string) (v []float64) {
+		peers = slices.DeleteFunc(peers, func(p string) bool { return !slices.ContainsFunc(got[p], netSlice.ok) })
+		if len(peers) == 0 {
+			return nil
+		}
 		for i := range got[peerGeneric] {
 			var of []float64
+			whole := true
 			for _, p := range peers {
-				if i >= len(got[p]) {
-					continue
-				}
-				s := got[p][i]
-				if op == "rtt" {
-					of = append(of, s.P50)
-				} else {
-					of = append(of, s.PerSec)
-				}
+				whole = whole && got[p][i].ok()
+				of = append(of, value(got[p][i]))
 			}
-			if len(of) == 0 {
-				return nil
+			if !whole {
+				of = []float64{0} // which no ratio is taken of
 			}
-			v = append(v, best(of...))
+			v = append(v, best(of))
 		}
 		return v
 	}
-	lowest := func(v ...float64) float64 { return slices.Min(v) }
-	if op != "rtt" {
-		lowest = func(v ...float64) float64 { return slices.Max(v) }
-	}
 	add := func(over string, peers ...string) {
 		name := fmt.Sprintf("%s %d: %s / %s", op, size, peerGeneric, over)
-		if r, ok := newRatio(name, values([]string{peerGeneric}, lowest), values(peers, lowest)); ok {
+		if r, ok := newRatio(name, values(peerGeneric), values(peers...)); ok {
 			out = append(out, r)
 		}
 	}
@@ -247,7 +291,12 @@ func (b *netBench) wire() (err error) {
 func (b *netBench) slice(ctx context.Context, peer string, size, window int) (s netSlice, err error) {
 	ctx, stop := context.WithTimeout(ctx, b.Slice+2*netPatience)
 	defer stop()
+	// A child is told to die with the thread that has started it.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	var serverSays, clientSays bytes.Buffer
 	server := b.command(ctx, peer, true, size, window)
+	server.Stderr = &serverSays
 	in, err := server.StdinPipe()
 	if err != nil {
 		return s, err
@@ -263,11 +312,15 @@ func (b *netBench) slice(ctx context.Context, peer string, size, window int) (s 
 	defer func() {
 		_ = server.Process.Kill()
 		_ = server.Wait()
+		if err != nil {
+			err = fmt.Errorf("%w; client: %q, server: %q", err, bytes.TrimSpace(clientSays.Bytes()), bytes.TrimSpace(serverSays.Bytes()))
+		}
 	}()
 	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || line != "ready\n" {
 		return s, fmt.Errorf("the server said %q: %v", line, err)
 	}
 	client := b.command(ctx, peer, false, size, window)
+	client.Stderr = &clientSays
 	var text []byte
 	err = b.client.Do(func() (err error) {
 		text, err = client.Output()
@@ -278,9 +331,6 @@ func (b *netBench) slice(ctx context.Context, peer string, size, window int) (s 
 	}
 	if err := json.Unmarshal(text, &s); err != nil {
 		return s, fmt.Errorf("client's result: %w", err)
-	}
-	if s.Recv == 0 {
-		return s, fmt.Errorf("none of %d datagrams came back", s.Sent)
 	}
 	return s, nil
 }
@@ -305,7 +355,6 @@ func (b *netBench) command(ctx context.Context, peer string, server bool, size, 
 			"--size", strconv.Itoa(size), "--window", strconv.Itoa(window), "--cpu", strconv.Itoa(cpu),
 			"--slice", b.Slice.String(), "--server="+strconv.FormatBool(server))
 	}
-	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	return cmd
 }
@@ -409,7 +458,7 @@ func goNet(ctx context.Context, o NetWorkerOptions, listen, to netip.AddrPort, o
 			return errors.New("no answer")
 		}
 	}
-	start := time.Now()
+	start := time.Now().Add(-1) // 0 is the time in those of before
 	_ = c.SetReadDeadline(start.Add(o.Slice))
 	// A slice ends with its time, but not before the first answer.
 	for underWay, late := 0, false; time.Since(start) < o.Slice || s.Recv == 0 && !late; {
@@ -428,7 +477,11 @@ func goNet(ctx context.Context, o NetWorkerOptions, listen, to netip.AddrPort, o
 		} else if err != nil {
 			return err
 		}
-		h.add(uint64(time.Since(start)) - binary.LittleEndian.Uint64(buf))
+		sent := binary.LittleEndian.Uint64(buf)
+		if sent == 0 {
+			continue
+		}
+		h.add(uint64(time.Since(start)) - sent)
 		underWay--
 		s.Recv++
 	}

@@ -80,7 +80,7 @@ func Ring(ctx context.Context, o RingOptions) (report *Report, err error) {
 	}
 	report = &Report{Environment: env}
 	for _, p := range peers {
-		r := netResult("rtt", p, 64, got[p])
+		r, _ := netResult("rtt", p, 64, got[p])
 		r.Suite, r.PacketsPerCore = "ring", 0
 		report.Results = append(report.Results, r)
 	}

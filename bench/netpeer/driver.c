@@ -127,14 +127,16 @@ int main(int argc, char **argv)
 	start = t = heard = now();
 	if (window == 1) {
 		while ((t - start < slice || !got) && t - start < patience && n < max_samples) {
-			uint64_t before = now();
+			uint64_t before = t = now(), number = sent + 1, back = 0;
+			memcpy(mem[0], &number, sizeof number);
 			if (send(fd, mem[0], size, MSG_DONTWAIT) < 0)
 				continue;
 			sent++;
 			for (;;) {
 				ssize_t k = recv(fd, mem[0], slot, MSG_DONTWAIT);
 				t = now();
-				if (k > 0)
+				memcpy(&back, mem[0], sizeof back);
+				if (k > 0 && back == number) /* not a late answer */
 					break;
 				if (t - before > 1000000000ull) {
 					lost++;
@@ -157,7 +159,7 @@ next:;
 				sent += k, under += k;
 			k = recvmmsg(fd, in, batch, MSG_DONTWAIT, NULL);
 			if (k > 0)
-				got += k, under -= k, heard = t;
+				got += k, under = under > k ? under - k : 0, heard = t;
 			else if (t - heard > 1000000000ull)
 				lost += under, under = 0, heard = t;
 		}

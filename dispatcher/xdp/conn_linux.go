@@ -178,7 +178,7 @@ func (c *Conn) refuse(kind transport.Kind, err error) {
 // makes its rings anew when a program comes.
 func (c *Conn) openKind(kind transport.Kind) (err error) {
 	o := socketOptions{ifindex: c.dev.index, queues: min(c.dev.rxq, maxQueues), zeroCopy: kind == transport.KindXDPZeroCopy}
-	o.frame, o.sg = frameFor(c.dev.mtu)
+	o.frame, o.sg = frameFor(c.dev.mtu, o.zeroCopy && largeFrames(ethtoolDriver(c.dev.name)))
 	if c.prog, err = loadProgram(c.opts.Listen, c.opts.Filter, o.queues, o.sg); err != nil {
 		return err
 	}
@@ -206,13 +206,16 @@ func (c *Conn) openKind(kind transport.Kind) (err error) {
 
 // frameFor is the size of frames for an MTU, and whether a packet may take
 // several: a frame has to hold what other nodes may send, with a VLAN tag.
-func frameFor(mtu int) (size uint32, sg bool) {
+func frameFor(mtu int, large bool) (size uint32, sg bool) {
 	need := mtu + ethLen + vlanLen
-	if need <= 2048-rxOffset {
+	if !large && need <= 2048-rxOffset {
 		return 2048, false
 	}
 	return 4096, need > 4096-rxOffset
 }
+
+// largeFrames tells whether the driver copies if frames are of less than 4 KiB.
+func largeFrames(driver string) bool { return driver == "ena" }
 
 // holder says who is in the way, if it is somebody.
 func (c *Conn) holder(err error) string {

@@ -8,7 +8,7 @@ type Examination struct {
 	Driver       string   `json:"driver"`
 	Up           bool     `json:"up"`
 	MTU          int      `json:"mtu"`
-	Frame        int      `json:"frame_bytes"` // that the UMEM would have; with Frames for the larger packets
+	Frame        int      `json:"frame_bytes"` // of the UMEM, with zero copy where the driver has that
 	MultiBuffer  bool     `json:"multi_buffer"`
 	RxQueues     int      `json:"rx_queues"`
 	TxQueues     int      `json:"tx_queues"`

@@ -40,11 +40,8 @@ func Examine(addr netip.Addr) (*Examination, error) {
 }
 
 func (e *Examination) look(r *routes, d device) {
-	if fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err == nil {
-		if i, err := unix.IoctlGetEthtoolDrvinfo(fd, d.name); err == nil {
-			e.Driver = unix.ByteSliceToString(i.Driver[:])
-		}
-		unix.Close(fd)
+	if name := ethtoolDriver(d.name); name != "" {
+		e.Driver = name
 	}
 	e.RxQueues, e.TxQueues = d.rxq, d.rxq
 	if c, err := channels(d.name); err == nil && c.rx+c.combined > 0 {
@@ -59,6 +56,20 @@ func (e *Examination) look(r *routes, d device) {
 	if l, err := r.h.LinkByIndex(d.index); err == nil && l.Attrs().Xdp != nil && l.Attrs().Xdp.Attached {
 		e.Program = l.Attrs().Xdp.ProgId
 	}
+}
+
+// ethtoolDriver is the name of the interface's driver; "" if there is none.
+func ethtoolDriver(name string) string {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return ""
+	}
+	defer unix.Close(fd)
+	i, err := unix.IoctlGetEthtoolDrvinfo(fd, name)
+	if err != nil {
+		return ""
+	}
+	return unix.ByteSliceToString(i.Driver[:])
 }
 
 // expect is what auto should take. Only a trial shows what it does.
@@ -116,7 +127,7 @@ func (e *Examination) memory(d device) {
 	if unix.Getrlimit(unix.RLIMIT_MEMLOCK, &lim) == nil {
 		e.MemlockBytes = lim.Cur
 	}
-	frame, sg := frameFor(d.mtu)
+	frame, sg := frameFor(d.mtu, largeFrames(e.Driver))
 	e.Frame, e.MultiBuffer = int(frame), sg
 	e.NeedBytes = uint64(frame) * uint64(min(e.RxQueues, maxQueues)*rxFramesZeroCopy+txFrames)
 }

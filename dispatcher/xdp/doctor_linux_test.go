@@ -36,3 +36,26 @@ func TestExamine(t *testing.T) {
 		t.Error("an address that is not ours was examined")
 	}
 }
+
+func TestFrameSize(t *testing.T) {
+	for _, c := range []struct {
+		mtu    int
+		driver string
+		frame  uint32
+		sg     bool
+	}{
+		{1500, "ixgbe", 2048, false}, {1774, "", 2048, false}, {1775, "veth", 4096, false}, {3822, "ixgbe", 4096, false},
+		{3823, "ixgbe", 4096, true}, {9000, "veth", 4096, true},
+		{1500, "ena", 4096, false}, {9001, "ena", 4096, true},
+	} {
+		if frame, sg := frameFor(c.mtu, largeFrames(c.driver)); frame != c.frame || sg != c.sg {
+			t.Errorf("MTU %d, %s: frames of %d, several for a packet: %v", c.mtu, c.driver, frame, sg)
+		}
+	}
+	w := newWire(t, false, 1)
+	var driver string
+	_ = w.a.Do(func() error { driver = ethtoolDriver(nameA); return nil })
+	if driver != "veth" || ethtoolDriver("none such") != "" {
+		t.Errorf("the driver of a veth pair is %q", driver)
+	}
+}

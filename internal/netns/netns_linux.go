@@ -138,7 +138,7 @@ func (e End) configure() error {
 // Running waits until the interface in the thread's namespace has a carrier: it
 // comes some time after both ends are up, and packets before it are lost.
 func Running(name string) error {
-	for end := time.Now().Add(time.Minute); ; runtime.Gosched() {
+	for end := time.Now().Add(2 * time.Minute); ; runtime.Gosched() {
 		l, err := netlink.LinkByName(name)
 		if err != nil {
 			return err
@@ -147,7 +147,7 @@ func Running(name string) error {
 			return nil
 		}
 		if time.Now().After(end) {
-			return fmt.Errorf("%s has no carrier after a minute", name)
+			return fmt.Errorf("%s has no carrier after two minutes", name)
 		}
 	}
 }

@@ -28,7 +28,7 @@ type Net struct {
 
 // waitLimit bounds every wait. Nothing is measured by it: a test that needs it
 // fails.
-const waitLimit = time.Minute
+const waitLimit = 2 * time.Minute
 
 // Node is one transport of a test and what it received.
 type Node struct {
