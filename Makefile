@@ -39,12 +39,12 @@ demo: build ## processes share records, one is killed, and nothing is lost
 
 .PHONY: test
 test: vet fmt-check ## vet, gofmt, all tests, the explorer and a short torture: some minutes
-	$(GOTEST) -- ./... -- -tags shmsim $(SIM)
+	$(GOTEST) -- -timeout 25m ./... -- -timeout 25m -tags shmsim $(SIM)
 
 .PHONY: test-race
 test-race: ## all tests under the race detector; needs a C compiler (cgo)
 	@command -v $${CC:-gcc} >/dev/null || { echo "the race detector needs cgo, and that a C compiler: apt-get install gcc libc6-dev"; exit 1; }
-	CGO_ENABLED=1 $(GOTEST) -- -race -short ./...
+	CGO_ENABLED=1 $(GOTEST) -- -timeout 25m -race -short ./...
 
 .PHONY: test-root
 test-root: ## the tests again as root, where a skip is a failure

@@ -141,7 +141,7 @@ func TestTorture(t *testing.T) {
 	}()
 	c := attachTo(t, dir, ThroughRing())
 	defer c.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute+time.Duration(kills(0))*time.Second)
 	defer cancel()
 	counters, err := c.Open(ctx, "counters", KV)
 	want(t, err, nil)

@@ -249,13 +249,16 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 		}
 	}()
 	idle := d.opts.Idle.Start()
+	worked := true // since the last sleep: else there is nothing to spin for
 	for !d.stopping.Load() {
 		if d.turn() {
+			worked = true
 			idle.Reset()
-		} else if !idle.Again() {
+		} else if !(worked || d.opts.Idle == ring.Busy) || !idle.Again() {
 			if err := d.sleep(); err != nil {
 				return err
 			}
+			worked = false
 			idle.Reset()
 		}
 		if err := d.d.Err(); err != nil {

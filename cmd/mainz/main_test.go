@@ -34,6 +34,12 @@ func TestRamdiskScripts(t *testing.T) {
 	runScripts(t, "testdata/ramdisk", testenv.ShmDir(t))
 }
 
+// A node with its daemon.
+func TestNodeScripts(t *testing.T) {
+	testenv.Need(t, testenv.NoRace)
+	runScripts(t, "testdata/node", testenv.ShmDir(t))
+}
+
 // Both ends of a ring spin.
 func TestRingScripts(t *testing.T) {
 	testenv.Need(t, testenv.NoRace, testenv.TwoCPUs)

@@ -164,14 +164,18 @@ func (o *simOptions) one(cmd *cobra.Command) error {
 			fmt.Fprintln(out, "FAILED", f)
 		}
 	}
-	return failed(len(r.Failures))
+	return o.failed(len(r.Failures))
 }
 
-func failed(n int) error {
+func (o *simOptions) failed(n int) error {
 	if n == 0 {
 		return nil
 	}
-	return &problem{kind: degraded, err: fmt.Errorf("%d failures: an invariant did not hold", n), hint: "mainz sim --seed N --trace shows the run"}
+	nodes := ""
+	if o.nodes != "" { // a seed draws another run without it
+		nodes = " --nodes " + o.nodes
+	}
+	return &problem{kind: degraded, err: fmt.Errorf("%d failures: an invariant did not hold", n), hint: "mainz sim" + nodes + " --seed N --trace shows the run"}
 }
 
 // many runs on all cores.
@@ -241,7 +245,7 @@ func (o *simOptions) many(cmd *cobra.Command) error {
 		fmt.Fprintf(cmd.OutOrStdout(), "%d seeds from %d, %d failing, %d operations acknowledged, %d recoveries, %d of %d histories undecided, %.0f s\n",
 			res.Seeds, res.First, len(res.Failing), res.Acked, res.Recovered, res.Undecided, res.Histories, res.Seconds)
 	}
-	return failed(len(res.Failing))
+	return o.failed(len(res.Failing))
 }
 
 // shrink the first failing run and show its end.

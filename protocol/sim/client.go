@@ -21,8 +21,9 @@ type client struct {
 	wait   *operation // submitted, not answered
 	opid   uint64     // own counter for bypass appends
 	pieces []mine
-	idle   bool // between operations
-	manual bool // a script says what it does next
+	idle   bool    // between operations
+	manual bool    // a script says what it does next
+	slow   instant // what a step takes, if a script says so
 	lock   *operation
 	opened wire.Set // databases
 }
@@ -48,6 +49,9 @@ func (cl *client) step(f func()) {
 	d := c.between(us/2, 3*us)
 	if c.faults && c.chance(c.mix.Stall) {
 		d = c.between(ms, 90*ms)
+	}
+	if cl.slow > 0 {
+		d = cl.slow
 	}
 	c.after(d, func() {
 		if cl.alive {
@@ -123,6 +127,10 @@ func (cl *client) die(why string) {
 // release a record lock: to the dispatcher if that waits; tell it of a change.
 func (s *segment) release(r *record, changed bool) {
 	r.holder = 0
+	if s.h.c.opt.Plant == plantNoRing {
+		r.waits = false
+		return
+	}
 	tell := r.attended && changed
 	if r.waits {
 		r.waits, r.holder, tell = false, protocol.Dispatcher, true
@@ -531,7 +539,16 @@ func (o *operation) bypassRead() {
 	}
 	word, data := s.word, r.data
 	cl.step(func() {
-		if cl.h.c.opt.Plant != plantNoValidateRead && (s.word != word || !s.live()) {
+		switch {
+		case cl.h.c.opt.Plant == plantNoValidateRead:
+			// With validation it does not matter that the copy is made at the moment of
+			// the check; without it, it is made when a client makes it: later.
+			if r = s.recs[name(o.db, []byte(o.key))]; r == nil {
+				o.submit()
+				return
+			}
+			data = r.data
+		case s.word != word || !s.live():
 			o.submit()
 			return
 		}
@@ -611,9 +628,6 @@ func (o *operation) bypassUpdate() {
 			cl.step(func() {
 				r.set(data, tags, r.rsn+1)
 				c.check.published(cl.h, r)
-				if c.opt.Plant == plantNoRing {
-					r.waits = false
-				}
 				s.release(r, true)
 				if c.opt.Plant == plantLiveLate && j != nil {
 					cl.setBusy(false)

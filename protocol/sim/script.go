@@ -15,14 +15,17 @@ import (
 // its transcript: each command behind "> ", then every message and change of
 // state until the next. At the end everything is healed and checked like a seed.
 //
-//	cluster 3 always [open] [arbiter] [cap=90]
+//	cluster 3 always [open] [arbiter] [cap=90] [drift=3]
 //	                          nodes and policy; databases are opened; half of the nodes and a
-//	                          lock go on; bytes of a store. Runs until all are open
+//	                          lock go on; bytes of a store; per cent by which the first node's
+//	                          clock is fast and the last one's slow. Runs until all are open
 //	key a lmaster=1 [pieces]  a key that node 1 is the LMASTER of
 //	do 2 store a hello        a client of node 2, through the dispatcher, until it is answered
 //	go 2.2 lock a timeout=500 the node's second client; does not wait
 //	bypass 2 fetch a          the same by bypass, until it is answered
 //	    fetch, store V, delete, append V, piece S|X, remove, lock, unlock, storeunlock V, watch RSN
+//	    do 0 fetch a is=v1    what it must return
+//	    bypass 0 fetch a slow=20ms  each of its steps takes that long; does not wait
 //	run 20ms
 //	lose|repeat|late OP [by]  the next datagram that carries this message
 //	open N DB MODE            a client of node N opens a database (a number) as kv or pieces
@@ -189,9 +192,14 @@ func (s *scenario) cluster(f []string) error {
 	c := &Cluster{rng: rand.New(rand.NewPCG(1, 2)), hash: fnv.New64a(), fixed: true, files: []wire.Set{0}}
 	c.mix = Mix{Nodes: n, Delay: 50 * us, Policy: f[1], Keys: 1}
 	for _, o := range f[2:] {
-		switch v, ok := strings.CutPrefix(o, "cap="); {
-		case ok:
+		v, _ := strings.CutPrefix(o, "cap=")
+		percent, drifts := strings.CutPrefix(o, "drift=")
+		switch {
+		case v != o:
 			c.mix.Cap, _ = strconv.Atoi(v)
+		case drifts:
+			d, _ := strconv.Atoi(percent)
+			c.mix.Drift = float64(d) / 100
 		case o == "open":
 			c.mix.Open = true
 		case o == "arbiter":
@@ -207,6 +215,8 @@ func (s *scenario) cluster(f []string) error {
 		h.seg = newSegment(h, 0)
 		c.hosts = append(c.hosts, h)
 	}
+	c.hosts[0].rate += c.mix.Drift
+	c.hosts[n-1].rate -= c.mix.Drift
 	for _, h := range c.hosts {
 		h.boot()
 	}
@@ -365,9 +375,16 @@ func (s *scenario) client(f []string) error {
 		cl.seg, cl.pieces, cl.locked, cl.lock = h.seg, nil, nil, nil
 	}
 	o := &operation{cl: cl, db: k.db, key: k.key, m: wire.Message{DBID: k.db, Key: []byte(k.key)}}
-	arg := ""
+	arg, must, is := "", "", false
+	cl.slow = 0
 	for _, a := range f[4:] {
-		if v, ok := strings.CutPrefix(a, "timeout="); ok {
+		if v, ok := strings.CutPrefix(a, "is="); ok {
+			must, is = v, true
+		} else if v, ok := strings.CutPrefix(a, "slow="); ok {
+			if cl.slow, err = duration(v); err != nil {
+				return err
+			}
+		} else if v, ok := strings.CutPrefix(a, "timeout="); ok {
 			n, err := strconv.Atoi(v)
 			if err != nil {
 				return err
@@ -395,11 +412,15 @@ func (s *scenario) client(f []string) error {
 	default:
 		o.submit()
 	}
-	for i := 0; i < 4000 && f[0] != "go" && !o.ended; i++ {
+	wait := f[0] != "go" && cl.slow == 0
+	for i := 0; i < 4000 && wait && !o.ended; i++ {
 		s.c.until(s.c.now + ms/2)
 	}
-	if f[0] != "go" && !o.ended {
+	if wait && !o.ended {
 		return fmt.Errorf("no answer for 2 s")
+	}
+	if is && o.hist.out != must {
+		return fmt.Errorf("%q, not %q", o.hist.out, must)
 	}
 	return nil
 }
