@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/mainzdb/mainz/internal/testenv"
 )
 
 func readable(t *testing.T, d *Doorbell, wait time.Duration) bool {
@@ -81,7 +83,7 @@ func TestDoorbell(t *testing.T) {
 	if readable(t, next, 0) {
 		t.Fatal("readable after a full one was drained")
 	}
-	if n := testing.AllocsPerRun(100, func() { ringer.Ring(); next.Drain() }); n != 0 {
+	if n := testing.AllocsPerRun(100, func() { ringer.Ring(); next.Drain() }); n != 0 && !testenv.Race { // the detector lets more escape
 		t.Errorf("%v allocations", n)
 	}
 }
