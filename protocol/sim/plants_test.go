@@ -1,7 +1,6 @@
 package sim
 
 import (
-	"math/rand/v2"
 	"os"
 	"slices"
 	"strings"
@@ -66,7 +65,7 @@ func TestEveryPlant(t *testing.T) {
 // TestPlants: the checkers see what they are there for, in random runs. With -short
 // only the first of the list.
 func TestPlants(t *testing.T) {
-	first := rand.Uint64() % 1e12
+	first := firstSeed(t)
 	names := append(append([]string(nil), quick...), aimed...)
 	if testing.Short() {
 		names = quick[:6]

@@ -20,18 +20,25 @@ var (
 	trace = flag.Bool("trace", false, "print the trace of the first seed")
 )
 
-// TestSeeds runs fresh seeds of mixed faults. MAINZ_SIM_FROM names the first one
-// where a merge must not fail by a seed that nobody has met before.
+// firstSeed is a fresh one, or what MAINZ_SIM_FROM says, where a merge must not
+// fail by a seed that nobody has met before.
+func firstSeed(t *testing.T) uint64 {
+	v := os.Getenv("MAINZ_SIM_FROM")
+	if v == "" {
+		return rand.Uint64() % 1e12
+	}
+	first, err := strconv.ParseUint(v, 10, 64)
+	if err != nil {
+		t.Fatalf("MAINZ_SIM_FROM: %v", err)
+	}
+	return first
+}
+
+// TestSeeds runs fresh seeds of mixed faults.
 func TestSeeds(t *testing.T) {
 	first := *from
-	if v := os.Getenv("MAINZ_SIM_FROM"); v != "" && first == 0 {
-		var err error
-		if first, err = strconv.ParseUint(v, 10, 64); err != nil {
-			t.Fatalf("MAINZ_SIM_FROM: %v", err)
-		}
-	}
 	if first == 0 {
-		first = rand.Uint64() % 1e12
+		first = firstSeed(t)
 	}
 	t.Logf("seeds %d to %d", first, first+uint64(*seeds)-1)
 	stopAt := *limit
