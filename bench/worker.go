@@ -315,11 +315,13 @@ func (w *worker) nextIndex() uint64 {
 	return w.random.draw(w.records)
 }
 
+// fetch verifies in place, as the peers do in C: a call more each time would be
+// a tenth of what a hot Fetch takes.
 func (w *worker) fetch() {
 	value, err := w.handle.AppendFetch(w.ctx, w.fetched, w.key[:])
 	if err != nil {
 		w.failed("fetch", err)
-	} else {
+	} else if len(value) != int(w.format) || w.calls%fullCheck == 0 || !valueOK(value, &w.key) {
 		w.check(value, &w.key)
 	}
 	w.calls++

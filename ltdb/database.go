@@ -50,7 +50,6 @@ type DB struct {
 	id      uint32
 	place   int // line in the table of databases
 	buckets []bucket
-	flip    [2]uint64 // what keys of 9 to 16 bytes are hashed with
 
 	// What a read needs of the store, at hand.
 	r *shm.Region
@@ -66,6 +65,7 @@ type probe struct {
 	lease *shm.Word64
 	start shm.Offset // of the data area
 	size  uint64     // its bytes
+	flip  [2]uint64  // what keys of 9 to 16 bytes are hashed with
 }
 
 // Name returns the database's name.
@@ -191,10 +191,10 @@ func (s *Store) database(i int) (*DB, error) {
 	}
 	return &DB{
 		s: s, name: string(name), mode: mode, id: id, place: i,
-		buckets: shm.Slice[bucket](s.r, off, int(count)), flip: hashFlip(uint64(id)), r: s.r,
+		buckets: shm.Slice[bucket](s.r, off, int(count)), r: s.r,
 		probe: probe{
 			table: shm.At[bucket](s.r, off), mask: count - 1, base: shm.At[block](s.r, 0),
-			gate: &s.gate.Gate, lease: &s.leas.Ticks, start: s.dataStart, size: uint64(len(s.spans)) << s.spanShift,
+			gate: &s.gate.Gate, lease: &s.leas.Ticks, start: s.dataStart, size: uint64(len(s.spans)) << s.spanShift, flip: hashFlip(uint64(id)),
 		},
 	}, nil
 }

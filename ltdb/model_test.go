@@ -367,7 +367,7 @@ func TestFormat(t *testing.T) {
 		{"brlock", "\x00\x00\x00", 0x8d0c8037, 0x213416b11bfd5016},
 	} {
 		id := databaseID(c.name)
-		db := &DB{id: id, flip: hashFlip(uint64(id))}
+		db := &DB{id: id, probe: probe{flip: hashFlip(uint64(id))}}
 		if db.id != c.id || db.hash([]byte(c.key)) != c.hash {
 			t.Errorf("{%q, %q, %#x, %#x},", c.name, c.key, db.id, db.hash([]byte(c.key)))
 		}

@@ -52,107 +52,140 @@ GLOBL tagField<>(SB), RODATA|NOPTR, $8
 	ADDQ	probe_base(DI), SI; \
 	MOVQ	(SI), R12
 
-// The key at SI's block is that at R15, of R8 bytes: two words that may overlap.
+// The key at SI's block is that at R15, of R14 bytes: two words that may overlap.
 #define SAMEKEY \
 	MOVQ	48(SI), DX; \
 	CMPQ	DX, (R15); \
 	JNE	no; \
-	MOVQ	40(SI)(R8*1), DX; \
-	CMPQ	DX, -8(R15)(R8*1); \
+	MOVQ	40(SI)(R14*1), DX; \
+	CMPQ	DX, -8(R15)(R14*1); \
 	JNE	no
 
-// func quickRead(p *probe, dst unsafe.Pointer, room uint64, key unsafe.Pointer, klen, hash uint64) int
+// What both reads do. In: DI probe, R8 hash, R15 key, R14 its length. Beside
+// FIND's registers: R10 is the gate's word at R9, CX later the data's length.
+#define READ(ret) \
+	MOVQ	probe_gate(DI), R9; \
+	MOVQ	(R9), R10; \
+	FIND; \
+	/* Key length and class fit, it is ours and not empty. */ \
+	SHLL	$16, CX; \
+	ORL	R14, CX; \
+	ORL	$0x1000000, CX; \
+	MOVL	32(SI), R11; \
+	ANDL	$0x9ffffff, R11; \
+	CMPL	R11, CX; \
+	JNE	no; \
+	/* Key and data fit into the block, the data into dst. */ \
+	MOVL	24(SI), CX; \
+	LEAQ	7(R14), R11; \
+	ANDQ	$~7, R11; \
+	LEAQ	48(R11)(CX*1), R8; \
+	CMPQ	R8, DX; \
+	JHI	no; \
+	SAMEKEY; \
+	MOVQ	dst+8(FP), DX; \
+	MOVQ	8(DX), R8; \
+	MOVQ	16(DX), R15; \
+	SUBQ	R8, R15; \
+	CMPQ	CX, R15; \
+	JHI	no; \
+	ADDQ	0(DX), R8; \
+	/* Copy. */ \
+	LEAQ	48(SI)(R11*1), R11; \
+	CMPQ	CX, $32; \
+	JB	small; \
+	CMPQ	CX, $1024; \
+	JA	no; \
+	LEAQ	-32(CX), R15; \
+	VMOVDQU	(R11)(R15*1), Y5; \
+	VMOVDQU	Y5, (R8)(R15*1); \
+	XORL	DX, DX; \
+more: \
+	VMOVDQU	(R11)(DX*1), Y4; \
+	VMOVDQU	Y4, (R8)(DX*1); \
+	ADDQ	$32, DX; \
+	CMPQ	DX, R15; \
+	JB	more; \
+again: \
+	/* The second look: nothing has changed, the gate was open throughout, and */ \
+	/* nobody needs a lease. */ \
+	TESTQ	$1, R12; \
+	JNZ	no; \
+	XORQ	(R13), BX; \
+	SHLQ	$15, BX; \
+	JNZ	no; \
+	CMPQ	R12, (SI); \
+	JNE	no; \
+	MOVL	R10, DX; \
+	ANDL	$3, DX; \
+	CMPL	DX, $2; \
+	JNE	no; \
+	CMPQ	R10, (R9); \
+	JNE	no; \
+	MOVQ	probe_lease(DI), DX; \
+	CMPQ	(DX), $-1; \
+	JNE	no; \
+	VZEROUPPER; \
+	MOVQ	CX, ret; \
+	RET; \
+small: \
+	CMPQ	CX, $16; \
+	JB	tiny; \
+	VMOVDQU	(R11), X4; \
+	VMOVDQU	-16(R11)(CX*1), X5; \
+	VMOVDQU	X4, (R8); \
+	VMOVDQU	X5, -16(R8)(CX*1); \
+	JMP	again; \
+tiny: \
+	CMPQ	CX, $8; \
+	JB	no; \
+	MOVQ	(R11), DX; \
+	MOVQ	-8(R11)(CX*1), R15; \
+	MOVQ	DX, (R8); \
+	MOVQ	R15, -8(R8)(CX*1); \
+	JMP	again; \
+no: \
+	VZEROUPPER; \
+	MOVQ	$-1, ret; \
+	RET
+
+// func quickFetch(p *probe, dst, key *[]byte) int
 //
-// Beside FIND's registers: R10 is the gate's word, CX later the data's length.
-TEXT ·quickRead(SB), NOSPLIT, $0-56
+// The hash is hash9to16, line by line.
+TEXT ·quickFetch(SB), NOSPLIT, $0-32
 	MOVQ	p+0(FP), DI
-	MOVQ	hash+40(FP), R8
-	MOVQ	probe_gate(DI), R9
-	MOVQ	(R9), R10
-	FIND
+	MOVQ	key+16(FP), R9
+	MOVQ	0(R9), R15
+	MOVQ	8(R9), R14
+	MOVQ	probe_flip(DI), AX
+	XORQ	(R15), AX
+	MOVQ	probe_flip+8(DI), CX
+	XORQ	-8(R15)(R14*1), CX
+	MOVQ	AX, R8
+	BSWAPQ	R8
+	ADDQ	R14, R8
+	ADDQ	CX, R8
+	MULQ	CX
+	XORQ	DX, AX
+	ADDQ	AX, R8
+	MOVQ	R8, AX
+	SHRQ	$37, R8
+	XORQ	AX, R8
+	MOVQ	$0x165667919e3779f9, AX
+	IMULQ	AX, R8
+	MOVQ	R8, AX
+	SHRQ	$32, R8
+	XORQ	AX, R8
+	READ(ret+24(FP))
 
-	// Key length and class fit, it is ours and not empty.
-	MOVQ	klen+32(FP), R8
-	SHLL	$16, CX
-	ORL	R8, CX
-	ORL	$0x1000000, CX
-	MOVL	32(SI), R11
-	ANDL	$0x9ffffff, R11
-	CMPL	R11, CX
-	JNE	no
-
-	// Key and data fit into the block, the data into dst.
-	MOVL	24(SI), CX
-	LEAQ	7(R8), R11
-	ANDQ	$~7, R11
-	LEAQ	48(R11)(CX*1), R15
-	CMPQ	R15, DX
-	JHI	no
-	CMPQ	CX, room+16(FP)
-	JHI	no
-
-	MOVQ	key+24(FP), R15
-	SAMEKEY
-
-	// Copy.
-	LEAQ	48(SI)(R11*1), R11
-	MOVQ	dst+8(FP), R8
-	CMPQ	CX, $32
-	JB	small
-	CMPQ	CX, $1024
-	JA	no
-	LEAQ	-32(CX), R15
-	VMOVDQU	(R11)(R15*1), Y5
-	VMOVDQU	Y5, (R8)(R15*1)
-	XORL	DX, DX
-more:
-	VMOVDQU	(R11)(DX*1), Y4
-	VMOVDQU	Y4, (R8)(DX*1)
-	ADDQ	$32, DX
-	CMPQ	DX, R15
-	JB	more
-again:
-	// The second look: nothing has changed, the gate was open throughout, and
-	// nobody needs a lease.
-	TESTQ	$1, R12
-	JNZ	no
-	XORQ	(R13), BX
-	SHLQ	$15, BX
-	JNZ	no
-	CMPQ	R12, (SI)
-	JNE	no
-	MOVL	R10, DX
-	ANDL	$3, DX
-	CMPL	DX, $2
-	JNE	no
-	CMPQ	R10, (R9)
-	JNE	no
-	MOVQ	probe_lease(DI), DX
-	CMPQ	(DX), $-1
-	JNE	no
-	VZEROUPPER
-	MOVQ	CX, ret+48(FP)
-	RET
-small:
-	CMPQ	CX, $16
-	JB	tiny
-	VMOVDQU	(R11), X4
-	VMOVDQU	-16(R11)(CX*1), X5
-	VMOVDQU	X4, (R8)
-	VMOVDQU	X5, -16(R8)(CX*1)
-	JMP	again
-tiny:
-	CMPQ	CX, $8
-	JB	no
-	MOVQ	(R11), DX
-	MOVQ	-8(R11)(CX*1), R15
-	MOVQ	DX, (R8)
-	MOVQ	R15, -8(R8)(CX*1)
-	JMP	again
-no:
-	VZEROUPPER
-	MOVQ	$-1, ret+48(FP)
-	RET
+// func quickRead(p *probe, dst, key *[]byte, hash uint64) int
+TEXT ·quickRead(SB), NOSPLIT, $0-40
+	MOVQ	p+0(FP), DI
+	MOVQ	key+16(FP), R9
+	MOVQ	0(R9), R15
+	MOVQ	8(R9), R14
+	MOVQ	hash+24(FP), R8
+	READ(ret+32(FP))
 
 // func quickFind(p *probe, key unsafe.Pointer, klen, hash uint64) (entry *shm.Word64, e uint64, b *block, seq, meta uint64)
 TEXT ·quickFind(SB), NOSPLIT, $0-72
@@ -161,9 +194,9 @@ TEXT ·quickFind(SB), NOSPLIT, $0-72
 	FIND
 	TESTQ	$1, R12
 	JNZ	no
-	MOVQ	klen+16(FP), R8
+	MOVQ	klen+16(FP), R14
 	SHLL	$16, CX
-	ORL	R8, CX
+	ORL	R14, CX
 	MOVQ	32(SI), R9
 	MOVL	R9, R11
 	ANDL	$0xffffff, R11
