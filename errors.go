@@ -38,6 +38,12 @@ var (
 	ErrUnknown = errors.New("mainz: outcome unknown")
 )
 
+// attachFailed is an error of package attach with the kind that callers know.
+type attachFailed struct{ err, kind error }
+
+func (e *attachFailed) Error() string   { return "mainz: " + e.err.Error() }
+func (e *attachFailed) Unwrap() []error { return []error{e.err, e.kind} }
+
 // attachError gives an error of package attach the kind that callers know.
 func attachError(err error) error {
 	for _, k := range []struct{ from, to error }{
@@ -48,7 +54,7 @@ func attachError(err error) error {
 		{attach.ErrNotSupported, ErrNotSupported},
 	} {
 		if errors.Is(err, k.from) {
-			return fmt.Errorf("mainz: %w (%w)", err, k.to)
+			return &attachFailed{err, k.to}
 		}
 	}
 	return fmt.Errorf("mainz: %w", err)

@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"strings"
 
 	"github.com/mainzdb/mainz/ltdb"
 )
@@ -23,12 +24,13 @@ type kind struct {
 var (
 	failure      = &kind{1, "failure", ""}
 	usage        = &kind{2, "usage", "see mainz --help"}
-	notRunning   = &kind{3, "not_running", "is the directory the right one? a store is made by the first client that may create it"}
+	notRunning   = &kind{3, "not_running", "start mainzd for it; or is this not the directory of the node? see --dir and MAINZ_DIR"}
 	permission   = &kind{4, "permission", "run as a member of the group that owns the directory"}
 	incompatible = &kind{5, "incompatible", "upgrade the side that the message names, or create the segment anew"}
 	timeout      = &kind{6, "timeout", ""}
 	degraded     = &kind{7, "degraded", ""}
 	notFound     = &kind{8, "not_found", ""}
+	noDatabase   = &kind{8, "not_found", "mainz size lists the databases; mainz put --create makes one"}
 	busy         = &kind{9, "busy", "try again when the holder is done"}
 	noSpace      = &kind{10, "no_space", "make room in the ramdisk, or ask for a smaller segment"}
 )
@@ -44,7 +46,7 @@ var kinds = []struct {
 	{ltdb.ErrIncompatible, incompatible},
 	{ltdb.ErrCorrupt, degraded},
 	{ltdb.ErrNotFound, notFound},
-	{ltdb.ErrNoDatabase, notFound},
+	{ltdb.ErrNoDatabase, noDatabase},
 	{ltdb.ErrLocked, busy},
 	{ltdb.ErrCondition, busy},
 	{ltdb.ErrInUse, busy},
@@ -87,6 +89,7 @@ func classify(err error) (*kind, string) {
 // printError prints the error and returns the exit code.
 func printError(w io.Writer, err error, asJSON bool) int {
 	k, hint := classify(err)
+	message := strings.TrimPrefix(err.Error(), "mainz: ") // the client's errors say that as well
 	if asJSON {
 		type body struct {
 			Code    int    `json:"code"`
@@ -94,12 +97,12 @@ func printError(w io.Writer, err error, asJSON bool) int {
 			Message string `json:"message"`
 			Hint    string `json:"hint"`
 		}
-		out := map[string]body{"error": {k.code, k.name, err.Error(), hint}}
+		out := map[string]body{"error": {k.code, k.name, message, hint}}
 		if json.NewEncoder(w).Encode(out) == nil {
 			return k.code
 		}
 	}
-	fmt.Fprintln(w, "mainz:", err)
+	fmt.Fprintln(w, "mainz:", message)
 	if hint != "" {
 		fmt.Fprintln(w, "hint:", hint)
 	}

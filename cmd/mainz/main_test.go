@@ -185,6 +185,7 @@ func TestClassify(t *testing.T) {
 		{context.DeadlineExceeded, timeout},
 		{ltdb.ErrCorrupt, degraded},
 		{ltdb.ErrNotFound, notFound},
+		{ltdb.ErrNoDatabase, noDatabase},
 		{ltdb.ErrLocked, busy},
 		{ltdb.ErrInUse, busy},
 		{ltdb.ErrNoSpace, noSpace},
@@ -220,6 +221,11 @@ func TestPrintError(t *testing.T) {
 	b.Reset()
 	if printError(&b, err, false); b.String() != "mainz: lock is held\nhint: wait\n" {
 		t.Errorf("got %q", b.String())
+	}
+	b.Reset()
+	if code := printError(&b, fmt.Errorf("mainz: database \"x\": %w", ltdb.ErrNoDatabase), false); code != 8 ||
+		!strings.HasPrefix(b.String(), "mainz: database \"x\": ") || !strings.Contains(b.String(), "\nhint: ") {
+		t.Errorf("code %d, %q", code, b.String())
 	}
 }
 
