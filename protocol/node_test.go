@@ -12,8 +12,9 @@ import (
 
 // flat is a store that allocates nothing once its records are there.
 type flat struct {
-	recs map[string]*flatRecord
-	key  []byte
+	recs   map[string]*flatRecord
+	key    []byte
+	before func() // TryLock: what a client does just then; nil: nothing
 }
 
 type flatRecord struct {
@@ -40,6 +41,9 @@ func (s *flat) Look(db uint32, key []byte, v *protocol.Record) bool {
 }
 
 func (s *flat) TryLock(db uint32, key []byte, _ bool) protocol.LockResult {
+	if s.before != nil {
+		s.before()
+	}
 	r := s.at(db, key)
 	if r == nil {
 		r = &flatRecord{key: append([]byte(nil), key...)}
@@ -96,10 +100,14 @@ func (s *flat) Each(f func(db uint32, key []byte, rsn uint64)) {
 	}
 }
 
-// yes is the condition that always holds.
+// yes are conditions that always hold, but for ifAbsent.
 type yes struct{}
 
-func (yes) Check(uint32, []byte, []byte, []byte) (bool, bool) { return true, true }
+const ifAbsent = 1
+
+func (yes) Check(id uint32, data, _, _ []byte) (bool, bool) {
+	return id != ifAbsent || len(data) == 0, true
+}
 
 func (yes) Find(_ uint32, data, what []byte) (int, int, bool) {
 	return bytes.Index(data, what), len(what), true
@@ -298,6 +306,63 @@ func TestNoAllocation(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// Local clients change records until the dispatcher has the lock: what it has
+// seen before that is not what it may write.
+func TestChangedBeforeTheLock(t *testing.T) {
+	key := keys[0]
+	for _, tc := range []struct {
+		name       string
+		was        string
+		m          wire.Message
+		clientDoes map[int]string // before which TryLock
+		status     wire.Status
+		want       string
+	}{
+		{"append", "a", wire.Message{Op: wire.ReqConditionalAppend, Data: []byte("c")}, map[int]string{1: "ab"}, wire.OK, "abc"},
+		{"removal", "ab", wire.Message{Op: wire.ReqRemoveTrigger, Data: []byte("b")}, map[int]string{1: "abc"}, wire.OK, "ac"},
+		{"removal of what has gone", "ab", wire.Message{Op: wire.ReqRemoveTrigger, Data: []byte("b")}, map[int]string{1: "a"}, wire.NotFound, "a"},
+		{"condition", "", wire.Message{Op: wire.ReqConditionalAppend, Cond: ifAbsent, Data: []byte("c")}, map[int]string{1: "b"}, wire.Condition, "b"},
+		{"empty record", "a", wire.Message{Op: wire.ReqDelete}, map[int]string{2: "b"}, wire.OK, "b"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			c := newCouple(t, 1, protocol.PolicyNever{})
+			s := c.stores[0]
+			set := func(v string) {
+				old := protocol.Record{LAccessor: wire.NoPNN}
+				s.Look(1, key, &old)
+				old.RSN++
+				old.Data = []byte(v)
+				s.Publish(1, key, &old, false)
+			}
+			s.TryLock(1, key, false)
+			set(tc.was)
+			s.Unlock(1, key)
+			locks := 0
+			s.before = func() {
+				if locks++; tc.clientDoes[locks] != "" {
+					set(tc.clientDoes[locks])
+				}
+			}
+			m := tc.m
+			m.DBID, m.Key = 1, key
+			if _, err := c.nodes[0].Submit(c.now, 1, 1, &m); err != nil {
+				t.Fatal(err)
+			}
+			c.deliver()
+			var got protocol.Record
+			there := s.Look(1, key, &got)
+			if c.replies != 1 || c.status != tc.status || !there || string(got.Data) != tc.want || s.Holder(1, key) != 0 {
+				t.Errorf("%d replies, status %v, the record is %q (%v), held by %d; want status %v and %q", c.replies, c.status, got.Data, there, s.Holder(1, key), tc.status, tc.want)
+			}
+			for n := range tc.clientDoes {
+				if locks < n {
+					t.Errorf("it was locked %d times: the client did nothing", locks)
+				}
+			}
+		})
 	}
 }
 

@@ -122,6 +122,11 @@ func (n *Node) giveBack(r *rec) {
 	if n.store.Holder(r.db, r.key) != 0 || n.store.TryLock(r.db, r.key, false) != Locked {
 		return
 	}
+	// A client may have filled it before it was locked.
+	if !n.store.Look(r.db, r.key, &n.view) || !n.view.Empty() {
+		n.store.Unlock(r.db, r.key)
+		return
+	}
 	rsn := n.view.RSN
 	n.store.Remove(r.db, r.key)
 	r.dones = r.dones[:0]
@@ -270,21 +275,8 @@ func (n *Node) execute(r *rec, m *Message, src PNN, p *pending, deadline Instant
 		n.answer(m, src, p, wire.OK, n.view.Data, n.view.RSN, 0)
 		return true
 	}
-	st, data, tags := n.plan(r, m, src, mode)
-	switch st {
-	case wire.OK:
-	case wire.Condition:
-		if deadline > n.now {
-			if p == nil && n.plant == plantWaiterMoves && n.store.Holder(r.db, r.key) == 0 && n.cfg.Policy.Move(m.Op, src, src, 1<<20) {
-				return n.handover(r, m, src, pk)
-			}
-			n.attend(r)
-			return false
-		}
-		fallthrough
-	default:
-		n.answer(m, src, p, st, nil, 0, 0)
-		return true
+	if st, _, _ := n.plan(r, m, src, mode); st != wire.OK {
+		return n.refused(r, m, src, p, deadline, pk, st)
 	}
 	if r.lock.held && n.plant != plantMoveLocked {
 		return n.wait(m, src, p, deadline, wire.Timeout)
@@ -300,7 +292,14 @@ func (n *Node) execute(r *rec, m *Message, src PNN, p *pending, deadline Instant
 		n.answer(m, src, p, wire.NoMemory, nil, 0, 0)
 		return true
 	}
-	n.store.Look(r.db, r.key, &n.view) // TryLock may have made it
+	// Until it was locked, clients of this node changed it without asking: what
+	// counts is the record as it is now. TryLock may have made it, too.
+	n.store.Look(r.db, r.key, &n.view)
+	st, data, tags := n.plan(r, m, src, mode)
+	if st != wire.OK {
+		n.store.Unlock(r.db, r.key)
+		return n.refused(r, m, src, p, deadline, pk, st)
+	}
 	if p == nil && n.moves(r, m, src) {
 		return n.handover(r, m, src, pk)
 	}
@@ -310,6 +309,20 @@ func (n *Node) execute(r *rec, m *Message, src PNN, p *pending, deadline Instant
 	}
 	n.commit(r, m, src, p, data, tags)
 	return true
+}
+
+// refused ends a request that its record does not allow; false: it waits until
+// the condition may be true.
+func (n *Node) refused(r *rec, m *Message, src PNN, p *pending, deadline Instant, pk *parked, st wire.Status) bool {
+	if st != wire.Condition || deadline <= n.now {
+		n.answer(m, src, p, st, nil, 0, 0)
+		return true
+	}
+	if p == nil && n.plant == plantWaiterMoves && n.store.Holder(r.db, r.key) == 0 && n.cfg.Policy.Move(m.Op, src, src, 1<<20) {
+		return n.handover(r, m, src, pk)
+	}
+	n.attend(r)
+	return false
 }
 
 // attend a record on which a request waits for a change.
