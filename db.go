@@ -259,7 +259,7 @@ func (db *DB) append(ctx context.Context, cond ConditionID, key, piece []byte, w
 		return Piece{}, ErrTooBig
 	}
 	if db.l.Mode() == KV {
-		return Piece{}, db.change(ctx, &m, !wait, nil)
+		return Piece{}, waited(ctx, wait, db.change(ctx, &m, !wait, nil))
 	}
 	p, err := db.l.PreparePiece(key, piece)
 	if err != nil {
@@ -282,7 +282,20 @@ func (db *DB) append(ctx context.Context, cond ConditionID, key, piece []byte, w
 	case errors.Is(err, ErrUnknown), errors.Is(err, ErrClosed):
 		return Piece{}, err // it stays prepared until the call ends, or the client does
 	}
-	return Piece{}, errors.Join(err, db.l.DropPiece(p))
+	return Piece{}, errors.Join(waited(ctx, wait, err), db.l.DropPiece(p))
+}
+
+// waited is the error of an append that was to wait until its condition is true:
+// if that is the answer, the dispatcher's clock was a little faster than the
+// context's.
+func waited(ctx context.Context, wait bool, err error) error {
+	if !wait || !errors.Is(err, ErrCondition) {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return context.DeadlineExceeded
 }
 
 func opid(p Piece) wire.OPID {

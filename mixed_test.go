@@ -1,0 +1,97 @@
+package mainz
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+)
+
+// Some work by bypass and some through the ring, on the same records: neither
+// undoes what the other has done, and a trigger wakes both.
+func TestMixed(t *testing.T) {
+	n := startNode(t)
+	ctx := minute(t)
+	rounds := 3000
+	if testing.Short() {
+		rounds = 300
+	}
+	var wg sync.WaitGroup
+	for w := range 4 {
+		var opts []Option
+		if w%2 == 1 {
+			opts = append(opts, ThroughRing())
+		}
+		c := n.attach(opts...)
+		opens, log := c.open(t, "opens", Pieces), c.open(t, "log", KV)
+		wg.Go(func() {
+			mine := fmt.Appendf(nil, "<%d>", w)
+			for i := range rounds {
+				key := fmt.Append(nil, "file", i%2)
+				cond := Always
+				if i%3 == 0 {
+					cond = IfAbsent
+				}
+				p, err := opens.ConditionalAppendWait(ctx, cond, key, mine)
+				if err != nil {
+					t.Errorf("worker %d: append %d: %v", w, i, err)
+					return
+				}
+				if v, err := opens.Fetch(ctx, key); err != nil || bytes.Count(v, mine) != 1 {
+					t.Errorf("worker %d: its piece %d is not there: %q, %v", w, i, v, err)
+				}
+				if err := opens.RemoveAndTrigger(ctx, key, p); err != nil {
+					t.Errorf("worker %d: remove %d: %v", w, i, err)
+				}
+				if _, err := log.ConditionalAppend(ctx, Always, []byte("log"), fmt.Appendf(nil, "%d ", w)); err != nil {
+					t.Errorf("worker %d: log %d: %v", w, i, err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	c := n.attach()
+	v, err := c.open(t, "log", KV).Fetch(ctx, []byte("log"))
+	want(t, err, nil)
+	for w := range 4 {
+		if got := bytes.Count(v, fmt.Appendf(nil, "%d ", w)); got != rounds {
+			t.Errorf("of worker %d's %d lines %d are in the log", w, rounds, got)
+		}
+	}
+	for k := range 2 {
+		if v, err := c.open(t, "opens", Pieces).Fetch(ctx, fmt.Append(nil, "file", k)); !errors.Is(err, ErrNotFound) {
+			t.Errorf("left in file %d: %q, %v", k, v, err)
+		}
+	}
+}
+
+// An append that waits ends as its context does, also if the dispatcher's clock
+// is ahead of the context's.
+func TestWaitEndsWithContext(t *testing.T) {
+	both(t, func(t *testing.T, n *node, opts ...Option) {
+		c := n.attach(opts...)
+		for _, mode := range []Mode{KV, Pieces} {
+			db := c.open(t, fmt.Sprint("db", mode), mode)
+			key := []byte("k")
+			_, err := db.ConditionalAppend(minute(t), IfAbsent, key, []byte("v"))
+			want(t, err, nil)
+			for range 5 {
+				ctx, cancel := context.WithTimeout(minute(t), 3*time.Millisecond)
+				_, err = db.ConditionalAppendWait(early{ctx}, IfAbsent, key, []byte("w"))
+				cancel()
+				want(t, err, context.DeadlineExceeded)
+			}
+		}
+	})
+}
+
+// early says a deadline that comes before its end.
+type early struct{ context.Context }
+
+func (e early) Deadline() (time.Time, bool) {
+	d, ok := e.Context.Deadline()
+	return d.Add(-3 * time.Millisecond), ok
+}
