@@ -75,8 +75,10 @@ func (d *Dispatcher) alive(slot, generation uint32) bool {
 	return ok && uint32(g) == generation
 }
 
-// gone ends all that a client had under way. Its slot is recovered already.
+// gone ends all that a client had under way. Its slot is recovered already, maybe
+// by somebody else, who may have it by now: so its pieces are looked for here.
 func (d *Dispatcher) gone(c *client) {
+	d.orphans = true
 	d.core.ClientGone(d.now, protocol.ClientID(c.slot))
 	d.taken()
 	for id, st := range c.byID {

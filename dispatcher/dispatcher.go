@@ -364,7 +364,6 @@ func (d *Dispatcher) scan() {
 	for i := len(d.clients) - 1; i >= 0; i-- {
 		if c := d.clients[i]; !d.alive(c.slot, c.generation) {
 			d.Stats.Gone++
-			d.orphans = true
 			d.gone(c)
 		}
 	}
