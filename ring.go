@@ -86,7 +86,8 @@ func (r *callRing) stand(ctx context.Context, of record) (leave func(), err erro
 // registered and when ended is set, and belong to mu in between.
 type pending struct {
 	id         uint32
-	dispatcher uint32 // whom it was sent to
+	dispatcher uint32 // whom it is sent to
+	asked      uint32 // the last dispatcher that has all of it in its ring
 	payload    []byte // does not change while the call is under way
 	nop        bool
 	ended      atomic.Bool
@@ -96,6 +97,7 @@ type pending struct {
 	total      uint32
 	reply      []byte
 	abandoned  bool           // it has not run and will not
+	undone     bool           // it is to be abandoned
 	orphan     bool           // nobody waits
 	late       func(*pending) // called then, when it ends; may be nil
 }
@@ -205,7 +207,9 @@ func (r *callRing) do(ctx context.Context, p *pending) (*pending, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err = r.send(ctx, p.id, dispatcher, p.payload, p.nop); err == nil {
+	err = r.send(ctx, p.id, dispatcher, p.payload, p.nop)
+	r.sent(p.id, dispatcher)
+	if err == nil {
 		err = r.await(ctx, p)
 	}
 	switch {
@@ -233,6 +237,17 @@ func (r *callRing) register(p *pending) (dispatcher uint32, err error) {
 	p.id, p.dispatcher = r.next, r.dispatcher
 	r.calls[p.id] = p
 	return p.dispatcher, nil
+}
+
+// sent notes that a dispatcher has the call, or what there will be of it: it may
+// be told now that nobody waits. Told before, it would know of no such call, say
+// that it has not run, and run it when it comes.
+func (r *callRing) sent(id, dispatcher uint32) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if p := r.calls[id]; p != nil && p.dispatcher == dispatcher {
+		p.asked = dispatcher
+	}
 }
 
 // await waits until the call has ended, and takes replies meanwhile if nobody
@@ -346,6 +361,7 @@ func (r *callRing) send(ctx context.Context, id, dispatcher uint32, payload []by
 func (r *callRing) giveUp(p *pending, err error) (*pending, error) {
 	r.mu.Lock()
 	if r.calls[p.id] == p {
+		p.undone = true
 		r.undone = append(r.undone, p.id)
 	}
 	r.mu.Unlock()
@@ -371,24 +387,32 @@ func (r *callRing) giveUp(p *pending, err error) (*pending, error) {
 	return nil, errors.Join(err, ErrUnknown)
 }
 
-// abandon says which calls nobody waits for, as far as there is room.
+// abandon says which calls nobody waits for, as far as there is room, and the
+// dispatcher has them.
 func (r *callRing) abandon() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for len(r.undone) > 0 {
-		id := r.undone[0]
-		if r.calls[id] != nil {
-			claim, err := r.out.TryClaim()
-			if err != nil {
-				return
-			}
-			var m ring.Message
-			h := call.Head{Kind: call.Abandon, Call: id, Dispatcher: r.dispatcher}
-			h.Put(&m, nil)
-			claim.Commit(&m)
+	later := r.undone[:0]
+	for i, id := range r.undone {
+		p := r.calls[id]
+		if p == nil {
+			continue
 		}
-		r.undone = r.undone[1:]
+		if p.asked != r.dispatcher {
+			later = append(later, id)
+			continue
+		}
+		claim, err := r.out.TryClaim()
+		if err != nil {
+			later = append(later, r.undone[i:]...)
+			break
+		}
+		var m ring.Message
+		h := call.Head{Kind: call.Abandon, Call: id, Dispatcher: r.dispatcher}
+		h.Put(&m, nil)
+		claim.Commit(&m)
 	}
+	r.undone = later
 }
 
 // cell takes one cell of the dispatcher's.
@@ -455,7 +479,7 @@ func (r *callRing) again(dispatcher uint32) {
 		if p.dispatcher != dispatcher {
 			p.dispatcher = dispatcher
 			ask = append(ask, again{p.id, bytes.Clone(p.payload), p.nop}) // p may end before it is asked
-			if p.orphan {
+			if p.undone {
 				r.undone = append(r.undone, p.id)
 			}
 		}
@@ -466,6 +490,7 @@ func (r *callRing) again(dispatcher uint32) {
 			if r.send(r.ctx, a.id, dispatcher, a.payload, a.nop) != nil {
 				return
 			}
+			r.sent(a.id, dispatcher)
 		}
 		claim, err := r.out.Claim(r.ctx)
 		if err != nil {
