@@ -14,105 +14,150 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/mainzdb/mainz"
 	"github.com/mainzdb/mainz/bench/trace"
-	"github.com/mainzdb/mainz/ltdb"
 )
 
-// GiveUp is how long an open that conflicts is tried again.
+// GiveUp is how long an open that conflicts waits for its trigger.
 const GiveUp = 50 * time.Millisecond
 
 const (
-	database     = "locking"
-	longestPause = time.Millisecond // between two tries
+	database = "locking"
 
 	progressEvery = 100 * time.Millisecond
 
 	// So many traced processes of a client are under way at a time. In the
-	// recorded builds up to 44 files were open at once, in all of them.
+	// recorded builds up to 63 files were open at once, in all of them.
 	alive = 16
+
+	// One traced process in so many sends all its calls through the ring, as a
+	// program has to that lacks the condition function: so mainzd has work, also
+	// at the moment when it is killed.
+	ringEvery = 32
+
+	// attachLimit bounds an attach on a busy machine. mainzd is there by then.
+	attachLimit = time.Minute
 )
 
 // ClientOptions say which client of a demo a process is.
 type ClientOptions struct {
-	Dir     string // of the segment
-	Client  int    // 0 to Clients-1
+	Dir     string // of the node
+	Client  uint16 // 0 to Clients-1
 	Clients int
-	Start   uint64 // names this life of the client
+	Life    uint16 // of the client
 	Trace   *trace.Trace
 }
 
 // Serve is a client's main: it does what its input says until that ends.
 func Serve(ctx context.Context, o ClientOptions, in io.Reader, out io.Writer) (err error) {
-	store, err := ltdb.Open(ctx, o.Dir, ltdb.Options{Name: fmt.Sprintf("demo-client-%d", o.Client)})
-	if err != nil {
-		return err
-	}
+	c := &client{me: owner{o.Client, o.Life}, actors: share(o.Trace, int(o.Client), o.Clients), out: json.NewEncoder(out)}
 	defer func() {
-		if e := store.Close(); e != nil {
-			err = errors.Join(err, fmt.Errorf("close the store: %w", e))
+		for i := range c.lanes {
+			if e := c.lanes[i].close(); e != nil {
+				err = errors.Join(err, fmt.Errorf("leave the node: %w", e))
+			}
 		}
 	}()
-	me := owner{uint32(o.Client), o.Start}
-	j, err := createJournal(journalPath(o.Dir, me), o.Trace.Opens)
-	if err != nil {
+	for i := range c.lanes {
+		if err := c.lanes[i].attach(ctx, o.Dir, c.me, i == throughRing); err != nil {
+			return err
+		}
+	}
+	if c.journal, err = createJournal(journalPath(o.Dir, c.me), o.Trace.Opens); err != nil {
 		return fmt.Errorf("journal: %w", err)
 	}
-	return serve(ctx, store, j, me, o.Clients, o.Trace, in, out)
+	return c.serve(ctx, in)
 }
 
-// journalPath lies beside the segment's own files.
+// journalPath lies beside the node's directory.
 func journalPath(dir string, o owner) string {
-	return filepath.Join(filepath.Dir(dir), fmt.Sprintf("journal-%d-%d", o.Client, o.Start))
+	return filepath.Join(filepath.Dir(dir), fmt.Sprintf("journal-%d-%d", o.Client, o.Life))
 }
 
 // client replays a share of the trace for as many traced processes.
 type client struct {
 	me      owner
-	store   *ltdb.Store
-	db      *ltdb.DB
+	lanes   [2]lane
 	actors  [][]trace.Event
 	journal journal
 
 	outMu sync.Mutex
 	out   *json.Encoder
 
-	draining                                              atomic.Bool
-	events, conflicts, gaveUp, lost, damaged, ownersFound atomic.Uint64
+	draining                                            atomic.Bool
+	events, conflicts, gaveUp, triggered, lost, damaged atomic.Uint64
 
 	idleMu sync.Mutex
 	idle   []*tally
 }
 
-// tally is what one goroutine counts for itself, and its buffers.
-type tally struct {
-	open, close histogram
-	buf         []byte
-	skipped     map[uint32]bool // opens of this run that were not granted
+// lane is one way into the database. A client has two: it is attached twice.
+type lane struct {
+	c     *mainz.Client
+	db    mainz.Ops
+	ring  int           // added to an operation's number
+	calls atomic.Uint64 // operations begun
 }
 
-func serve(ctx context.Context, store *ltdb.Store, j journal, me owner, clients int, t *trace.Trace, in io.Reader, out io.Writer) error {
-	ctx, cancel := context.WithCancel(ctx)
+const throughRing = 1 // of the lanes; the other works by bypass where it can
+
+func (l *lane) attach(ctx context.Context, dir string, me owner, ring bool) (err error) {
+	ctx, cancel := context.WithTimeout(ctx, attachLimit)
 	defer cancel()
-	db, err := store.Database(ctx, database, ltdb.KV, ltdb.DatabaseOptions{MustExist: true})
-	if err != nil {
+	opts := []mainz.Option{mainz.WithName(fmt.Sprintf("demo-client-%d", me.Client))}
+	if ring {
+		opts = append(opts, mainz.WithName(fmt.Sprintf("demo-client-%d-ring", me.Client)), mainz.ThroughRing())
+		l.ring = operations
+	}
+	if l.c, err = mainz.Attach(ctx, dir, opts...); err != nil {
 		return err
 	}
-	c := &client{
-		me: me, store: store, db: db, journal: j, out: json.NewEncoder(out),
-		actors: share(t, int(me.Client), clients),
+	l.db, err = l.c.Open(ctx, database, mainz.Pieces, mainz.MustExist())
+	return err
+}
+
+func (l *lane) close() error {
+	if l.c == nil {
+		return nil
 	}
-	// What the parent asks for runs beside the reading of further commands:
-	// a dead client is cleaned up in the middle of a pass.
+	return l.c.Close()
+}
+
+// count adds what the lane has done. An operation went by bypass unless the
+// ring's own counter has it.
+func (l *lane) count(n *counts) {
+	st := l.c.Stats()
+	n.Waits += st.Waits
+	n.Late += st.Late
+	n.Ring += st.Ring
+	if calls := l.calls.Load(); calls > st.Ring { // what was asked again counts in the ring alone
+		n.Bypass += calls - st.Ring
+	}
+}
+
+// The operations whose times are kept, and the same through the ring behind
+// them. A wait is that of an open that was refused, until it was granted.
+const (
+	opOpen = iota
+	opFetch
+	opClose
+	opWait
+	operations
+)
+
+var operationNames = [2 * operations]string{"open", "fetch", "close", "wait", "ring_open", "ring_fetch", "ring_close", "ring_wait"}
+
+// tally is what one goroutine counts for itself, and its buffers.
+type tally struct {
+	times      [2 * operations]histogram
+	buf, piece []byte
+	pieces     map[uint32]mainz.Piece // of the opens of this run that were granted
+}
+
+func (c *client) serve(ctx context.Context, in io.Reader) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	var busy sync.WaitGroup
-	work := func(f func() (reply, error)) {
-		busy.Go(func() {
-			r, err := f()
-			if err != nil {
-				r = reply{Is: isFailed, Text: err.Error()}
-			}
-			c.send(r)
-		})
-	}
 	c.send(reply{Is: isReady})
 	for commands := json.NewDecoder(in); ; {
 		var cmd command
@@ -120,21 +165,19 @@ func serve(ctx context.Context, store *ltdb.Store, j journal, me owner, clients 
 			return fmt.Errorf("the demo's parent is gone: %w", err)
 		}
 		switch cmd.Do {
-		case doPass:
-			work(func() (reply, error) {
-				err := c.pass(ctx)
-				return reply{Is: isPassed, Counts: c.counts()}, err
-			})
-		case doClean:
-			work(func() (reply, error) {
-				found, err := c.clean(ctx, cmd.Dead, cmd.Part, cmd.Parts)
-				return reply{Is: isCleaned, Found: found}, err
+		case doPass: // beside the reading of further commands
+			busy.Go(func() {
+				if err := c.pass(ctx); err != nil {
+					c.send(reply{Is: isFailed, Text: err.Error()})
+					return
+				}
+				c.send(reply{Is: isPassed, Counts: c.counts()})
 			})
 		case doDrain:
 			c.draining.Store(true)
 		case doEnd:
 			busy.Wait()
-			c.send(c.totals())
+			c.send(reply{Is: isEnded, Counts: c.counts(), Latency: c.latency()})
 			return nil
 		default:
 			return fmt.Errorf("unknown command %q", cmd.Do)
@@ -150,19 +193,26 @@ func (c *client) send(r reply) {
 }
 
 func (c *client) counts() counts {
-	return counts{
-		Events: c.events.Load(), Conflicts: c.conflicts.Load(), GaveUp: c.gaveUp.Load(), Lost: c.lost.Load(),
-		Damaged: c.damaged.Load(), OwnerDied: c.ownersFound.Load(), Waits: c.store.Stats().Waits,
+	n := counts{
+		Events: c.events.Load(), Conflicts: c.conflicts.Load(), GaveUp: c.gaveUp.Load(), Triggered: c.triggered.Load(),
+		Lost: c.lost.Load(), Damaged: c.damaged.Load(),
 	}
+	for i := range c.lanes {
+		c.lanes[i].count(&n)
+	}
+	return n
 }
 
-func (c *client) totals() reply {
-	var all tally
-	for _, t := range c.idle {
-		all.open.merge(&t.open)
-		all.close.merge(&t.close)
+func (c *client) latency() map[string][]uint64 {
+	all := map[string][]uint64{}
+	for op, name := range operationNames {
+		var h histogram
+		for _, t := range c.idle {
+			h.merge(&t.times[op])
+		}
+		all[name] = h.sparse()
 	}
-	return reply{Is: isEnded, Counts: c.counts(), Open: all.open.sparse(), Close: all.close.sparse()}
+	return all
 }
 
 // pass replays the client's share once.
@@ -175,10 +225,14 @@ func (c *client) pass(ctx context.Context) error {
 
 	var actors sync.WaitGroup
 	places := make(chan struct{}, alive)
-	for _, events := range c.actors {
+	for i, events := range c.actors {
+		l := &c.lanes[0]
+		if i%ringEvery == 1 { // not the first: that one may be as large as all others together
+			l = &c.lanes[throughRing]
+		}
 		places <- struct{}{}
 		actors.Go(func() {
-			if err := c.replay(ctx, events); err != nil {
+			if err := c.replay(ctx, l, events); err != nil {
 				cancel(err)
 			}
 			<-places
@@ -204,188 +258,105 @@ func (c *client) progress(done <-chan struct{}) {
 }
 
 // replay is one traced process.
-func (c *client) replay(ctx context.Context, events []trace.Event) error {
+func (c *client) replay(ctx context.Context, l *lane, events []trace.Event) error {
 	t := c.takeTally()
 	defer c.giveTally(t)
-	clear(t.skipped)
+	clear(t.pieces)
 	for i := range events {
 		// The traced processes ran side by side. Without this each goroutine
 		// would run alone until it blocks, and hardly an open would meet another.
 		runtime.Gosched()
 		e := &events[i]
-		if e.Kind == trace.Close {
-			if t.skipped[e.Open] {
-				continue
+		if e.Kind == trace.Open {
+			if err := c.openFile(ctx, l, t, e); err != nil {
+				return fmt.Errorf("open %d of file %d: %w", e.Open, e.File, err)
 			}
-			if err := c.closeFile(ctx, t, e); err != nil {
+		} else if p, open := t.pieces[e.Open]; open {
+			if err := c.closeFile(ctx, l, t, e, p); err != nil {
 				return fmt.Errorf("close %d of file %d: %w", e.Open, e.File, err)
 			}
-			continue
-		}
-		granted, err := c.openFile(ctx, t, e)
-		if err != nil {
-			return fmt.Errorf("open %d of file %d: %w", e.Open, e.File, err)
-		}
-		if !granted {
-			t.skipped[e.Open] = true
 		}
 	}
 	return nil
 }
 
-// openFile opens a file as soon as its share mode allows, or gives up.
-func (c *client) openFile(ctx context.Context, t *tally, e *trace.Event) (granted bool, err error) {
-	var began time.Time
-	for pause := 20 * time.Microsecond; ; pause = min(2*pause, longestPause) {
-		if c.draining.Load() {
-			return false, nil
-		}
-		if granted, err := c.tryOpen(ctx, t, e); granted || err != nil {
-			return granted, c.trouble(err)
-		}
-		now := time.Now()
-		if began.IsZero() {
-			began = now
-			c.conflicts.Add(1)
-		}
-		left := GiveUp - now.Sub(began)
-		if left <= 0 {
-			c.gaveUp.Add(1)
-			return false, nil
-		}
-		select {
-		case <-time.After(min(pause, left)):
-		case <-ctx.Done():
-			return false, context.Cause(ctx)
-		}
+// openFile adds the open's entry to its file's record as soon as the share
+// modes of the others allow, or gives up. The first attempt does not wait: so
+// the opens that conflict are counted, and the others need no timer.
+func (c *client) openFile(ctx context.Context, l *lane, t *tally, e *trace.Event) error {
+	if c.draining.Load() {
+		return nil
 	}
-}
-
-// tryOpen is the plan's pattern: lock, look, store and unlock.
-func (c *client) tryOpen(ctx context.Context, t *tally, e *trace.Event) (granted bool, err error) {
 	c.journal[e.Open] = journalOpening
 	key := fileKey(e.File)
-	start := time.Now()
-	rec, err := c.db.FetchLocked(ctx, key[:])
+	t.piece = appendEntry(t.piece[:0], e.File, c.entry(e))
+	op, start := opOpen, time.Now()
+	l.calls.Add(1)
+	p, err := l.db.ConditionalAppend(ctx, mainz.ShareModes, key[:], t.piece)
+	if errors.Is(err, mainz.ErrCondition) {
+		c.conflicts.Add(1)
+		op = opWait
+		waiting, cancel := context.WithTimeout(ctx, GiveUp)
+		defer cancel()
+		l.calls.Add(1)
+		p, err = l.db.ConditionalAppendWait(waiting, mainz.ShareModes, key[:], t.piece)
+		if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+			// Where nobody can say whether it was granted (mainzd is dead), the
+			// piece is taken back as soon as somebody can.
+			c.gaveUp.Add(1)
+			return nil
+		}
+	}
 	if err != nil {
-		return false, err
+		return err
 	}
-	if rec.OwnerDied() {
-		c.ownersFound.Add(1)
-	}
-	list := rec.Data()
-	conflict, err := conflicts(list, e.File, e.Mode)
-	if conflict || err != nil {
-		return false, errors.Join(err, rec.Unlock())
-	}
-	t.buf = appendEntry(append(t.buf[:0], list...), e.File, c.entry(e))
-	if err := rec.StoreUnlock(t.buf); err != nil {
-		return false, err
-	}
+	t.pieces[e.Open] = p
 	c.journal[e.Open] = journalOpened
-	t.open.add(uint64(time.Since(start)))
+	t.times[op+l.ring].add(uint64(time.Since(start)))
+	if op == opWait {
+		c.triggered.Add(1)
+	}
 	c.events.Add(1)
-	return true, nil
+	return nil
 }
 
 func (c *client) entry(e *trace.Event) entry { return entry{c.me, e.Open, e.Mode} }
 
-// closeFile takes the entry out that openFile stored.
-func (c *client) closeFile(ctx context.Context, t *tally, e *trace.Event) error {
-	c.journal[e.Open] = journalClosing
+// closeFile looks whether the entry that openFile has added is there still, and
+// removes it, which triggers who waits for the file.
+func (c *client) closeFile(ctx context.Context, l *lane, t *tally, e *trace.Event, p mainz.Piece) (err error) {
 	key := fileKey(e.File)
 	start := time.Now()
-	rec, err := c.db.FetchLocked(ctx, key[:])
+	l.calls.Add(1)
+	t.buf, err = l.db.AppendFetch(ctx, t.buf[:0], key[:])
+	t.times[opFetch+l.ring].add(uint64(time.Since(start)))
+	if err != nil && !errors.Is(err, mainz.ErrNotFound) {
+		return err
+	}
+	found, damaged := verify(t.buf, e.File, c.entry(e))
+	if damaged != nil {
+		c.damaged.Add(1)
+		c.send(reply{Is: isTrouble, Text: damaged.Error()})
+	}
+
+	c.journal[e.Open] = journalClosing
+	start = time.Now()
+	l.calls.Add(1)
+	err = l.db.RemoveAndTrigger(ctx, key[:], p)
+	if errors.Is(err, mainz.ErrNotFound) {
+		found, err = false, nil
+	}
 	if err != nil {
 		return err
 	}
-	if rec.OwnerDied() {
-		c.ownersFound.Add(1)
-	}
-	rest, found, err := remove(rec.Data(), e.File, c.entry(e))
-	if err != nil {
-		return c.trouble(errors.Join(err, rec.Unlock()))
-	}
-	if !found {
+	if !found && damaged == nil {
 		c.lost.Add(1)
 		c.send(reply{Is: isTrouble, Text: fmt.Sprintf("acknowledged open %d of file %d is lost", e.Open, e.File)})
 	}
-	if err := storeRest(rec, rest); err != nil {
-		return err
-	}
 	c.journal[e.Open] = journalClosed
-	t.close.add(uint64(time.Since(start)))
+	t.times[opClose+l.ring].add(uint64(time.Since(start)))
 	c.events.Add(1)
 	return nil
-}
-
-// storeRest stores what is left of a list; nothing left deletes the record.
-func storeRest(rec ltdb.Record, rest []byte) error {
-	if len(rest) == 0 {
-		rest = nil
-	}
-	return rec.StoreUnlock(rest)
-}
-
-// trouble counts a damaged record and lets the replay go on; any other error
-// ends it.
-func (c *client) trouble(err error) error {
-	if d, ok := errors.AsType[*damage](err); ok {
-		c.damaged.Add(1)
-		c.send(reply{Is: isTrouble, Text: d.Error()})
-		return nil
-	}
-	return err
-}
-
-// clean takes the entries of a dead client out of a part of the records. The
-// store has freed its locks by then, so no entry of it can appear behind the
-// walk.
-func (c *client) clean(ctx context.Context, dead owner, part, parts int) (found []uint32, err error) {
-	for e, err := range c.db.Traverse(ctx) {
-		if err != nil {
-			return nil, err
-		}
-		file, err := keyFile(e.Key)
-		if err == nil && int(file)%parts != part {
-			continue
-		}
-		if err == nil {
-			var opens []uint32
-			opens, err = c.cleanFile(ctx, e.Data, file, dead)
-			found = append(found, opens...)
-		}
-		if c.trouble(err) != nil {
-			return nil, fmt.Errorf("clean file %d: %w", file, err)
-		}
-	}
-	return found, nil
-}
-
-// cleanFile looks at the list as the walk saw it, and locks the record only if
-// there is something to take out.
-func (c *client) cleanFile(ctx context.Context, list []byte, file uint32, dead owner) ([]uint32, error) {
-	mine := false
-	err := scan(list, file, func(_ int, e entry) bool {
-		mine = mine || e.owner == dead
-		return !mine
-	})
-	if !mine || err != nil {
-		return nil, err
-	}
-	key := fileKey(file)
-	rec, err := c.db.FetchLocked(ctx, key[:])
-	if err != nil {
-		return nil, err
-	}
-	if rec.OwnerDied() {
-		c.ownersFound.Add(1)
-	}
-	rest, opens, err := removeOwner(rec.Data(), file, dead)
-	if err != nil {
-		return nil, errors.Join(err, rec.Unlock())
-	}
-	return opens, storeRest(rec, rest)
 }
 
 func (c *client) takeTally() *tally {
@@ -396,7 +367,7 @@ func (c *client) takeTally() *tally {
 		c.idle = c.idle[:n-1]
 		return t
 	}
-	return &tally{skipped: map[uint32]bool{}}
+	return &tally{pieces: map[uint32]mainz.Piece{}}
 }
 
 func (c *client) giveTally(t *tally) {

@@ -3,7 +3,7 @@ package demo
 import (
 	"context"
 	"encoding/json"
-	"fmt"
+	"errors"
 	"io"
 	"math/rand/v2"
 	"os"
@@ -12,15 +12,20 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
+	"github.com/mainzdb/mainz"
 	"github.com/mainzdb/mainz/bench/trace"
-	"github.com/mainzdb/mainz/ltdb"
+	"github.com/mainzdb/mainz/mainztest"
 )
+
+// actors is enough that some of each client's go through the ring.
+const actors = 2 * Clients * ringEvery
 
 // randomTrace has processes that open few files, in modes that conflict.
 func randomTrace(seed uint64, opens int) *trace.Trace {
 	rng := rand.New(rand.NewPCG(seed, 1))
-	t := &trace.Trace{Opens: opens, Files: 12, Processes: 40, Threads: 40}
+	t := &trace.Trace{Opens: opens, Files: 12, Processes: actors, Threads: actors}
 	var held []trace.Event
 	next := uint32(0)
 	for int(next) < opens || len(held) > 0 {
@@ -31,7 +36,7 @@ func randomTrace(seed uint64, opens int) *trace.Trace {
 			held = slices.Delete(held, i, i+1)
 			e.Kind, e.TimeUS = trace.Close, int64(len(t.Events))
 		} else {
-			e.Open, e.Process, e.File = next, rng.Uint32N(40), rng.Uint32N(12)
+			e.Open, e.Process, e.File = next, rng.Uint32N(actors), rng.Uint32N(12)
 			e.Thread = e.Process
 			e.Mode = []trace.Mode{reading, reading, reading, writing, making}[rng.IntN(5)]
 			held = append(held, e)
@@ -56,54 +61,47 @@ func newSeed(t *testing.T) uint64 {
 	return seed
 }
 
-// heapClients are clients in this process, on a store in its heap: what the
-// race detector understands.
-type heapClients struct {
-	t     *testing.T
-	store *ltdb.Store
-	db    *ltdb.DB
-	all   []*heapClient
-	done  sync.WaitGroup
+// nodeClients are clients in this process, on a node of the test's own.
+type nodeClients struct {
+	t    *testing.T
+	node *mainztest.Node
+	db   *mainz.DB
+	all  []*nodeClient
+	done sync.WaitGroup
 }
 
-type heapClient struct {
+type nodeClient struct {
 	owner
-	store   *ltdb.Store
-	journal journal
 	in      *json.Encoder
 	input   io.Closer
 	replies chan reply
 }
 
-func newHeapClients(t *testing.T, n int, tr *trace.Trace) *heapClients {
+func newNode(t *testing.T) *nodeClients {
 	t.Helper()
-	ctx := context.Background()
-	store, err := ltdb.OpenHeap(ltdb.Config{Size: 8 << 20, Slots: 8, MaxValue: 16 << 10, Databases: 1})
-	if err != nil {
+	h := &nodeClients{t: t, node: mainztest.Start(t)}
+	var err error
+	if h.db, err = h.node.Attach().Open(t.Context(), database, mainz.Pieces, mainz.Records(100)); err != nil {
 		t.Fatal(err)
 	}
-	db, err := store.Database(ctx, database, ltdb.KV, ltdb.DatabaseOptions{Records: 100})
-	if err != nil {
-		t.Fatal(err)
-	}
-	h := &heapClients{t: t, store: store, db: db}
+	return h
+}
+
+func newNodeClients(t *testing.T, n int, tr *trace.Trace) *nodeClients {
+	t.Helper()
+	h := newNode(t)
 	for i := range n {
-		c := &heapClient{owner: owner{uint32(i), 1}, journal: make(journal, tr.Opens), replies: make(chan reply, 1000)}
-		if c.store, err = store.Join(ctx, fmt.Sprint("client ", i)); err != nil {
-			t.Fatal(err)
-		}
+		c := &nodeClient{owner: owner{uint16(i), 1}, replies: make(chan reply, 1000)}
 		inR, inW := io.Pipe()
 		outR, outW := io.Pipe()
 		c.in, c.input = json.NewEncoder(inW), inW
 		h.done.Go(func() {
 			// An error ends the replies, which the test is waiting for.
-			if err := serve(ctx, c.store, c.journal, c.owner, n, tr, inR, outW); err != nil && err != io.EOF {
+			if err := Serve(context.Background(), ClientOptions{Dir: h.node.Dir(), Client: c.Client, Clients: n, Life: c.Life, Trace: tr}, inR, outW); err != nil && !errors.Is(err, io.EOF) {
 				t.Log(err)
 			}
 			outW.Close()
-			if err := c.store.Close(); err != nil {
-				t.Errorf("client %d: close: %v", i, err)
-			}
+			inR.Close()
 		})
 		h.done.Go(func() {
 			defer close(c.replies)
@@ -123,18 +121,13 @@ func newHeapClients(t *testing.T, n int, tr *trace.Trace) *heapClients {
 			c.input.Close()
 		}
 		h.done.Wait()
-		report, err := store.Check(ctx)
-		if err != nil || !report.OK() || report.Locked > 0 {
-			t.Errorf("check: %+v, %v", report, err)
-		}
-		store.Close()
 	})
 	return h
 }
 
 // await returns the next reply of that kind. Troubles on the way are appended
 // to its text.
-func (h *heapClients) await(c *heapClient, is string) reply {
+func (h *nodeClients) await(c *nodeClient, is string) reply {
 	h.t.Helper()
 	var troubles []string
 	for r := range c.replies {
@@ -153,7 +146,16 @@ func (h *heapClients) await(c *heapClient, is string) reply {
 	return reply{}
 }
 
-func (h *heapClients) pass() (total counts, troubles string) {
+func (h *nodeClients) journal(c *nodeClient) journal {
+	h.t.Helper()
+	b, err := os.ReadFile(journalPath(h.node.Dir(), c.owner))
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return b
+}
+
+func (h *nodeClients) pass() (total counts, troubles string) {
 	h.t.Helper()
 	for _, c := range h.all {
 		c.in.Encode(command{Do: doPass})
@@ -166,25 +168,31 @@ func (h *heapClients) pass() (total counts, troubles string) {
 	return total, troubles
 }
 
-func (h *heapClients) records() int {
+// empty waits until nothing is left; what was given up may take a moment.
+func (h *nodeClients) empty() {
 	h.t.Helper()
-	u, err := h.db.Usage(context.Background())
-	if err != nil {
-		h.t.Fatal(err)
+	for limit := time.Now().Add(time.Minute); ; time.Sleep(lookEvery) {
+		u, err := h.db.Usage(h.t.Context())
+		if err != nil {
+			h.t.Fatal(err)
+		}
+		if u.Records == 0 {
+			return
+		}
+		if time.Now().After(limit) {
+			h.t.Fatalf("%d records are left", u.Records)
+		}
 	}
-	return u.Records
 }
 
 func TestReplay(t *testing.T) {
 	tr := randomTrace(newSeed(t), 3000)
-	h := newHeapClients(t, 3, tr)
+	h := newNodeClients(t, 2, tr) // with at least ringEvery processes each
 	const passes = 3
 	var total counts
 	for range passes {
 		total, _ = h.pass() // counts go on from pass to pass
-		if n := h.records(); n != 0 {
-			t.Fatalf("a pass leaves %d records", n)
-		}
+		h.empty()
 	}
 	if want := passes*uint64(len(tr.Events)) - 2*total.GaveUp; total.Events != want {
 		t.Errorf("%d events, want %d: %d × %d without the %d that gave up and their closes",
@@ -193,183 +201,154 @@ func TestReplay(t *testing.T) {
 	if total.Lost != 0 || total.Damaged != 0 {
 		t.Errorf("%+v", total)
 	}
-	if total.Conflicts == 0 {
-		t.Error("no open met another: the trace is no test")
+	if total.Conflicts == 0 || total.Conflicts != total.Triggered+total.GaveUp {
+		t.Errorf("%d opens met others, %d of them were triggered and %d gave up", total.Conflicts, total.Triggered, total.GaveUp)
 	}
-	var ops uint64
+	if total.Bypass == 0 || total.Ring == 0 {
+		t.Errorf("%d operations by bypass, %d through the ring", total.Bypass, total.Ring)
+	}
+	timed := map[string]uint64{}
 	for _, c := range h.all {
 		c.in.Encode(command{Do: doEnd})
-		r := h.await(c, isEnded)
-		var open, close histogram
-		open.addSparse(r.Open)
-		close.addSparse(r.Close)
-		if open.n != close.n {
-			t.Errorf("client %d: %d opens are timed and %d closes", c.Client, open.n, close.n)
+		for name, sparse := range h.await(c, isEnded).Latency {
+			var times histogram
+			times.addSparse(sparse)
+			timed[name] += times.n
 		}
-		ops += open.n + close.n
-		for open, state := range c.journal {
+		for open, state := range h.journal(c) {
 			if state != journalOpening && state != journalClosed {
 				t.Errorf("client %d ends with open %d in state %d", c.Client, open, state)
 			}
 		}
 	}
-	if ops != total.Events {
-		t.Errorf("%d operations are timed, %d were counted", ops, total.Events)
+	opens := timed["open"] + timed["wait"] + timed["ring_open"] + timed["ring_wait"]
+	if timed["wait"]+timed["ring_wait"] != total.Triggered || opens*2 != total.Events || timed["close"]+timed["ring_close"] != opens || timed["fetch"]+timed["ring_fetch"] != opens {
+		t.Errorf("timed are %v, counted %+v", timed, total)
 	}
 }
 
-// An open that finds its file denied gives up, is skipped with its close, and
-// leaves the other's entry as it was.
+// An open that finds its file denied waits; if nobody closes the file it gives
+// up, is skipped with its close, and leaves the other's entry as it was.
 func TestGivesUp(t *testing.T) {
 	tr := &trace.Trace{Opens: 1, Files: 1, Processes: 1, Threads: 1, Events: []trace.Event{
 		{Kind: trace.Open, Mode: writing},
 		{Kind: trace.Close, Mode: writing},
 	}}
-	h := newHeapClients(t, 1, tr)
-	ctx := context.Background()
+	h := newNodeClients(t, 1, tr)
+	ctx := t.Context()
 	key := fileKey(0)
-	other := entry{owner{9, 9}, 0, making}
-	if err := h.db.Store(ctx, key[:], listOf(0, other)); err != nil {
+	other := listOf(0, entry{owner{9, 9}, 0, making})
+	p, err := h.db.ConditionalAppend(ctx, mainz.ShareModes, key[:], other)
+	if err != nil {
 		t.Fatal(err)
 	}
 	got, _ := h.pass()
-	got.Waits = 0
-	if want := (counts{Conflicts: 1, GaveUp: 1}); got != want {
+	if want := (counts{Conflicts: 1, GaveUp: 1, Bypass: 2, Waits: got.Waits}); got != want {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
-	if b, err := h.db.Fetch(ctx, key[:]); err != nil || string(b) != string(listOf(0, other)) {
+	if b, err := h.db.Fetch(ctx, key[:]); err != nil || string(b) != string(other) {
 		t.Errorf("the record is %x, %v", b, err)
 	}
-	if h.all[0].journal[0] != journalOpening {
-		t.Errorf("the journal says %d of an open that was refused", h.all[0].journal[0])
+	if j := h.journal(h.all[0]); j[0] != journalOpening {
+		t.Errorf("the journal says %d of an open that was refused", j[0])
+	}
+	if err := h.db.RemoveAndTrigger(ctx, key[:], p); err != nil {
+		t.Fatal(err)
+	}
+	if got, _ := h.pass(); got.Events != 2 || got.Conflicts != 1 {
+		t.Errorf("when the file is free: %+v", got)
 	}
 }
 
-// What the demo is there to see is seen: a store that loses, changes or keeps
-// entries. The store is as good as ever; the test does it behind its back.
+// faulty is a database that loses or changes what is in file 2.
+type faulty struct {
+	mainz.Ops
+	fetched func(list []byte) []byte
+	removed error
+}
+
+func (f *faulty) AppendFetch(ctx context.Context, dst, key []byte) ([]byte, error) {
+	list, err := f.Ops.AppendFetch(ctx, dst, key)
+	if file, _ := keyFile(key); file == 2 && err == nil {
+		if list = f.fetched(list); len(list) == 0 {
+			err = mainz.ErrNotFound
+		}
+	}
+	return list, err
+}
+
+func (f *faulty) RemoveAndTrigger(ctx context.Context, key []byte, p mainz.Piece) error {
+	err := f.Ops.RemoveAndTrigger(ctx, key, p)
+	if file, _ := keyFile(key); file == 2 && err == nil {
+		err = f.removed
+	}
+	return err
+}
+
+// What the demo is there to see is seen: a store that loses or changes entries,
+// or lets in what excludes each other.
 func TestFaultsAreSeen(t *testing.T) {
 	const opens = 4
-	events := func() (all []trace.Event) {
-		for k := range 2 {
-			for open := range uint32(opens) {
-				all = append(all, trace.Event{Kind: trace.Kind(k), Open: open, File: open, Mode: writing, TimeUS: int64(len(all))})
-			}
+	var events []trace.Event
+	for k := range 2 {
+		for open := range uint32(opens) {
+			events = append(events, trace.Event{Kind: trace.Kind(k), Open: open, File: open, Mode: writing, TimeUS: int64(len(events))})
 		}
-		return all
-	}()
+	}
+	same := func(b []byte) []byte { return b }
+	h := newNode(t)
 	for _, c := range []struct {
 		name    string
-		fault   func(list []byte) []byte // between open and close of file 2
+		fetched func(list []byte) []byte
+		removed error
 		want    counts
 		trouble string
 	}{
-		{"none", func(b []byte) []byte { return b }, counts{Events: 2 * opens}, ""},
-		{"record lost", func([]byte) []byte { return nil }, counts{Events: 2 * opens, Lost: 1}, "acknowledged open 2 of file 2 is lost"},
-		{"record of before", func([]byte) []byte { return listOf(2, entry{owner{0, 0}, 2, writing}) }, counts{Events: 2 * opens, Lost: 1}, "lost"},
-		{"torn", func(b []byte) []byte { b[4] ^= 0x40; return b }, counts{Events: 2*opens - 1, Damaged: 1}, "checksum"},
-		{"cut", func(b []byte) []byte { return b[:8] }, counts{Events: 2*opens - 1, Damaged: 1}, "8 bytes"},
+		{"none", same, nil, counts{}, ""},
+		{"record lost", func([]byte) []byte { return nil }, nil, counts{Lost: 1}, "acknowledged open 2 of file 2 is lost"},
+		{"piece lost", same, mainz.ErrNotFound, counts{Lost: 1}, "acknowledged open 2 of file 2 is lost"},
+		{"record of before", func([]byte) []byte { return listOf(2, entry{owner{0, 9}, 2, reading}) }, nil, counts{Lost: 1}, "lost"},
+		{"torn", func(b []byte) []byte { b[4] ^= 0x40; return b }, nil, counts{Damaged: 1}, "checksum"},
+		{"cut", func(b []byte) []byte { return b[:8] }, nil, counts{Damaged: 1}, "8 bytes"},
+		{"not alone", func(b []byte) []byte { return appendEntry(b, 2, entry{owner{9, 9}, 3, writing}) }, nil, counts{Damaged: 1}, "excludes"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			tr := &trace.Trace{Opens: opens, Files: opens, Processes: 1, Threads: 1, Events: events[:opens]}
-			h := newHeapClients(t, 1, tr)
-			h.pass() // opens all four
-			ctx := context.Background()
-			key := fileKey(2)
-			rec, err := h.db.FetchLocked(ctx, key[:])
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := rec.StoreUnlock(c.fault(slices.Clone(rec.Data()))); err != nil {
-				t.Fatal(err)
-			}
-			// The closes are a pass of their own, by the same client: the
-			// trace is shared with it and read anew at each pass.
 			var out strings.Builder
-			cl := &client{
-				me: h.all[0].owner, store: h.all[0].store, journal: h.all[0].journal,
-				out: json.NewEncoder(&out), actors: [][]trace.Event{events[opens:]},
+			cl := &client{journal: make(journal, opens), out: json.NewEncoder(&out), actors: [][]trace.Event{events}}
+			for i := range cl.lanes {
+				cl.lanes[i].c = h.node.Attach()
+				cl.lanes[i].db = &faulty{h.db, c.fetched, c.removed}
 			}
-			if cl.db, err = cl.store.Database(ctx, database, ltdb.KV, ltdb.DatabaseOptions{MustExist: true}); err != nil {
-				t.Fatal(err)
-			}
-			cl.events.Store(opens)
-			if err := cl.pass(ctx); err != nil {
+			if err := cl.pass(t.Context()); err != nil {
 				t.Fatal(err)
 			}
 			got := cl.counts()
-			got.Waits = 0
+			c.want.Events, c.want.Bypass = 2*opens, 3*opens
 			if got != c.want {
 				t.Errorf("got %+v, want %+v", got, c.want)
 			}
 			if !strings.Contains(out.String(), c.trouble) || c.trouble == "" && out.Len() > 0 {
 				t.Errorf("troubles: %s", &out)
 			}
-			if left, want := h.records(), min(int(c.want.Damaged)+strings.Count(c.name, "before"), 1); left != want {
-				t.Errorf("%d records are left, want %d", left, want)
-			}
 		})
 	}
-}
-
-// The other clients take out the entries of one that died, and only these.
-func TestClean(t *testing.T) {
-	const files = 50
-	tr := &trace.Trace{Opens: 1, Files: files, Processes: 1, Threads: 1}
-	h := newHeapClients(t, 3, tr)
-	ctx := context.Background()
-	dead, again := owner{7, 1}, owner{7, 2}
-	want := map[uint32]string{}
-	var opens []uint32
-	for file := range uint32(files) {
-		var list []byte
-		for open := file * 10; open < file*10+file%4; open++ {
-			list = appendEntry(list, file, entry{dead, open, reading})
-			opens = append(opens, open)
-			if file%3 == 0 {
-				e := entry{again, open, reading}
-				list = appendEntry(list, file, e)
-				want[file] += string(listOf(file, e))
-			}
-		}
-		key := fileKey(file)
-		if err := h.db.Store(ctx, key[:], list); err != nil {
-			t.Fatal(err)
-		}
-	}
-	var found []uint32
-	for i, c := range h.all {
-		c.in.Encode(command{Do: doClean, Dead: dead, Part: i, Parts: len(h.all)})
-		found = append(found, h.await(c, isCleaned).Found...)
-	}
-	slices.Sort(found)
-	if !slices.Equal(found, opens) {
-		t.Errorf("took out %v, want %v", found, opens)
-	}
-	for file := range uint32(files) {
-		key := fileKey(file)
-		b, err := h.db.Fetch(ctx, key[:])
-		if string(b) != want[file] || (err != nil) != (want[file] == "") {
-			t.Errorf("file %d: %x, %v; want %x", file, b, err, want[file])
-		}
-	}
+	h.empty()
 }
 
 // A client that is told to drain closes what it has open and opens no more.
 func TestDrain(t *testing.T) {
 	tr := randomTrace(3, 500)
-	h := newHeapClients(t, 1, tr)
+	h := newNodeClients(t, 1, tr)
 	c := h.all[0]
 	c.in.Encode(command{Do: doDrain})
 	if got, _ := h.pass(); got.Events != 0 {
 		t.Errorf("%d events after drain", got.Events)
 	}
-	if n := h.records(); n != 0 {
-		t.Errorf("%d records", n)
-	}
+	h.empty()
 }
 
 func TestUnknownCommandEndsClient(t *testing.T) {
-	h := newHeapClients(t, 1, randomTrace(4, 10))
+	h := newNodeClients(t, 1, randomTrace(4, 10))
 	h.all[0].in.Encode(command{Do: "dance"})
 	for r := range h.all[0].replies {
 		t.Errorf("it says %+v", r)

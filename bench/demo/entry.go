@@ -4,16 +4,16 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
-	"slices"
 
 	"github.com/mainzdb/mainz/bench/trace"
+	"github.com/mainzdb/mainz/ltdb"
 )
 
 // owner is one life of one client: a client that is started again is another
 // owner.
 type owner struct {
-	Client uint32 `json:"client"`
-	Start  uint64 `json:"start"` // nanoseconds since 1970
+	Client uint16 `json:"client"`
+	Life   uint16 `json:"life"` // 1 is the first
 }
 
 // entry says that somebody has the file open.
@@ -23,51 +23,53 @@ type entry struct {
 	mode trace.Mode
 }
 
-// An entry in a record, little-endian:
+// An entry is one piece of a record, and an entry of the built-in condition
+// ShareModes (docs/conditions.md). That leaves 16 bytes for who it is,
+// little-endian:
 //
-//	0   8  start
-//	8   4  client
+//	8   2  client
+//	10  2  life
 //	12  4  open
-//	16  1  mode
-//	17  3  zero
-//	20  4  CRC-32C of the file's number and the bytes above
+//	16  4  file
+//	20  4  CRC-32C of the bytes above
 //
 // The checksum is there to see what the store must never do: hand out bytes
 // that nobody stored together.
 const (
-	entrySize = 24
-	sumOffset = 20
+	entrySize = ltdb.ShareModesEntry
+	whoOffset = 8
+	sumOffset = entrySize - 4
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
+// Access and deny modes of a trace have the same bits as the condition, which
+// wants to know what is not denied. Deleting was not recorded: nobody does it,
+// and all let others do it.
+const shareAll = ltdb.ShareRead | ltdb.ShareWrite | ltdb.ShareDelete
+
 func appendEntry(list []byte, file uint32, e entry) []byte {
 	n := len(list)
-	list = append(list, make([]byte, entrySize)...)
+	list = ltdb.AppendShareMode(list, uint32(e.mode.Access()), shareAll&^uint32(e.mode.Deny()), [16]byte{})
 	b := list[n:]
 	le := binary.LittleEndian
-	le.PutUint64(b, e.Start)
-	le.PutUint32(b[8:], e.Client)
+	le.PutUint16(b[8:], e.Client)
+	le.PutUint16(b[10:], e.Life)
 	le.PutUint32(b[12:], e.open)
-	b[16] = byte(e.mode)
-	le.PutUint32(b[sumOffset:], sum(b, file))
+	le.PutUint32(b[16:], file)
+	le.PutUint32(b[sumOffset:], crc32.Checksum(b[:sumOffset], castagnoli))
 	return list
-}
-
-func sum(b []byte, file uint32) uint32 {
-	var f [4]byte
-	binary.LittleEndian.PutUint32(f[:], file)
-	return crc32.Update(crc32.Checksum(f[:], castagnoli), castagnoli, b[:sumOffset])
 }
 
 // readEntry reads the entry at the start of b, which has at least entrySize bytes.
 func readEntry(b []byte, file uint32) (entry, bool) {
 	le := binary.LittleEndian
-	e := entry{owner{le.Uint32(b[8:]), le.Uint64(b)}, le.Uint32(b[12:]), trace.Mode(b[16])}
-	return e, le.Uint32(b[sumOffset:]) == sum(b, file)
+	mode := trace.MakeMode(trace.Access(le.Uint32(b)), trace.Deny(shareAll&^le.Uint32(b[4:])))
+	e := entry{owner{le.Uint16(b[8:]), le.Uint16(b[10:])}, le.Uint32(b[12:]), mode}
+	return e, le.Uint32(b[16:]) == file && le.Uint32(b[sumOffset:]) == crc32.Checksum(b[:sumOffset], castagnoli)
 }
 
-// damage is a list that nobody can have stored.
+// damage is a record that nobody can have stored.
 type damage struct {
 	file uint32
 	what string
@@ -75,8 +77,8 @@ type damage struct {
 
 func (d *damage) Error() string { return fmt.Sprintf("record of file %d: %s", d.file, d.what) }
 
-// scan calls f with each entry and its place, until f returns false.
-func scan(list []byte, file uint32, f func(at int, e entry) bool) error {
+// scan calls f with each entry of a record.
+func scan(list []byte, file uint32, f func(e entry)) error {
 	if len(list)%entrySize != 0 {
 		return &damage{file, fmt.Sprintf("%d bytes, not a multiple of %d", len(list), entrySize)}
 	}
@@ -85,63 +87,34 @@ func scan(list []byte, file uint32, f func(at int, e entry) bool) error {
 		if !ok {
 			return &damage{file, fmt.Sprintf("entry at %d of %d bytes: checksum is wrong", at, len(list))}
 		}
-		if !f(at, e) {
-			return nil
-		}
+		f(e)
 	}
 	return nil
 }
 
-// conflicts tells whether an open with that mode is against the share mode of
-// one that is in the list.
-func conflicts(list []byte, file uint32, mode trace.Mode) (yes bool, err error) {
-	err = scan(list, file, func(_ int, e entry) bool {
-		yes = yes || trace.Conflict(e.mode, mode)
-		return true // the rest is still looked at for damage
-	})
-	return yes, err
-}
-
-// remove takes the entry out, in place. found is false if it is not there.
-func remove(list []byte, file uint32, e entry) (rest []byte, found bool, err error) {
-	where := -1
-	err = scan(list, file, func(at int, other entry) bool {
-		if other.owner == e.owner && other.open == e.open {
-			if where >= 0 || other.mode != e.mode {
-				where = -2
-			} else {
-				where = at
-			}
+// verify looks whether the entry is in the record, and whether all that is
+// there could be together: no open twice, and no two that exclude each other.
+func verify(list []byte, file uint32, e entry) (found bool, err error) {
+	var mine, against int
+	var odd bool
+	err = scan(list, file, func(other entry) {
+		switch {
+		case other.owner == e.owner && other.open == e.open:
+			mine++
+			odd = odd || other.mode != e.mode
+		case trace.Conflict(other.mode, e.mode):
+			against++
 		}
-		return where != -2
 	})
 	switch {
 	case err != nil:
-		return list, false, err
-	case where == -2:
-		return list, false, &damage{file, fmt.Sprintf("open %d is there twice, or with another mode", e.open)}
-	case where < 0:
-		return list, false, nil
+		return false, err
+	case mine > 1 || odd:
+		return false, &damage{file, fmt.Sprintf("open %d is there twice, or with another mode", e.open)}
+	case mine == 1 && against > 0:
+		return true, &damage{file, fmt.Sprintf("open %d and %d that it excludes are there together", e.open, against)}
 	}
-	return slices.Delete(list, where, where+entrySize), true, nil
-}
-
-// removeOwner takes all entries of one owner out, in place, and returns the
-// numbers of their opens.
-func removeOwner(list []byte, file uint32, dead owner) (rest []byte, opens []uint32, err error) {
-	rest = list[:0] // never longer than what was read already
-	err = scan(list, file, func(at int, e entry) bool {
-		if e.owner == dead {
-			opens = append(opens, e.open)
-		} else {
-			rest = append(rest, list[at:at+entrySize]...)
-		}
-		return true
-	})
-	if err != nil {
-		return list, nil, err
-	}
-	return rest, opens, nil
+	return mine == 1, nil
 }
 
 const keySize = 16

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/mainzdb/mainz/bench/trace"
+	"github.com/mainzdb/mainz/ltdb"
 )
 
 var (
@@ -25,120 +26,81 @@ func listOf(file uint32, entries ...entry) (list []byte) {
 }
 
 func TestEntryLayout(t *testing.T) {
-	got := listOf(9, entry{owner{2, 0x0102030405060708}, 0x0a0b0c0d, making})
-	want := []byte{8, 7, 6, 5, 4, 3, 2, 1, 2, 0, 0, 0, 0x0d, 0x0c, 0x0b, 0x0a, byte(making), 0, 0, 0}
+	e := entry{owner{0x0102, 0x0304}, 0x0a0b0c0d, making}
+	got := listOf(9, e)
+	want := []byte{
+		3, 0, 0, 0, // reads and writes
+		4, 0, 0, 0, // lets others delete
+		2, 1, 4, 3, 0x0d, 0x0c, 0x0b, 0x0a, 9, 0, 0, 0,
+	}
 	if !bytes.Equal(got[:sumOffset], want) || len(got) != entrySize {
 		t.Errorf("got %x, want %x and a sum", got, want)
 	}
-	if e, ok := readEntry(got, 9); !ok || e != (entry{owner{2, 0x0102030405060708}, 0x0a0b0c0d, making}) {
-		t.Errorf("read back %+v, %v", e, ok)
-	}
-}
-
-func TestConflicts(t *testing.T) {
-	for _, c := range []struct {
-		held []trace.Mode
-		mode trace.Mode
-		want bool
-	}{
-		{nil, making, false},
-		{[]trace.Mode{reading, reading}, reading, false},
-		{[]trace.Mode{reading}, writing, false},
-		{[]trace.Mode{writing}, reading, false},
-		{[]trace.Mode{reading, writing}, writing, true},
-		{[]trace.Mode{making}, reading, true},
-		{[]trace.Mode{reading}, making, true},
-	} {
-		var list []byte
-		for i, m := range c.held {
-			list = appendEntry(list, 1, entry{owner{1, 1}, uint32(i), m})
-		}
-		if got, err := conflicts(list, 1, c.mode); got != c.want || err != nil {
-			t.Errorf("%v against %v: %v, %v", c.mode, c.held, got, err)
+	for _, e.mode = range []trace.Mode{reading, writing, making, trace.MakeMode(trace.Write, trace.DenyAll)} {
+		if back, ok := readEntry(listOf(9, e), 9); !ok || back != e {
+			t.Errorf("read back %+v, %v; want %+v", back, ok, e)
 		}
 	}
 }
 
-// The operations on lists, against a slice of entries.
-func TestListAgainstSlice(t *testing.T) {
-	rng := rand.New(rand.NewPCG(newSeed(t), 0))
-	const file = 77
-	owners := []owner{{0, 5}, {1, 5}, {1, 6}}
-	var list []byte
-	var twin []entry
-	for step := range 20_000 {
-		e := entry{owners[rng.IntN(3)], rng.Uint32N(8), []trace.Mode{reading, writing, making}[rng.IntN(3)]}
-		at := slices.IndexFunc(twin, func(o entry) bool { return o.owner == e.owner && o.open == e.open })
-		switch {
-		case rng.IntN(50) == 0:
-			var opens, want []uint32
-			var err error
-			list, opens, err = removeOwner(list, file, e.owner)
-			if err != nil {
-				t.Fatal(err)
-			}
-			twin = slices.DeleteFunc(twin, func(o entry) bool {
-				if o.owner == e.owner {
-					want = append(want, o.open)
-				}
-				return o.owner == e.owner
-			})
-			if !slices.Equal(opens, want) {
-				t.Fatalf("step %d: took out %v, want %v", step, opens, want)
-			}
-		case at < 0 && rng.IntN(2) == 0:
-			list, twin = appendEntry(list, file, e), append(twin, e)
-		case at < 0:
-			if _, found, err := remove(list, file, e); found || err != nil {
-				t.Fatalf("step %d: absent entry: %v, %v", step, found, err)
-			}
-		default:
-			e.mode = twin[at].mode
-			rest, found, err := remove(list, file, e)
-			if !found || err != nil {
-				t.Fatalf("step %d: present entry: %v, %v", step, found, err)
-			}
-			list, twin = rest, slices.Delete(twin, at, at+1)
+// The condition says of entries what the trace says of their modes.
+func TestConditionIsTheTraces(t *testing.T) {
+	store, err := ltdb.OpenHeap(ltdb.Config{Size: 8 << 20, Slots: 2, MaxValue: 16 << 10, Databases: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Close()
+	condition, ok := store.Condition(ltdb.ShareModes)
+	if !ok {
+		t.Fatal("no such condition")
+	}
+	var modes []trace.Mode
+	for _, a := range []trace.Access{trace.Read, trace.Write, trace.Read | trace.Write} {
+		for _, d := range []trace.Deny{trace.DenyNone, trace.DenyWrite, trace.DenyAll} {
+			modes = append(modes, trace.MakeMode(a, d))
 		}
-		var got []entry
-		if err := scan(list, file, func(_ int, e entry) bool { got = append(got, e); return true }); err != nil {
-			t.Fatal(err)
-		}
-		if !slices.Equal(got, twin) {
-			t.Fatalf("step %d: list has %v, want %v", step, got, twin)
+	}
+	for _, there := range modes {
+		for _, comes := range modes {
+			rec := ltdb.MakeSnapshot(ltdb.KV, listOf(1, entry{mode: there}), nil)
+			if got, want := condition.Holds(rec, listOf(1, entry{mode: comes, open: 1})), !trace.Conflict(there, comes); got != want {
+				t.Errorf("%v beside %v: %v, the trace says %v", comes, there, got, want)
+			}
 		}
 	}
 }
 
-func TestDamageIsSeen(t *testing.T) {
+func TestVerify(t *testing.T) {
 	a, b := entry{owner{1, 2}, 3, writing}, entry{owner{1, 2}, 4, reading}
-	sound := listOf(5, a, b)
-	damaged := map[string][]byte{
-		"cut":           sound[:len(sound)-1],
-		"of other file": listOf(6, a, b),
-		"same open":     listOf(5, a, a),
-		"other mode":    listOf(5, entry{a.owner, a.open, reading}),
+	sound := listOf(5, b, a)
+	for _, c := range []struct {
+		name  string
+		list  []byte
+		found bool
+		bad   bool
+	}{
+		{"there", sound, true, false},
+		{"not there", listOf(5, b), false, false},
+		{"nothing there", nil, false, false},
+		{"another life", listOf(5, entry{owner{1, 3}, 3, reading}), false, false},
+		{"cut", sound[:len(sound)-1], false, true},
+		{"of other file", listOf(6, a), false, true},
+		{"twice", listOf(5, a, a), false, true},
+		{"other mode", listOf(5, entry{a.owner, a.open, reading}), false, true},
+		{"beside what it excludes", listOf(5, a, entry{owner{2, 1}, 1, writing}), true, true},
+	} {
+		found, err := verify(c.list, 5, a)
+		d, bad := errors.AsType[*damage](err)
+		if found != c.found || bad != c.bad || bad && d.file != 5 || err != nil && !bad {
+			t.Errorf("%s: %v, %v", c.name, found, err)
+		}
 	}
 	for i := range sound {
 		flipped := bytes.Clone(sound)
 		flipped[i] ^= 1
-		damaged["byte "+string(rune('A'+i))] = flipped
-	}
-	for name, list := range damaged {
-		before := bytes.Clone(list)
-		_, _, err := remove(list, 5, a)
-		if d := (*damage)(nil); !errors.As(err, &d) || d.file != 5 {
-			t.Errorf("%s: %v", name, err)
+		if _, err := verify(flipped, 5, a); err == nil {
+			t.Errorf("byte %d is flipped, and nobody sees it", i)
 		}
-		if !bytes.Equal(list, before) {
-			t.Errorf("%s: the list was changed", name)
-		}
-	}
-	if _, err := conflicts(damaged["cut"], 5, reading); err == nil {
-		t.Error("conflicts looks at a list that is cut")
-	}
-	if _, _, err := removeOwner(listOf(6, a), 5, a.owner); err == nil {
-		t.Error("removeOwner takes an entry of another file out")
 	}
 }
 

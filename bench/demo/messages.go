@@ -2,34 +2,27 @@ package demo
 
 // command is what the parent tells a client.
 type command struct {
-	Do    string `json:"do"`
-	Dead  owner  `json:"dead,omitzero"`   // clean: whose entries
-	Part  int    `json:"part,omitempty"`  // clean: which of the records,
-	Parts int    `json:"parts,omitempty"` // those of file % Parts == Part
+	Do string `json:"do"`
 }
 
 const (
 	doPass  = "pass"  // replay your share once
-	doClean = "clean" // take a dead client's entries out
 	doDrain = "drain" // open nothing more; the pass ends when all is closed
 	doEnd   = "end"   // send the totals and end
 )
 
 // reply is what a client tells the parent.
 type reply struct {
-	Is     string   `json:"is"`
-	Counts counts   `json:"counts,omitzero"`
-	Found  []uint32 `json:"found,omitempty"` // cleaned: opens whose entries were taken out
-	Open   []uint64 `json:"open,omitempty"`  // ended: histograms
-	Close  []uint64 `json:"close,omitempty"`
-	Text   string   `json:"text,omitempty"` // trouble, failed
+	Is      string              `json:"is"`
+	Counts  counts              `json:"counts,omitzero"`
+	Latency map[string][]uint64 `json:"latency,omitempty"` // ended: histograms
+	Text    string              `json:"text,omitempty"`    // trouble, failed
 }
 
 const (
 	isReady    = "ready"
 	isProgress = "progress"
 	isPassed   = "passed"
-	isCleaned  = "cleaned"
 	isTrouble  = "trouble" // something is wrong with the data, and was counted
 	isFailed   = "failed"  // the client cannot go on
 	isEnded    = "ended"
@@ -39,19 +32,25 @@ const (
 type counts struct {
 	Events    uint64 `json:"events"` // opens that were granted, and closes
 	Conflicts uint64 `json:"conflicts"`
-	Waits     uint64 `json:"waits"`
 	GaveUp    uint64 `json:"gave_up"`
+	Triggered uint64 `json:"triggered"`
+	Waits     uint64 `json:"waits"`
+	Late      uint64 `json:"late"`
+	Bypass    uint64 `json:"bypass"` // operations
+	Ring      uint64 `json:"ring"`
 	Lost      uint64 `json:"lost"`
 	Damaged   uint64 `json:"damaged"`
-	OwnerDied uint64 `json:"owner_died"`
 }
 
 func (c *counts) add(o counts) {
 	c.Events += o.Events
 	c.Conflicts += o.Conflicts
-	c.Waits += o.Waits
 	c.GaveUp += o.GaveUp
+	c.Triggered += o.Triggered
+	c.Waits += o.Waits
+	c.Late += o.Late
+	c.Bypass += o.Bypass
+	c.Ring += o.Ring
 	c.Lost += o.Lost
 	c.Damaged += o.Damaged
-	c.OwnerDied += o.OwnerDied
 }

@@ -11,22 +11,27 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
+	"github.com/mainzdb/mainz"
 	"github.com/mainzdb/mainz/bench/trace"
 	"github.com/mainzdb/mainz/ltdb"
 )
 
-// Clients is how many client processes share the store.
+// Clients is how many client processes share the node.
 const Clients = 4
 
 // victim is killed. It is one that replays many small processes, so that it
 // has files open at any moment.
 const victim = Clients - 1
 
-// segmentSize is plenty for the records of a pass, and small enough for the
-// /dev/shm of a container.
-const segmentSize = 32 << 20
+// DaemonFlags are mainzd's for a demo in dir. The segment is plenty for the
+// records of a pass, and small enough for the /dev/shm of a container; each
+// client takes two slots, and one more time when it is started again.
+func DaemonFlags(dir string) []string {
+	return []string{"--config", os.DevNull, "--dir", dir, "--size", "32MiB", "--slots", "32", "--max-value", "64KiB", "--databases", "2", "--log-level", "error"}
+}
 
 // Options of a run.
 type Options struct {
@@ -34,8 +39,10 @@ type Options struct {
 	Duration time.Duration // of the replay
 	Trace    *trace.Trace
 
+	// Daemon is the command line of a mainzd with DaemonFlags.
+	Daemon func(dir string) *exec.Cmd
 	// Command is the command line of a client, whose main calls Serve.
-	Command func(dir string, client int, start uint64) *exec.Cmd
+	Command func(dir string, client, life uint16) *exec.Cmd
 
 	// Progress, if set, is called some times a second.
 	Progress func(Progress)
@@ -69,42 +76,63 @@ type process struct {
 	counts                     counts // as last heard
 }
 
-// event is a reply of a process, or its end.
+// event is a reply of a process, or its end, or a call from what runs beside
+// the loop.
 type event struct {
 	p      *process
 	reply  reply
 	exited bool
 	err    error
+	call   func() error
 }
 
-// run is the parent's state. One goroutine has it; the others send events.
+// run is the parent's state. One goroutine has it, the loop; the others send
+// events.
 type run struct {
 	Options
-	dir   string // of the segment, beside which the journals lie
-	store *ltdb.Store
-	db    *ltdb.DB
+	dir     string // of the node, beside which the journals lie
+	launch  launcher
+	daemon  *mainzd // belongs to what kills and starts it
+	client  *mainz.Client
+	db      *mainz.DB
+	store   *ltdb.Store // for looking: no slot, no lock
+	records *ltdb.DB
 
 	events  chan event
+	beside  sync.WaitGroup
 	procs   [Clients]*process
 	running int // lives that have not exited
 
-	began    time.Time
-	passing  bool
-	killAt   <-chan time.Time
-	endAt    <-chan time.Time
-	looks    int // for the moment to kill
+	began     time.Time
+	passing   bool
+	passBegan uint64 // what was stored by then
+	plan      []kill
+	killAt    <-chan time.Time
+	endAt     <-chan time.Time
+	looks     int // for the moment of the next kill
+	overdue   <-chan time.Time
+
+	looksAtMost int // for what is to be cleaned up
+
+	killing  bool
 	killedAt time.Time
-	dead     *process
-	cleaning int // clients that have not finished their part of it
-	found    []uint32
-	cleaned  bool // the killed client's entries are out
+	woken    chan struct{} // closed when the opener that waits for the victim has the file
 	timeUp   bool
 	draining bool
 
-	gone        counts // of killed clients, as last heard
-	open, close histogram
-	res         Result
+	gone  counts // of killed clients, as last heard
+	times map[string]*histogram
+	res   Result
 }
+
+// kill is one of those that are planned.
+type kill struct {
+	at  float64                                                 // part of the time
+	try func(*run, context.Context, bool) (did bool, err error) // now, at whatever moment if it must
+}
+
+// kills: a client halfway, mainzd before and after.
+var kills = []kill{{0.25, (*run).killDaemon}, {0.5, (*run).killClient}, {0.75, (*run).killDaemon}}
 
 // Run runs the demo. An error means that it could not be run to its end; what
 // it found wrong is in the result's Problems.
@@ -118,13 +146,17 @@ func Run(ctx context.Context, o Options) (_ *Result, err error) {
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(tmp)) }()
 
-	r := &run{Options: o, dir: filepath.Join(tmp, "segment"), events: make(chan event)}
-	r.res = Result{Clients: Clients, TraceEvents: len(o.Trace.Events), Processes: o.Trace.Processes, Records: o.Trace.Files, BypassShare: 1}
-	if err := r.createStore(ctx); err != nil {
+	r := &run{Options: o, dir: filepath.Join(tmp, "v1"), launch: newLauncher(), events: make(chan event), plan: kills, looksAtMost: manyLooks, times: map[string]*histogram{}}
+	defer r.launch.close()
+	ctx, cancel := context.WithCancel(ctx)
+	defer func() {
+		cancel()
+		err = errors.Join(err, r.clear())
+	}()
+	r.res = Result{Clients: Clients, TraceEvents: len(o.Trace.Events), Processes: o.Trace.Processes, Records: o.Trace.Files}
+	if err := r.createNode(ctx); err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, r.store.Close()) }()
-	defer r.killAll()
 	if err := r.replay(ctx); err != nil {
 		return nil, err
 	}
@@ -135,26 +167,10 @@ func Run(ctx context.Context, o Options) (_ *Result, err error) {
 	return &r.res, nil
 }
 
-func (r *run) createStore(ctx context.Context) (err error) {
-	r.store, err = ltdb.Open(ctx, r.dir, ltdb.Options{
-		Create: true,
-		Config: ltdb.Config{Size: segmentSize, Slots: 4 * Clients, MaxValue: 64 << 10},
-		Name:   "demo",
-	})
-	if err != nil {
-		return err
-	}
-	r.db, err = r.store.Database(ctx, database, ltdb.KV, ltdb.DatabaseOptions{Records: r.Trace.Files})
-	if err != nil {
-		return errors.Join(err, r.store.Close())
-	}
-	return nil
-}
-
-// replay makes passes until the time is up and the kill is dealt with.
+// replay makes passes until the time is up and the kills are dealt with.
 func (r *run) replay(ctx context.Context) error {
 	for i := range r.procs {
-		if err := r.start(i); err != nil {
+		if err := r.start(i, 1); err != nil {
 			return err
 		}
 	}
@@ -162,11 +178,11 @@ func (r *run) replay(ctx context.Context) error {
 		return err
 	}
 	r.began = time.Now()
-	r.killAt = time.After(r.Duration / 2)
+	r.nextKill()
 	r.endAt = time.After(r.Duration)
 	for !r.draining {
 		r.res.Passes++
-		r.passing = true
+		r.passing, r.passBegan = true, r.stored()
 		for _, p := range r.procs {
 			r.sendPass(p)
 		}
@@ -191,13 +207,22 @@ func (r *run) allReady() bool {
 	return true
 }
 
+func (r *run) allBusy() bool {
+	for _, p := range r.procs {
+		if !p.busy {
+			return false
+		}
+	}
+	return true
+}
+
 func (r *run) passIsOver() bool {
 	for _, p := range r.procs {
 		if !p.ready || p.busy {
 			return false
 		}
 	}
-	return r.dead == nil || r.cleaned
+	return !r.killing
 }
 
 func (r *run) sendPass(p *process) {
@@ -220,32 +245,58 @@ func (r *run) until(ctx context.Context, done func() bool) error {
 			return context.Cause(ctx)
 		case e := <-r.events:
 			if err := r.handle(ctx, e); err != nil {
+				if ctx.Err() != nil {
+					err = context.Cause(ctx)
+				}
 				return err
 			}
 		case <-r.killAt:
-			r.kill()
+			if err := r.tryKill(ctx); err != nil {
+				return err
+			}
 		case <-r.endAt:
 			r.timeUp = true
+		case <-r.overdue:
+			return r.stuck()
 		}
-		if r.timeUp && r.cleaned && !r.draining {
+		if (r.timeUp && len(r.plan) == 0 || len(r.res.Problems) > 0) && !r.killing && !r.draining {
 			r.drain()
 		}
 	}
 	return nil
 }
 
-// drain ends the replay; not before the kill has been dealt with, however
-// short the time is.
+// drain ends the replay: not before the kills have been dealt with, however
+// short the time is, but at once if something is wrong.
 func (r *run) drain() {
 	r.draining = true
+	r.killAt, r.overdue = nil, time.After(drainLimit)
 	for _, p := range r.procs {
 		p.send(command{Do: doDrain})
 	}
 }
 
+// drainLimit is how long clients may take to close what they have open, and
+// then to leave. It takes some milliseconds.
+const drainLimit = 2 * time.Minute
+
+// stuck is the error for clients that do not come to an end.
+func (r *run) stuck() error {
+	var who []string
+	for _, p := range r.procs {
+		if p.busy || !p.ready {
+			who = append(who, fmt.Sprint(p.Client))
+		}
+	}
+	return errors.New(strings.Join(append(r.res.Problems, "clients that do not end: "+strings.Join(who, ", ")), "\n  "))
+}
+
 func (r *run) handle(ctx context.Context, e event) error {
 	p := e.p
-	if e.exited {
+	switch {
+	case e.call != nil:
+		return e.call()
+	case e.exited:
 		return r.exited(ctx, p, e.err)
 	}
 	switch e.reply.Is {
@@ -260,26 +311,31 @@ func (r *run) handle(ctx context.Context, e event) error {
 	case isPassed:
 		p.counts = e.reply.Counts
 		p.busy = false
-	case isCleaned:
-		r.found = append(r.found, e.reply.Found...)
-		if r.cleaning--; r.cleaning == 0 {
-			return r.cleanedUp(ctx)
-		}
 	case isTrouble:
-		if len(r.res.Problems) < 20 {
-			r.res.Problems = append(r.res.Problems, fmt.Sprintf("client %d: %s", p.Client, e.reply.Text))
-		}
+		r.problem(fmt.Sprintf("client %d: %s", p.Client, e.reply.Text))
 	case isFailed:
 		return fmt.Errorf("client %d: %s", p.Client, e.reply.Text)
 	case isEnded:
 		p.counts = e.reply.Counts
 		p.ended = true
-		r.open.addSparse(e.reply.Open)
-		r.close.addSparse(e.reply.Close)
+		for name, sparse := range e.reply.Latency {
+			if r.times[name] == nil {
+				r.times[name] = &histogram{}
+			}
+			r.times[name].addSparse(sparse)
+		}
 	default:
 		return fmt.Errorf("client %d says %q, which means nothing", p.Client, e.reply.Is)
 	}
 	return nil
+}
+
+// problem notes what is wrong, unless there is so much of it that nobody would
+// read on.
+func (r *run) problem(text string) {
+	if len(r.res.Problems) < 20 {
+		r.res.Problems = append(r.res.Problems, text)
+	}
 }
 
 func (r *run) exited(ctx context.Context, p *process, err error) error {
@@ -288,7 +344,9 @@ func (r *run) exited(ctx context.Context, p *process, err error) error {
 	case p.ended && err == nil:
 		return nil
 	case p.killed:
-		return r.cleanUp(ctx, p)
+		r.gone.add(p.counts)
+		r.spawn(func() error { return r.watchCleanup(ctx, p.owner) })
+		return r.start(victim, p.Life+1)
 	}
 	return fmt.Errorf("client %d ended in a bad way: %w%s", p.Client, errOr(err, "status 0"), p.stderr.quoted())
 }
@@ -300,99 +358,27 @@ func errOr(err error, text string) error {
 	return err
 }
 
-// kill kills the victim in the middle of a pass, when there is something to
-// clean up after it; if that is not so now, then a little later. A trace so
-// small that this never happens must not keep the demo from its end.
-func (r *run) kill() {
-	const looks = 1000
-	p := r.procs[victim]
-	r.looks++
-	if !p.busy || r.looks < looks && !r.caught(p) {
-		r.killAt = time.After(time.Millisecond)
-		return
-	}
-	r.killedAt = time.Now()
-	p.killed = true
-	_ = p.cmd.Process.Kill() // an error means that it has exited: then it was not us, and that is an event
-	r.res.Kills++
-	r.report(fmt.Sprintf("client %d is killed", p.Client))
-}
-
-// hasFilesOpen looks into the client's journal.
-func (r *run) hasFilesOpen(p *process) bool {
-	b, err := os.ReadFile(journalPath(r.dir, p.owner))
-	return err == nil && bytes.IndexByte(b, journalOpened) >= 0
-}
-
-// cleanUp frees the dead client's locks, lets the others take its entries
-// out, and starts it again meanwhile.
-func (r *run) cleanUp(ctx context.Context, p *process) error {
-	r.dead = p
-	r.gone.add(p.counts)
-	// Whoever waits for one of the locks has done it already.
-	if _, err := r.store.Recover(ctx); err != nil {
-		return fmt.Errorf("free the locks of killed client %d: %w", p.Client, err)
-	}
-	for i, other := range r.procs {
-		if i != victim {
-			other.send(command{Do: doClean, Dead: p.owner, Part: r.cleaning, Parts: Clients - 1})
-			r.cleaning++
+// spawn runs f beside the loop, which f's error ends.
+func (r *run) spawn(f func() error) {
+	r.beside.Go(func() {
+		if err := f(); err != nil {
+			r.do(func() error { return err })
 		}
-	}
-	return r.start(victim)
+	})
 }
 
-// cleanedUp holds what the others took out against what the killed client was
-// told.
-func (r *run) cleanedUp(ctx context.Context) error {
-	r.res.CleanupMS = float64(time.Since(r.killedAt)) / float64(time.Millisecond)
-	r.cleaned = true
-	r.report(fmt.Sprintf("client %d is cleaned up after", r.dead.Client))
-	r.res.EntriesCleaned = len(r.found)
-	b, err := os.ReadFile(journalPath(r.dir, r.dead.owner))
-	if err != nil {
-		return fmt.Errorf("read the killed client's journal: %w", err)
-	}
-	lost, resurrected := journal(b).verdict(r.found)
-	r.res.AckedLost += uint64(lost)
-	r.res.Damaged += uint64(resurrected)
+// do lets the loop call f; for what runs beside it.
+func (r *run) do(f func() error) { r.events <- event{call: f} }
 
-	left := 0
-	for e, err := range r.db.Traverse(ctx) {
-		if err != nil {
-			return fmt.Errorf("look for entries of the killed client: %w", err)
-		}
-		file, err := keyFile(e.Key)
-		if err == nil {
-			err = scan(e.Data, file, func(_ int, e entry) bool {
-				if e.owner == r.dead.owner {
-					left++
-				}
-				return true
-			})
-		}
-		if err != nil {
-			r.res.Damaged++
-			r.res.Problems = append(r.res.Problems, err.Error())
-		}
-	}
-	if left > 0 {
-		r.res.Problems = append(r.res.Problems, fmt.Sprintf("%d entries of the killed client were not found by those who took them out", left))
-	}
-	return nil
+// note tells what has just happened; for what runs beside the loop.
+func (r *run) note(text string) {
+	r.do(func() error {
+		r.report(text)
+		return nil
+	})
 }
 
-// checkEmpty counts what a pass left behind.
-func (r *run) checkEmpty(ctx context.Context) error {
-	u, err := r.db.Usage(ctx)
-	if err != nil {
-		return fmt.Errorf("look whether pass %d left anything: %w", r.res.Passes, err)
-	}
-	r.res.RecordsLeft += u.Records
-	return nil
-}
-
-// finish ends the clients and checks the store.
+// finish ends the clients and mainzd, and checks the store.
 func (r *run) finish(ctx context.Context) error {
 	for _, p := range r.procs {
 		p.send(command{Do: doEnd})
@@ -404,23 +390,23 @@ func (r *run) finish(ctx context.Context) error {
 	for _, p := range r.procs {
 		total.add(p.counts)
 	}
-	r.res.Events, r.res.Conflicts, r.res.GaveUp, r.res.Waits = total.Events, total.Conflicts, total.GaveUp, total.Waits
-	r.res.OwnerDied = total.OwnerDied
-	r.res.AckedLost += total.Lost
-	r.res.Damaged += total.Damaged
-	r.res.OpsPerS = float64(total.Events) / r.res.Seconds
-	r.res.Latency = map[string]Quantiles{"open": quantiles(&r.open), "close": quantiles(&r.close)}
+	r.res.count(&total, r.times)
 
+	client := r.client
+	r.client = nil
+	if err := client.Close(); err != nil {
+		return fmt.Errorf("leave the node: %w", err)
+	}
+	d := r.daemon
+	if err := d.end(ctx); err != nil {
+		return err
+	}
+	r.res.Problems = append(r.res.Problems, d.complaints()...)
 	report, err := r.store.Check(ctx)
 	if err != nil {
 		return fmt.Errorf("check: %w", err)
 	}
-	r.res.CheckErrors = report.Broken
-	r.res.Problems = append(r.res.Problems, report.Errors...)
-	if report.Locked > 0 {
-		r.res.CheckErrors++
-		r.res.Problems = append(r.res.Problems, fmt.Sprintf("%d records are still locked", report.Locked))
-	}
+	r.res.check(report)
 	return nil
 }
 
@@ -435,10 +421,28 @@ func (r *run) report(note string) {
 	r.Progress(Progress{time.Since(r.began), r.Duration, r.res.Passes, events, note})
 }
 
+// checkEmpty counts what a pass has left behind. Pieces that nobody could say
+// the fate of are taken back in the background: they have a moment.
+func (r *run) checkEmpty(ctx context.Context) error {
+	for look := 1; ; look++ {
+		u, err := r.records.Usage(ctx)
+		if err != nil {
+			return fmt.Errorf("look whether pass %d left anything: %w", r.res.Passes, err)
+		}
+		if u.Records == 0 || look >= r.looksAtMost || len(r.res.Problems) > 0 {
+			r.res.RecordsLeft += u.Records
+			return nil
+		}
+		if err := pause(ctx); err != nil {
+			return err
+		}
+	}
+}
+
 // start begins a new life of a client.
-func (r *run) start(client int) error {
-	p := &process{owner: owner{uint32(client), uint64(time.Now().UnixNano())}}
-	p.cmd = r.Command(r.dir, client, p.Start)
+func (r *run) start(client int, life uint16) error {
+	p := &process{owner: owner{uint16(client), life}}
+	p.cmd = r.Command(r.dir, p.Client, p.Life)
 	p.cmd.Stderr = &p.stderr
 	stdin, err := p.cmd.StdinPipe()
 	if err != nil {
@@ -448,7 +452,7 @@ func (r *run) start(client int) error {
 	if err != nil {
 		return err
 	}
-	if err := p.cmd.Start(); err != nil {
+	if err := r.launch.start(p.cmd); err != nil {
 		return fmt.Errorf("start client %d: %w", client, err)
 	}
 	p.stdin, p.in = stdin, json.NewEncoder(stdin)
@@ -471,19 +475,41 @@ func (r *run) listen(p *process, stdout io.Reader) {
 	r.events <- event{p: p, exited: true, err: p.cmd.Wait()}
 }
 
-// killAll ends what is still running after an error.
-func (r *run) killAll() {
+// clear ends what is still there, after an error as well. The context of what
+// runs beside the loop has ended.
+func (r *run) clear() error {
 	for _, p := range r.procs {
 		if p != nil {
 			_ = p.cmd.Process.Kill()
 			_ = p.stdin.Close()
 		}
 	}
-	for r.running > 0 {
-		if e := <-r.events; e.exited {
-			r.running--
+	quiet := make(chan struct{})
+	go func() {
+		r.beside.Wait()
+		close(quiet)
+	}()
+	for wait := quiet; r.running > 0 || wait != nil; {
+		select {
+		case e := <-r.events:
+			if e.exited {
+				r.running--
+			}
+		case <-wait:
+			wait = nil
 		}
 	}
+	var errs []error
+	if r.client != nil {
+		errs = append(errs, r.client.Close())
+	}
+	if r.store != nil {
+		errs = append(errs, r.store.Close())
+	}
+	if r.daemon != nil {
+		r.daemon.kill()
+	}
+	return errors.Join(errs...)
 }
 
 // tail keeps the end of what a process said on standard error.

@@ -7,7 +7,10 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -20,23 +23,27 @@ func demoCommand() *cobra.Command {
 		secs      float64
 		ramdisk   string
 		traceFile string
+		mainzd    string
 	)
 	cmd := &cobra.Command{
 		Use:   "demo",
-		Short: "Processes share the database of open files; one is killed and nothing is lost",
+		Short: "Processes share the database of open files; a client and mainzd are killed, and nothing is lost",
 		Long: fmt.Sprintf(`demo replays the opens and closes of a real build, recorded with all its
-processes, against the plan's own example: the database of open files. The
-traced processes are goroutines, spread over %d client processes that share one
-segment in a ramdisk. Each open locks the record of its file, looks at the share
-modes of those who have it open, and stores its own entry; each close takes the
-entry out. Opening for writing denies other writers, making a file anew denies
-all, reading denies nobody.
+processes, against the plan's own example: the database of open files. It starts
+mainzd on a ramdisk, and %d client processes that attach to it; the traced
+processes are goroutines, spread over them. An open appends an entry to the
+record of its file, on the condition that the share modes of those who have it
+open allow that, and waits for their trigger if not, up to %s; a close removes
+the entry and triggers who waits. Opening for writing denies other writers,
+making a file anew denies all, reading denies nobody. Most of it goes by bypass;
+one traced process in some goes through the ring, so that mainzd has work.
 
-Halfway one client is killed with SIGKILL. Its locks are freed, the other
-clients take its entries out, and it is started again.
+Halfway one client is killed with SIGKILL. mainzd frees its locks and removes its
+entries, and it is started again. Before and after that, mainzd is killed with
+SIGKILL; the clients go on, and it is started again over its own segment.
 
 The exit code is 0 if nothing was lost, damaged or left behind, 7 if something
-was, and the output says what.`, demo.Clients),
+was, and the output says what.`, demo.Clients, demo.GiveUp),
 		Example: `  mainz demo
   mainz demo --seconds 60
   mainz demo --dir /mnt/ramdisk
@@ -54,13 +61,21 @@ was, and the output says what.`, demo.Clients),
 			if err != nil {
 				return err
 			}
+			if mainzd, err = findDaemon(mainzd, self); err != nil {
+				return err
+			}
 			o := demo.Options{
 				Ramdisk:  ramdisk,
 				Duration: time.Duration(secs * float64(time.Second)),
 				Trace:    t,
-				Command: func(dir string, client int, start uint64) *exec.Cmd {
-					return exec.Command(self, demoClient, "--dir", dir, "--client", strconv.Itoa(client),
-						"--start", strconv.FormatUint(start, 10), "--trace", traceFile)
+				Daemon: func(dir string) *exec.Cmd {
+					c := exec.Command(mainzd, demo.DaemonFlags(dir)...)
+					c.Env = withoutSettings(os.Environ())
+					return c
+				},
+				Command: func(dir string, client, life uint16) *exec.Cmd {
+					return exec.Command(self, demoClient, "--dir", dir, "--client", strconv.Itoa(int(client)),
+						"--life", strconv.Itoa(int(life)), "--trace", traceFile)
 				},
 			}
 			var line *progressLine
@@ -85,9 +100,33 @@ was, and the output says what.`, demo.Clients),
 		},
 	}
 	cmd.Flags().Float64Var(&secs, "seconds", 20, "how long to replay")
-	cmd.Flags().StringVar(&ramdisk, "dir", "/dev/shm", "`directory` for the segment, in a ramdisk; what the demo makes there it removes")
+	cmd.Flags().StringVar(&ramdisk, "dir", "/dev/shm", "a `directory` in a ramdisk; what the demo makes there it removes")
 	cmd.Flags().StringVar(&traceFile, "trace", "", "replay the trace in this `file` instead of the built-in one")
+	cmd.Flags().StringVar(&mainzd, "mainzd", "", "`program` of the daemon; default: mainzd beside this one, or in the path")
 	return cmd
+}
+
+// findDaemon finds the program mainzd if none is named.
+func findDaemon(named, self string) (string, error) {
+	if named == "" {
+		named = filepath.Join(filepath.Dir(self), "mainzd")
+		if _, err := os.Stat(named); err != nil {
+			named = "mainzd"
+		}
+	}
+	found, err := exec.LookPath(named)
+	if err != nil {
+		return "", &problem{kind: failure, err: fmt.Errorf("the demo needs mainzd: %w", err), hint: "make build builds it beside mainz; --mainzd names another"}
+	}
+	return found, nil
+}
+
+// withoutSettings leaves out what would set up a daemon that serves somebody
+// else.
+func withoutSettings(env []string) []string {
+	return slices.DeleteFunc(env, func(v string) bool {
+		return strings.HasPrefix(v, "MAINZ_") || strings.HasPrefix(v, "NOTIFY_SOCKET=")
+	})
 }
 
 // demoClient is what the demo's clients are started as.
@@ -111,9 +150,9 @@ func demoClientCommand() *cobra.Command {
 			return demo.Serve(cmd.Context(), o, cmd.InOrStdin(), cmd.OutOrStdout())
 		},
 	}
-	cmd.Flags().StringVar(&o.Dir, "dir", "", "the segment's directory")
-	cmd.Flags().IntVar(&o.Client, "client", 0, "which client this is")
-	cmd.Flags().Uint64Var(&o.Start, "start", 0, "which life of it")
+	cmd.Flags().StringVar(&o.Dir, "dir", "", "the node's directory")
+	cmd.Flags().Uint16Var(&o.Client, "client", 0, "which client this is")
+	cmd.Flags().Uint16Var(&o.Life, "life", 1, "which life of it")
 	cmd.Flags().StringVar(&traceFile, "trace", "", "the trace's file")
 	return cmd
 }
