@@ -39,6 +39,7 @@ const (
 	plantWaiterMoves
 	plantNoMargin
 	plantColdCounter
+	plantColdNoLock
 	plantAbandonFirst
 	plantPromiseTwice
 	plantCarryAll
@@ -104,6 +105,7 @@ var Plants = [plantCount]Plant{
 	plantTimeoutBehind:     {"timeout-behind", "a request that waits for a record to come is not given up"},
 	plantAbandonFirst:      {"abandon-first", "an abandoned operation is looked for in the done list before it is dropped"},
 	plantColdCounter:       {"cold-counter", "a cold start takes its ballot from the wall clock"},
+	plantColdNoLock:        {"cold-no-lock", "a cold start takes the arbiter's lock, and stores its epoch"},
 }
 
 func plantByName(name string) plant {

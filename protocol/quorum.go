@@ -84,6 +84,7 @@ func (n *Node) Arbiter(now Instant, held bool, until Instant, value Epoch) {
 	n.begin(now)
 	if held && (!n.arb.held || n.now >= n.arb.until) {
 		n.arb.found = value
+		n.counter = max(n.counter, value.Counter())
 	}
 	n.arb.held, n.arb.until, n.arb.value = held, until, value
 	if !held {
@@ -105,9 +106,9 @@ func (n *Node) Arbiter(now Instant, held bool, until Instant, value Epoch) {
 
 // locked: the lock is ours for long enough to run a recovery under it, and we know
 // of the last epoch that was opened by it.
-func (n *Node) locked(full wire.Set) bool {
-	return n.arb.held && n.arb.until > n.now+n.cfg.Lease && !n.staleHalf(full)
-}
+func (n *Node) locked(full wire.Set) bool { return n.lockLasts() && !n.staleHalf(full) }
+
+func (n *Node) lockLasts() bool { return n.arb.held && n.arb.until > n.now+n.cfg.Lease }
 
 // staleHalf: an epoch has opened by the lock that none of these promisers has taken.
 // Their records may be old; the other half has to come back.
@@ -124,19 +125,23 @@ func (n *Node) staleHalf(full wire.Set) bool {
 	return n.arb.found > newest
 }
 
-// wantLock: to lead half of the nodes, and for as long as their epoch lasts.
+// wantLock: to lead half of the nodes, and for as long as their epoch lasts; and for
+// a cold start.
 func (n *Node) wantLock() bool {
 	if !n.cfg.Arbiter {
 		return false
 	}
 	if n.lead.ballot != 0 {
-		var full wire.Set
+		var all, full wire.Set
 		for i := range n.lead.prom {
-			if p := &n.lead.prom[i]; p.have && p.memory != wire.MemoryFresh {
-				full |= 1 << i
+			if p := &n.lead.prom[i]; p.have {
+				all |= 1 << i
+				if p.memory != wire.MemoryFresh {
+					full |= 1 << i
+				}
 			}
 		}
-		if n.half(full) {
+		if n.half(full) || !n.majority(full) && n.nothingKnown(all, full) {
 			return true
 		}
 	}

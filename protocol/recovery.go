@@ -16,7 +16,8 @@ type leading struct {
 	prom    [wire.MaxNodes]promise
 	members Map
 	done    wire.Set // who has finished the phase
-	cold    bool
+	cold    bool     // the ballot is a cold start's
+	byLock  bool     // the epoch stands by the arbiter's lock, or begins by it
 }
 
 type leadPhase uint8
@@ -429,7 +430,7 @@ func (n *Node) decide() {
 	if n.heard()&^all != 0 && n.now-l.began < n.cfg.Gather {
 		return
 	}
-	if !normal && cold && l.ballot.Counter() < uint64(n.cfg.WallMS) && n.plant != plantColdCounter {
+	if !normal && cold && (l.ballot.Counter() < uint64(n.cfg.WallMS) || l.ballot <= n.arb.found) && n.plant != plantColdCounter {
 		l.cold = true
 		n.startLeading()
 		return
@@ -450,13 +451,20 @@ func (n *Node) decide() {
 }
 
 // enough: a quorum with memory; or, for a cold start, a quorum without, or all.
+// Where there is an arbiter a cold start takes its lock: a node without memory does
+// not know an earlier nodes file, in which another is half.
 func (n *Node) enough(all, full wire.Set) (normal, cold bool) {
 	normal = n.majority(full) || n.half(full) && n.locked(full)
 	if !normal && n.half(full) && !n.staleHalf(full) {
 		return false, false // it may become one with the lock
 	}
-	cold = !normal && (n.majority(all&^full) || all&n.s.file.set == n.s.file.set)
+	cold = !normal && n.nothingKnown(all, full) && (!n.cfg.Arbiter || n.lockLasts() || n.plant == plantColdNoLock)
 	return normal, cold
+}
+
+// nothingKnown: too many are without memory to wait for those who have one.
+func (n *Node) nothingKnown(all, full wire.Set) bool {
+	return n.majority(all&^full) || all&n.s.file.set == n.s.file.set
 }
 
 // fenced: every lease granted to a node that has not promised is over, even by
@@ -520,6 +528,7 @@ func (n *Node) clique(all, full wire.Set) (wire.Set, bool) {
 // makeMap decides who keeps its data and sends NEW_MAP.
 func (n *Node) makeMap(members wire.Set, cold bool) {
 	l := &n.lead
+	l.byLock = n.half(members) || cold && n.cfg.Arbiter && n.plant != plantColdNoLock
 	var emax Epoch
 	var ref *Map
 	high := n.s.HighVNN
@@ -593,7 +602,7 @@ func (n *Node) allDone(phase leadPhase) {
 	l := &n.lead
 	op, next := wire.Settle, settling
 	if phase == settling {
-		if 2*bits.OnesCount64(uint64(l.members.set)) == bits.OnesCount64(uint64(n.s.file.set)) && n.arb.value != l.ballot && n.plant != plantLockForgets {
+		if l.byLock && n.arb.value != l.ballot && n.plant != plantLockForgets {
 			n.eff.LockValue = l.ballot // whoever has the lock next must know of this epoch
 			return
 		}

@@ -65,6 +65,7 @@ var aims = map[string]func(m *Mix){
 	"two-registrars":      func(m *Mix) { m.Open = true },
 	"lock-forever":        arbitrated,
 	"lock-forgets":        arbitrated,
+	"cold-no-lock":        func(m *Mix) { arbitrated(m); m.File, m.Crash, m.Warm = 6, 4, 0 },
 	"any-file":            func(m *Mix) { m.File, m.Cut, m.Crash = 6, 3, 2 },
 	"abandon-first":       restarts,
 }

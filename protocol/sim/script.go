@@ -33,7 +33,8 @@ import (
 //	giveup N.M                the client waits no longer
 //	full N | room N           node N has no room for anything, or has some again
 //	drain N                   node N leaves; until it has left, and stopped
-//	file 3 | file all         the next nodes file, without node 3 or with all; for those that run
+//	file 3 | file all [N]     the next nodes file, without node 3 or with all; for those that
+//	                          run, or for node N only; or what it has missed, if others have it
 //	cut 0>1 | cut 0,1|2       one way; or between two sides
 //	heal                      all links
 //	cold N | warm N           node N crashes, its memory with it or not
@@ -115,7 +116,7 @@ func (s *scenario) command(f []string) error {
 	case "traverse":
 		return s.traverse(f)
 	case "file":
-		return s.file(f[1])
+		return s.file(f[1], f[2:]...)
 	case "heal":
 		s.c.cutTo = [wire.MaxNodes]wire.Set{}
 		return nil
@@ -523,8 +524,16 @@ func (s *scenario) drain(h *host) error {
 	return nil
 }
 
-// file gives all nodes that run the next nodes file.
-func (s *scenario) file(v string) error {
+// file gives all nodes that run, or one of them, the next nodes file.
+func (s *scenario) file(v string, only ...string) error {
+	var one *host
+	if len(only) > 0 {
+		h, _, err := s.host(only[0])
+		if err != nil {
+			return err
+		}
+		one = h
+	}
 	var unused wire.Set
 	if v != "all" {
 		h, _, err := s.host(v)
@@ -533,9 +542,13 @@ func (s *scenario) file(v string) error {
 		}
 		unused = 1 << h.pnn
 	}
-	s.c.files = append(s.c.files, unused)
+	if one == nil || int(one.file) == len(s.c.files)-1 {
+		s.c.files = append(s.c.files, unused)
+	} else {
+		unused = s.c.files[one.file+1]
+	}
 	for _, h := range s.c.hosts {
-		if !h.up {
+		if !h.up || one != nil && h != one {
 			continue
 		}
 		var err error
