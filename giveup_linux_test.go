@@ -57,7 +57,7 @@ func TestGivenUpWhileKilled(t *testing.T) {
 			})
 		}
 	}
-	short := 100
+	short := 25
 	if testing.Short() {
 		short = 6
 	}
