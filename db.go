@@ -227,7 +227,7 @@ func (db *DB) lock(ctx context.Context, key []byte, wait bool) (Record, error) {
 		}
 		defer leave()
 	}
-	n, err := db.l.Announce(key)
+	n, err := db.l.Announce(ctx, key)
 	if err != nil {
 		return Record{}, err
 	}

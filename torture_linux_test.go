@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -17,6 +18,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/anishathalye/porcupine"
 
 	"github.com/mainzdb/mainz/dispatcher/daemon"
 	"github.com/mainzdb/mainz/internal/testenv"
@@ -46,7 +49,7 @@ func child(t testing.TB, what string, args ...string) *exec.Cmd {
 
 func startDaemon(t *testing.T, dir string) *exec.Cmd {
 	t.Helper()
-	cmd := child(t, "mainzd", "--config", os.DevNull, "--dir", dir, "--size", "32MiB", "--slots", "32", "--log-level", "warn")
+	cmd := child(t, "mainzd", "--config", os.DevNull, "--dir", dir, "--size", "64MiB", "--slots", "32", "--log-level", "warn")
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -112,6 +115,84 @@ func tortureClient() {
 	os.Exit(1)
 }
 
+// victim is a client and the end of what it has said.
+type victim struct {
+	cmd  *exec.Cmd
+	read chan struct{}
+}
+
+// end kills it. Wait would close the pipe before all is read.
+func (v *victim) end() {
+	_ = v.cmd.Process.Kill()
+	<-v.read
+	_ = v.cmd.Wait()
+}
+
+// watch sends what the record holds after each event.
+func watch(ctx context.Context, t *testing.T, db *DB, seen chan<- uint64) {
+	for _, err := range db.Watch(ctx, []byte("watched")) {
+		var b []byte
+		if err == nil {
+			b, err = db.Fetch(ctx, []byte("watched"))
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		if errors.Is(err, ErrNotFound) {
+			continue
+		}
+		if err != nil || len(b) != 8 {
+			t.Errorf("watch: %v, %q", err, b)
+			return
+		}
+		select {
+		case seen <- binary.LittleEndian.Uint64(b):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// linearRound: four goroutines on two keys that nobody has used before.
+func linearRound(ctx context.Context, t *testing.T, seed uint64, round int, dbs []*DB) {
+	var mu sync.Mutex
+	var history []porcupine.Operation
+	start := time.Now()
+	var wg sync.WaitGroup
+	for w := range 2 * len(dbs) {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			rnd := rand.New(rand.NewPCG(seed+uint64(round), uint64(w)+100))
+			for i := range 40 {
+				op := linearOp{kind: []string{"put", "delete", "append", "fetch", "fetch", "swap"}[rnd.IntN(6)], key: 2*round + rnd.IntN(2), value: fmt.Sprintf("%d.%d", w, i)}
+				called := time.Since(start)
+				res, err := step(ctx, dbs[w%len(dbs)], op)
+				returned := time.Since(start)
+				if err != nil {
+					t.Errorf("%+v: %v", op, err)
+					return
+				}
+				mu.Lock()
+				history = append(history, porcupine.Operation{ClientId: w, Input: op, Call: int64(called), Output: res, Return: int64(returned)})
+				mu.Unlock()
+			}
+		}()
+	}
+	wg.Wait()
+	if !t.Failed() && !porcupine.CheckOperations(linearModel, history) {
+		t.Errorf("round %d: %d operations have no order", round, len(history))
+		for _, op := range history {
+			t.Logf("%d  %8d %8d  %+v  %+v", op.ClientId, op.Call/1000, op.Return/1000, op.Input, op.Output)
+		}
+	}
+	for k := range 2 {
+		if err := dbs[0].Delete(ctx, fmt.Append(nil, "key", 2*round+k)); err != nil && !errors.Is(err, ErrNotFound) {
+			t.Errorf("round %d: delete: %v", round, err)
+		}
+	}
+}
+
 func kills(short int) int {
 	if n, err := strconv.Atoi(os.Getenv("MAINZ_KILLS")); err == nil {
 		return n
@@ -122,6 +203,12 @@ func kills(short int) int {
 // mainzd and clients are killed at random moments under load: nothing that was
 // acknowledged is lost, nothing runs twice, everybody goes on.
 func TestTorture(t *testing.T) {
+	for _, whom := range []string{"clients", "mainzd", "both"} {
+		t.Run(whom, func(t *testing.T) { torture(t, whom) })
+	}
+}
+
+func torture(t *testing.T, whom string) {
 	seed := uint64(time.Now().UnixNano())
 	if s, err := strconv.ParseUint(os.Getenv("MAINZ_SEED"), 10, 64); err == nil {
 		seed = s
@@ -156,7 +243,21 @@ func TestTorture(t *testing.T) {
 	var wg sync.WaitGroup
 	var stop atomic.Bool
 	var inside [2]atomic.Int32
-	acked := make([]int, workers)
+	acked, first := make([]int, workers), make([]int, workers)
+	checkLog := func(w int) {
+		got, err := logs.Fetch(ctx, fmt.Append(nil, "log", w))
+		if errors.Is(err, ErrNotFound) {
+			err = nil
+		}
+		want(t, err, nil)
+		var all []byte
+		for i := first[w]; i < acked[w]; i++ {
+			all = fmt.Append(all, i, ",")
+		}
+		if !bytes.Equal(got, all) {
+			t.Errorf("worker %d: appends %d to %d acknowledged, the record is %.200q", w, first[w], acked[w], got)
+		}
+	}
 	for w := range workers {
 		wg.Add(1)
 		go func() {
@@ -167,7 +268,11 @@ func TestTorture(t *testing.T) {
 					t.Errorf("append: %v", err)
 					return
 				}
-				acked[w]++
+				if acked[w]++; acked[w]-first[w] == 10000 { // it would grow too long
+					checkLog(w)
+					want(t, logs.Delete(ctx, fmt.Append(nil, "log", w)), nil)
+					first[w] = acked[w]
+				}
 				if i%8 != 0 {
 					continue
 				}
@@ -189,9 +294,52 @@ func TestTorture(t *testing.T) {
 			}
 		}()
 	}
+	// By bypass and through the ring, round after round on keys of its own: each
+	// round's history has an order.
+	near := attachTo(t, dir)
+	defer near.Close()
+	linear := [2]*DB{c.open(t, "linear", KV), near.open(t, "linear", KV)}
+	rounds := 0
+	wg.Add(1)
+	go func() {
+		defer wg.Done()
+		for ; !stop.Load() && !t.Failed(); rounds++ {
+			linearRound(ctx, t, seed, rounds, linear[:])
+		}
+	}()
+	// A watcher is told of each change before the next one is made.
+	changes := near.open(t, "changes", KV)
+	changed := uint64(0)
+	seen := make(chan uint64)
+	watching, unwatch := context.WithCancel(ctx)
+	defer unwatch()
+	wg.Add(2)
+	go func() {
+		defer wg.Done()
+		watch(watching, t, c.open(t, "changes", KV), seen)
+	}()
+	go func() {
+		defer wg.Done()
+		defer unwatch()
+		for !stop.Load() && !t.Failed() {
+			changed++
+			if err := changes.Store(ctx, []byte("watched"), binary.LittleEndian.AppendUint64(nil, changed)); err != nil {
+				t.Errorf("change: %v", err)
+				return
+			}
+			for told := uint64(0); told < changed; {
+				select {
+				case told = <-seen:
+				case <-ctx.Done():
+					t.Errorf("the watcher was not told of change %d", changed)
+					return
+				}
+			}
+		}
+	}()
 	var clients sync.WaitGroup
 	last := make([]uint64, 2) // what each counter is known to be
-	startClient := func(i int) *exec.Cmd {
+	startClient := func(i int) *victim {
 		cmd := child(t, "client", dir, fmt.Sprint("counter", i))
 		out, err := cmd.StdoutPipe()
 		if err != nil {
@@ -200,9 +348,11 @@ func TestTorture(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
+		v := &victim{cmd, make(chan struct{})}
 		clients.Add(1)
 		go func() {
 			defer clients.Done()
+			defer close(v.read)
 			for lines := bufio.NewScanner(out); lines.Scan(); {
 				n, err := strconv.ParseUint(lines.Text(), 10, 64)
 				if err != nil {
@@ -218,35 +368,43 @@ func TestTorture(t *testing.T) {
 				}
 			}
 		}()
-		return cmd
+		return v
 	}
-	procs := []*exec.Cmd{startClient(0), startClient(1)}
-	short := 12
+	procs := []*victim{startClient(0), startClient(1)}
+	short := 10
 	if testing.Short() {
-		short = 4
+		short = 3
 	}
-	for k := range kills(short) {
+	n, from := kills(short), time.Now()
+	for k := range n {
 		time.Sleep(time.Duration(rnd.IntN(40)) * time.Millisecond) // a random moment, not a wait
-		if k%3 != 1 {
+		i := rnd.IntN(len(procs))
+		// One after the other at once, and only then the new ones: with both dead,
+		// each of them finds what the other has left.
+		if whom != "mainzd" {
+			_ = procs[i].cmd.Process.Kill()
+		}
+		if whom != "clients" {
 			_ = d.Process.Kill()
 			_ = d.Wait()
 			d = startDaemon(t, dir)
 		}
-		if k%3 != 0 {
-			i := rnd.IntN(len(procs))
-			_ = procs[i].Process.Kill()
-			_ = procs[i].Wait()
+		if whom != "mainzd" {
+			procs[i].end()
 			procs[i] = startClient(i)
 		}
 		if t.Failed() {
 			break
 		}
+		if time.Since(from) > 10*time.Second {
+			from = time.Now()
+			fmt.Printf("torture: %s: %d of %d kills\n", whom, k+1, n)
+		}
 	}
 	// All go on once nobody is killed any more.
 	goal := [2]uint64{}
 	for i := range procs {
-		_ = procs[i].Process.Kill()
-		_ = procs[i].Wait()
+		procs[i].end()
 	}
 	attachTo(t, dir).Close()
 	for i := range procs {
@@ -261,22 +419,11 @@ func TestTorture(t *testing.T) {
 	stop.Store(true)
 	wg.Wait()
 	for i := range procs {
-		_ = procs[i].Process.Kill()
-		_ = procs[i].Wait()
+		procs[i].end()
 	}
 	clients.Wait()
 	for w := range workers {
-		got, err := logs.Fetch(ctx, fmt.Append(nil, "log", w))
-		if acked[w] > 0 {
-			want(t, err, nil)
-		}
-		var all []byte
-		for i := range acked[w] {
-			all = fmt.Append(all, i, ",")
-		}
-		if !bytes.Equal(got, all) {
-			t.Errorf("worker %d: %d appends acknowledged, the record is %.200q", w, acked[w], got)
-		}
+		checkLog(w)
 	}
 	for i := range last {
 		got, err := counters.Fetch(ctx, fmt.Append(nil, "counter", i))
@@ -308,7 +455,7 @@ func TestTorture(t *testing.T) {
 	if !rep.OK() {
 		t.Errorf("check: %+v", rep)
 	}
-	t.Logf("appends %v, counters %v", acked, last)
+	t.Logf("%d kills, appends %v, counters %v, %d rounds of operations that have an order, %d changes watched", n, acked, last, rounds, changed)
 	d = startDaemon(t, dir) // for the deferred kill
 }
 

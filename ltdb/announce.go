@@ -1,6 +1,7 @@
 package ltdb
 
 import (
+	"context"
 	"errors"
 
 	"github.com/mainzdb/mainz/shm"
@@ -16,8 +17,9 @@ type Announced struct {
 
 // Announce prepares for the record's lock to be left to this client by the
 // dispatcher. The record is made, and owned by this node, if it is not there;
-// who holds its lock makes no difference.
-func (h *Handle) Announce(key []byte) (*Announced, error) {
+// who holds its lock makes no difference. It waits for a closed gate only: then
+// nothing is made.
+func (h *Handle) Announce(ctx context.Context, key []byte) (*Announced, error) {
 	if err := h.ready(); err != nil {
 		return nil, err
 	}
@@ -49,6 +51,13 @@ func (h *Handle) Announce(key []byte) (*Announced, error) {
 				return nil, errLockLost
 			}
 			return &Announced{h, l, key}, nil
+		} else if err == errGate {
+			l.cell.Store(0) // whoever closes it passes over what is under way
+			err = s.waitGate(ctx)
+			if err != nil {
+				h.a.keepLock(l)
+				return nil, err
+			}
 		} else if err != errHeld {
 			l.cell.Store(0)
 			h.a.keepLock(l)

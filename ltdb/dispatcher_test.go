@@ -334,11 +334,11 @@ func TestUnlockTo(t *testing.T) {
 		if n.d.UnlockTo(id, []byte("never announced"), n.s.slot) || n.holder("never announced") != 0 {
 			t.Error("the lock was left to nobody")
 		}
-		ann, err := h.Announce([]byte(key))
+		ann, err := h.Announce(bg, []byte(key))
 		wantErr(t, "announce", err, nil)
 		_, err = ann.Record()
 		wantErr(t, "too early", err, ErrNotLocked)
-		ann, err = h.Announce([]byte(key))
+		ann, err = h.Announce(bg, []byte(key))
 		wantErr(t, "announce", err, nil)
 		n.wantLock(key, LockTaken)
 		if !n.d.UnlockTo(id, []byte(key), n.s.slot) || n.holder(key) != n.s.slot {
@@ -347,7 +347,7 @@ func TestUnlockTo(t *testing.T) {
 		r, err := ann.Record()
 		wantErr(t, "record", err, nil)
 		wantErr(t, "store", r.StoreUnlock(append(r.Data(), '+')), nil)
-		ann, err = h.Announce([]byte(key))
+		ann, err = h.Announce(bg, []byte(key))
 		wantErr(t, "announce", err, nil)
 		n.wantLock(key, LockTaken)
 		n.d.UnlockTo(id, []byte(key), n.s.slot)

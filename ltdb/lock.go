@@ -415,6 +415,15 @@ func (s *Store) openGate(ctx context.Context) error {
 	}
 }
 
+// waitGate is openGate for those who have not entered.
+func (s *Store) waitGate(ctx context.Context) error {
+	if err := s.enter(); err != nil {
+		return err
+	}
+	defer s.exit()
+	return s.openGate(ctx)
+}
+
 // canceller returns a word that becomes 1 when ctx ends.
 func (s *Store) canceller(ctx context.Context) (*shm.Word32, func() bool) {
 	if ctx.Done() == nil {

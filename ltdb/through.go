@@ -1,5 +1,7 @@
 package ltdb
 
+import "context"
+
 // Hash is the hash of a key of this database, by which its bucket and its
 // LMASTER are found.
 func (db *DB) Hash(key []byte) uint64 { return db.hash(key) }
@@ -19,9 +21,9 @@ func (s *Store) Tenant(slot uint32) (generation uint64, alive bool) {
 
 // Announce prepares for the record's lock to be left to this client by the
 // dispatcher: Handle.Announce for who has no Handle. Redeem or Withdraw ends it.
-func (db *DB) Announce(key []byte) (n *Announced, err error) {
+func (db *DB) Announce(ctx context.Context, key []byte) (n *Announced, err error) {
 	err = db.with(func(h *Handle) error {
-		n, err = h.Announce(key)
+		n, err = h.Announce(ctx, key)
 		return err
 	})
 	return n, err

@@ -74,7 +74,7 @@ func TestWithdrawLeavesOthersLocks(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n, err := db.Announce(key)
+	n, err := db.Announce(bg, key)
 	if err != nil {
 		t.Fatal(err)
 	}
