@@ -32,6 +32,7 @@ var told = map[string]string{
 	"no-table":           "databases",
 	"two-registrars":     "databases",
 	"lock-forgets":       "arbiter_stale",
+	"cold-no-lock":       "arbiter_cold",
 	"old-recovered":      "drain",
 	"old-incarnation":    "drain",
 	"copy-without-want":  "handover_receiver_serves",
