@@ -81,15 +81,13 @@ func TestLinearizable(t *testing.T) {
 			rnd := rand.New(rand.NewPCG(seed, uint64(w)+2))
 			for i := range steps {
 				op := linearOp{kind: []string{"put", "delete", "append", "fetch", "fetch", "swap"}[rnd.IntN(6)], key: rnd.IntN(keys), value: fmt.Sprintf("%d.%d", w, i)}
-				called := time.Since(start)
-				res, err := step(ctx, db, op)
-				returned := time.Since(start)
+				done, err := recorded(ctx, start, w, db, op)
 				if err != nil {
 					t.Errorf("%+v: %v", op, err)
 					return
 				}
 				mu.Lock()
-				history = append(history, porcupine.Operation{ClientId: w, Input: op, Call: int64(called), Output: res, Return: int64(returned)})
+				history = append(history, done)
 				mu.Unlock()
 			}
 		}()
@@ -98,6 +96,13 @@ func TestLinearizable(t *testing.T) {
 	if !porcupine.CheckOperations(linearModel, history) {
 		t.Errorf("%d operations have no order", len(history))
 	}
+}
+
+// recorded is an operation and when it was under way.
+func recorded(ctx context.Context, start time.Time, worker int, db *DB, op linearOp) (porcupine.Operation, error) {
+	called := time.Since(start)
+	res, err := step(ctx, db, op)
+	return porcupine.Operation{ClientId: worker, Input: op, Call: int64(called), Output: res, Return: int64(time.Since(start))}, err
 }
 
 func step(ctx context.Context, db *DB, op linearOp) (res linearResult, err error) {

@@ -166,15 +166,13 @@ func linearRound(ctx context.Context, t *testing.T, seed uint64, round int, dbs 
 			rnd := rand.New(rand.NewPCG(seed+uint64(round), uint64(w)+100))
 			for i := range 40 {
 				op := linearOp{kind: []string{"put", "delete", "append", "fetch", "fetch", "swap"}[rnd.IntN(6)], key: 2*round + rnd.IntN(2), value: fmt.Sprintf("%d.%d", w, i)}
-				called := time.Since(start)
-				res, err := step(ctx, dbs[w%len(dbs)], op)
-				returned := time.Since(start)
+				done, err := recorded(ctx, start, w, dbs[w%len(dbs)], op)
 				if err != nil {
 					t.Errorf("%+v: %v", op, err)
 					return
 				}
 				mu.Lock()
-				history = append(history, porcupine.Operation{ClientId: w, Input: op, Call: int64(called), Output: res, Return: int64(returned)})
+				history = append(history, done)
 				mu.Unlock()
 			}
 		}()
