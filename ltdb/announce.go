@@ -53,8 +53,7 @@ func (h *Handle) Announce(ctx context.Context, key []byte) (*Announced, error) {
 			return &Announced{h, l, key}, nil
 		} else if err == errGate {
 			l.cell.Store(0) // whoever closes it passes over what is under way
-			err = s.waitGate(ctx)
-			if err != nil {
+			if err := s.waitGate(ctx); err != nil {
 				h.a.keepLock(l)
 				return nil, err
 			}

@@ -595,3 +595,37 @@ func TestDispatcherAllocates(t *testing.T) {
 		t.Errorf("allocates %v times", got)
 	}
 }
+
+// TestAnnounceWaitsForTheGate: what has to be made first waits for a closed gate,
+// as long as its context allows, and no pass has to wait for it.
+func TestAnnounceWaitsForTheGate(t *testing.T) {
+	n := newNode(t, KV)
+	key := []byte("new")
+	n.d.Freeze()
+	short, stop := context.WithTimeout(bg, 5*time.Millisecond)
+	_, err := n.db.Announce(short, key)
+	stop()
+	wantErr(t, "announce", err, context.DeadlineExceeded)
+	done := make(chan error, 1)
+	go func() {
+		ann, err := n.db.Announce(bg, key)
+		if err == nil {
+			err = n.db.Withdraw(ann, false)
+		}
+		done <- err
+	}()
+	var p Pass
+	if busy, err := n.d.Pass(&p); busy != nil || err != nil {
+		t.Errorf("pass: %v, %v", busy, err)
+	}
+	n.d.Mapped(9<<16, 4, 2, 1)
+	n.d.OpenProvisional()
+	n.d.Open()
+	select {
+	case err := <-done:
+		wantErr(t, "announce", err, nil)
+	case <-time.After(time.Minute):
+		t.Fatal("it waits after the gate is open")
+	}
+	mustCheck(t, n.s)
+}
