@@ -104,10 +104,11 @@ func (n *Node) Arbiter(now Instant, held bool, until Instant, value Epoch) {
 	n.finish()
 }
 
-// locked: the lock is ours for long enough to run a recovery under it, and we know
-// of the last epoch that was opened by it.
+// locked: the lock lasts, and one of these promisers has taken the last epoch that
+// was opened by it.
 func (n *Node) locked(full wire.Set) bool { return n.lockLasts() && !n.staleHalf(full) }
 
+// lockLasts: the lock is ours for long enough to run a recovery under it.
 func (n *Node) lockLasts() bool { return n.arb.held && n.arb.until > n.now+n.cfg.Lease }
 
 // staleHalf: an epoch has opened by the lock that none of these promisers has taken.
@@ -132,15 +133,7 @@ func (n *Node) wantLock() bool {
 		return false
 	}
 	if n.lead.ballot != 0 {
-		var all, full wire.Set
-		for i := range n.lead.prom {
-			if p := &n.lead.prom[i]; p.have {
-				all |= 1 << i
-				if p.memory != wire.MemoryFresh {
-					full |= 1 << i
-				}
-			}
-		}
+		all, full := n.promisers()
 		if n.half(full) || !n.majority(full) && n.nothingKnown(all, full) {
 			return true
 		}

@@ -411,15 +411,7 @@ func (n *Node) promised(from PNN, m *Message) {
 // decide whether the promises are enough, and if so make the map.
 func (n *Node) decide() {
 	l := &n.lead
-	var all, full wire.Set
-	for i := range n.cfg.Nodes {
-		if p := &l.prom[i]; p.have {
-			all |= 1 << i
-			if p.memory != wire.MemoryFresh || n.plant == plantFreshCounts {
-				full |= 1 << i
-			}
-		}
-	}
+	all, full := n.promisers()
 	if !all.Has(n.cfg.Self) {
 		return
 	}
@@ -448,6 +440,19 @@ func (n *Node) decide() {
 		}
 	}
 	n.makeMap(members, !normal)
+}
+
+// promisers are those whose promise the leader has; full, those with memory.
+func (n *Node) promisers() (all, full wire.Set) {
+	for i := range n.cfg.Nodes {
+		if p := &n.lead.prom[i]; p.have {
+			all |= 1 << i
+			if p.memory != wire.MemoryFresh || n.plant == plantFreshCounts {
+				full |= 1 << i
+			}
+		}
+	}
+	return all, full
 }
 
 // enough: a quorum with memory; or, for a cold start, a quorum without, or all.

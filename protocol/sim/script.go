@@ -544,8 +544,8 @@ func (s *scenario) file(v string, only ...string) error {
 	}
 	if one == nil || int(one.file) == len(s.c.files)-1 {
 		s.c.files = append(s.c.files, unused)
-	} else {
-		unused = s.c.files[one.file+1]
+	} else if missed := s.c.files[one.file+1]; unused != missed {
+		return fmt.Errorf("node %d has missed a nodes file with %b unused, not %b", one.pnn, missed, unused)
 	}
 	for _, h := range s.c.hosts {
 		if !h.up || one != nil && h != one {
