@@ -118,7 +118,7 @@ func (r *Result) judge() {
 // titles are the operations in the table.
 var titles = map[string]string{
 	"open": "open", "fetch": "look before a close", "close": "close", "wait": "open that waits",
-	"ring_open": "open through the ring", "ring_fetch": "look through the ring", "ring_close": "close through the ring",
+	"ring_open": "open through the ring", "ring_fetch": "look through the ring", "ring_close": "close through the ring", "ring_wait": "open that waits, through the ring",
 }
 
 // Print writes the table for people.
@@ -130,7 +130,7 @@ func (r *Result) Print(w io.Writer) error {
 	row("clients", "%d processes, for %d traced ones", r.Clients, r.Processes)
 	row("replayed", "%d events of %d files, %d passes in %.1f s", r.Events, r.Records, r.Passes, r.Seconds)
 	row("operations per second", "%.0f", r.OpsPerS)
-	for _, op := range []string{"open", "fetch", "close", "wait", "ring_open", "ring_fetch", "ring_close"} {
+	for _, op := range operationNames {
 		if q := r.Latency[op]; q.N > 0 {
 			row(titles[op], "p50 %s, p99 %s, p99.9 %s", nanoseconds(q.P50), nanoseconds(q.P99), nanoseconds(q.P999))
 		}
