@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -17,22 +16,14 @@ import (
 // Appends are given up while mainzd is killed and started again: whatever has
 // become of them, no piece stays that nobody knows of.
 func TestGivenUpWhileKilled(t *testing.T) {
-	base, err := os.MkdirTemp("/dev/shm", "mainz-test-*")
-	want(t, err, nil)
-	defer os.RemoveAll(base)
-	dir := filepath.Join(base, "v1")
-	d := startDaemon(t, dir)
-	defer func() {
-		_ = d.Process.Kill()
-		_ = d.Wait()
-	}()
+	d := startKillable(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
 	defer cancel()
 	var clients []*Client
 	var stop atomic.Bool
 	var wg sync.WaitGroup
 	for range 3 {
-		c := attachTo(t, dir, ThroughRing())
+		c := attachTo(t, d.dir, ThroughRing())
 		clients = append(clients, c)
 		opens, err := c.Open(ctx, "opens", Pieces)
 		want(t, err, nil)
@@ -63,9 +54,8 @@ func TestGivenUpWhileKilled(t *testing.T) {
 	}
 	for k := range kills(short) {
 		time.Sleep(time.Duration(k%7*5) * time.Millisecond) // another moment each time, not a wait
-		_ = d.Process.Kill()
-		_ = d.Wait()
-		d = startDaemon(t, dir)
+		d.kill()
+		d.start()
 		want(t, clients[0].Ping(ctx), nil)
 		if t.Failed() {
 			break
@@ -73,7 +63,7 @@ func TestGivenUpWhileKilled(t *testing.T) {
 	}
 	stop.Store(true)
 	wg.Wait()
-	s, err := ltdb.Open(ctx, dir, ltdb.Options{ReadOnly: true})
+	s, err := ltdb.Open(ctx, d.dir, ltdb.Options{ReadOnly: true})
 	want(t, err, nil)
 	defer s.Close()
 	opens, err := s.Database(ctx, "opens", ltdb.Pieces, ltdb.DatabaseOptions{MustExist: true})
@@ -93,8 +83,8 @@ func TestGivenUpWhileKilled(t *testing.T) {
 	for _, c := range clients {
 		want(t, c.Close(), nil)
 	}
-	want(t, d.Process.Signal(os.Interrupt), nil)
-	want(t, d.Wait(), nil)
+	want(t, d.cmd.Process.Signal(os.Interrupt), nil)
+	want(t, d.cmd.Wait(), nil)
 	rep, err := s.Check(ctx)
 	want(t, err, nil)
 	if !rep.OK() || rep.Pieces+rep.Orphans > 0 {

@@ -64,45 +64,49 @@ func TestLinearizable(t *testing.T) {
 	_, seed := seeded(t)
 	n := startNode(t)
 	ctx := minute(t)
-	var mu sync.Mutex
-	var history []porcupine.Operation
-	start := time.Now()
-	var wg sync.WaitGroup
-	const workers, keys, steps = 6, 3, 250
-	for w := range workers {
+	var dbs []*DB
+	for w := range 6 {
 		var opts []Option
 		if w%2 == 0 {
 			opts = append(opts, ThroughRing())
 		}
-		db := n.attach(opts...).open(t, "db", KV)
-		wg.Add(1)
-		go func() {
-			defer wg.Done()
+		dbs = append(dbs, n.attach(opts...).open(t, "db", KV))
+	}
+	checkLinear(ctx, t, dbs, seed, 0, 3, 250)
+}
+
+// checkLinear lets one goroutine for each of dbs do so many steps on the keys from
+// first on, and looks whether what they see could have come one after the other.
+func checkLinear(ctx context.Context, t *testing.T, dbs []*DB, seed uint64, first, keys, steps int) {
+	var mu sync.Mutex
+	var history []porcupine.Operation
+	start := time.Now()
+	var wg sync.WaitGroup
+	for w, db := range dbs {
+		wg.Go(func() {
 			rnd := rand.New(rand.NewPCG(seed, uint64(w)+2))
 			for i := range steps {
-				op := linearOp{kind: []string{"put", "delete", "append", "fetch", "fetch", "swap"}[rnd.IntN(6)], key: rnd.IntN(keys), value: fmt.Sprintf("%d.%d", w, i)}
-				done, err := recorded(ctx, start, w, db, op)
+				op := linearOp{kind: []string{"put", "delete", "append", "fetch", "fetch", "swap"}[rnd.IntN(6)], key: first + rnd.IntN(keys), value: fmt.Sprintf("%d.%d", w, i)}
+				called := time.Since(start)
+				res, err := step(ctx, db, op)
+				returned := time.Since(start)
 				if err != nil {
 					t.Errorf("%+v: %v", op, err)
 					return
 				}
 				mu.Lock()
-				history = append(history, done)
+				history = append(history, porcupine.Operation{ClientId: w, Input: op, Call: int64(called), Output: res, Return: int64(returned)})
 				mu.Unlock()
 			}
-		}()
+		})
 	}
 	wg.Wait()
-	if !porcupine.CheckOperations(linearModel, history) {
-		t.Errorf("%d operations have no order", len(history))
+	if !t.Failed() && !porcupine.CheckOperations(linearModel, history) {
+		t.Errorf("%d operations on the keys from %d on have no order", len(history), first)
+		for _, op := range history {
+			t.Logf("%d  %8d %8d  %+v  %+v", op.ClientId, op.Call/1000, op.Return/1000, op.Input, op.Output)
+		}
 	}
-}
-
-// recorded is an operation and when it was under way.
-func recorded(ctx context.Context, start time.Time, worker int, db *DB, op linearOp) (porcupine.Operation, error) {
-	called := time.Since(start)
-	res, err := step(ctx, db, op)
-	return porcupine.Operation{ClientId: worker, Input: op, Call: int64(called), Output: res, Return: int64(time.Since(start))}, err
 }
 
 func step(ctx context.Context, db *DB, op linearOp) (res linearResult, err error) {

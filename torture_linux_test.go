@@ -19,8 +19,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/anishathalye/porcupine"
-
 	"github.com/mainzdb/mainz/dispatcher/daemon"
 	"github.com/mainzdb/mainz/internal/testenv"
 	"github.com/mainzdb/mainz/ltdb"
@@ -47,13 +45,37 @@ func child(t testing.TB, what string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-func startDaemon(t *testing.T, dir string) *exec.Cmd {
+// killable is a mainzd that a test kills and starts again, in a directory that
+// goes with the test.
+type killable struct {
+	t   *testing.T
+	dir string
+	cmd *exec.Cmd
+}
+
+func startKillable(t *testing.T) *killable {
 	t.Helper()
-	cmd := child(t, "mainzd", "--config", os.DevNull, "--dir", dir, "--size", "64MiB", "--slots", "32", "--log-level", "warn")
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	return cmd
+	base, err := os.MkdirTemp("/dev/shm", "mainz-test-*")
+	want(t, err, nil)
+	d := &killable{t: t, dir: filepath.Join(base, "v1")}
+	t.Cleanup(func() {
+		d.kill()
+		os.RemoveAll(base)
+	})
+	d.start()
+	return d
+}
+
+func (d *killable) start() {
+	d.t.Helper()
+	d.cmd = child(d.t, "mainzd", "--config", os.DevNull, "--dir", d.dir, "--size", "64MiB", "--slots", "32", "--log-level", "warn")
+	want(d.t, d.cmd.Start(), nil)
+}
+
+// kill does nothing to one that is dead.
+func (d *killable) kill() {
+	_ = d.cmd.Process.Kill()
+	_ = d.cmd.Wait()
 }
 
 // attachTo waits until the daemon is there.
@@ -153,44 +175,6 @@ func watch(ctx context.Context, t *testing.T, db *DB, seen chan<- uint64) {
 	}
 }
 
-// linearRound: four goroutines on two keys that nobody has used before.
-func linearRound(ctx context.Context, t *testing.T, seed uint64, round int, dbs []*DB) {
-	var mu sync.Mutex
-	var history []porcupine.Operation
-	start := time.Now()
-	var wg sync.WaitGroup
-	for w := range 2 * len(dbs) {
-		wg.Add(1)
-		go func() {
-			defer wg.Done()
-			rnd := rand.New(rand.NewPCG(seed+uint64(round), uint64(w)+100))
-			for i := range 40 {
-				op := linearOp{kind: []string{"put", "delete", "append", "fetch", "fetch", "swap"}[rnd.IntN(6)], key: 2*round + rnd.IntN(2), value: fmt.Sprintf("%d.%d", w, i)}
-				done, err := recorded(ctx, start, w, dbs[w%len(dbs)], op)
-				if err != nil {
-					t.Errorf("%+v: %v", op, err)
-					return
-				}
-				mu.Lock()
-				history = append(history, done)
-				mu.Unlock()
-			}
-		}()
-	}
-	wg.Wait()
-	if !t.Failed() && !porcupine.CheckOperations(linearModel, history) {
-		t.Errorf("round %d: %d operations have no order", round, len(history))
-		for _, op := range history {
-			t.Logf("%d  %8d %8d  %+v  %+v", op.ClientId, op.Call/1000, op.Return/1000, op.Input, op.Output)
-		}
-	}
-	for k := range 2 {
-		if err := dbs[0].Delete(ctx, fmt.Append(nil, "key", 2*round+k)); err != nil && !errors.Is(err, ErrNotFound) {
-			t.Errorf("round %d: delete: %v", round, err)
-		}
-	}
-}
-
 func kills(short int) int {
 	if n, err := strconv.Atoi(os.Getenv("MAINZ_KILLS")); err == nil {
 		return n
@@ -213,17 +197,8 @@ func torture(t *testing.T, whom string) {
 	}
 	t.Logf("MAINZ_SEED=%d", seed)
 	rnd := rand.New(rand.NewPCG(seed, 0))
-	base, err := os.MkdirTemp("/dev/shm", "mainz-test-*")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer os.RemoveAll(base)
-	dir := filepath.Join(base, "v1")
-	d := startDaemon(t, dir)
-	defer func() {
-		_ = d.Process.Kill()
-		_ = d.Wait()
-	}()
+	d := startKillable(t)
+	dir := d.dir
 	c := attachTo(t, dir, ThroughRing())
 	defer c.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute+time.Duration(kills(0))*time.Second)
@@ -244,10 +219,10 @@ func torture(t *testing.T, whom string) {
 	acked, first := make([]int, workers), make([]int, workers)
 	checkLog := func(w int) {
 		got, err := logs.Fetch(ctx, fmt.Append(nil, "log", w))
-		if errors.Is(err, ErrNotFound) {
-			err = nil
+		if err != nil && !errors.Is(err, ErrNotFound) {
+			t.Errorf("worker %d: %v", w, err)
+			return
 		}
-		want(t, err, nil)
 		var all []byte
 		for i := first[w]; i < acked[w]; i++ {
 			all = fmt.Append(all, i, ",")
@@ -268,7 +243,10 @@ func torture(t *testing.T, whom string) {
 				}
 				if acked[w]++; acked[w]-first[w] == 10000 { // it would grow too long
 					checkLog(w)
-					want(t, logs.Delete(ctx, fmt.Append(nil, "log", w)), nil)
+					if err := logs.Delete(ctx, fmt.Append(nil, "log", w)); err != nil {
+						t.Errorf("delete: %v", err)
+						return
+					}
 					first[w] = acked[w]
 				}
 				if i%8 != 0 {
@@ -296,17 +274,22 @@ func torture(t *testing.T, whom string) {
 	// round's history has an order.
 	near := attachTo(t, dir)
 	defer near.Close()
-	linear := [2]*DB{c.open(t, "linear", KV), near.open(t, "linear", KV)}
+	ringed, bypass := c.open(t, "linear", KV), near.open(t, "linear", KV)
 	rounds := 0
 	wg.Add(1)
 	go func() {
 		defer wg.Done()
 		for ; !stop.Load() && !t.Failed(); rounds++ {
-			linearRound(ctx, t, seed, rounds, linear[:])
+			checkLinear(ctx, t, []*DB{ringed, bypass, ringed, bypass}, seed+uint64(rounds), 2*rounds, 2, 40)
+			for k := range 2 {
+				if err := ringed.Delete(ctx, fmt.Append(nil, "key", 2*rounds+k)); err != nil && !errors.Is(err, ErrNotFound) {
+					t.Errorf("round %d: delete: %v", rounds, err)
+				}
+			}
 		}
 	}()
 	// A watcher is told of each change before the next one is made.
-	changes := near.open(t, "changes", KV)
+	changes, watched := near.open(t, "changes", KV), c.open(t, "changes", KV)
 	changed := uint64(0)
 	seen := make(chan uint64)
 	watching, unwatch := context.WithCancel(ctx)
@@ -314,7 +297,7 @@ func torture(t *testing.T, whom string) {
 	wg.Add(2)
 	go func() {
 		defer wg.Done()
-		watch(watching, t, c.open(t, "changes", KV), seen)
+		watch(watching, t, watched, seen)
 	}()
 	go func() {
 		defer wg.Done()
@@ -383,9 +366,8 @@ func torture(t *testing.T, whom string) {
 			_ = procs[i].cmd.Process.Kill()
 		}
 		if whom != "clients" {
-			_ = d.Process.Kill()
-			_ = d.Wait()
-			d = startDaemon(t, dir)
+			d.kill()
+			d.start()
 		}
 		if whom != "mainzd" {
 			procs[i].end()
@@ -442,8 +424,7 @@ func torture(t *testing.T, whom string) {
 			t.Errorf("file %d: a piece is left: %q", k, got)
 		}
 	}
-	_ = d.Process.Kill()
-	_ = d.Wait()
+	d.kill()
 	c.Close()
 	s, err := ltdb.Open(ctx, dir, ltdb.Options{})
 	want(t, err, nil)
@@ -454,7 +435,6 @@ func torture(t *testing.T, whom string) {
 		t.Errorf("check: %+v", rep)
 	}
 	t.Logf("%d kills, appends %v, counters %v, %d rounds of operations that have an order, %d changes watched", n, acked, last, rounds, changed)
-	d = startDaemon(t, dir) // for the deferred kill
 }
 
 // Client and dispatcher need not be in one PID namespace.
