@@ -40,6 +40,8 @@ const (
 	plantNoMargin
 	plantColdCounter
 	plantColdNoLock
+	plantLeaderFile
+	plantOldLook
 	plantAbandonFirst
 	plantPromiseTwice
 	plantCarryAll
@@ -106,6 +108,8 @@ var Plants = [plantCount]Plant{
 	plantAbandonFirst:      {"abandon-first", "an abandoned operation is looked for in the done list before it is dropped"},
 	plantColdCounter:       {"cold-counter", "a cold start takes its ballot from the wall clock"},
 	plantColdNoLock:        {"cold-no-lock", "a cold start takes the arbiter's lock, and stores its epoch"},
+	plantOldLook:           {"old-look", "what a request does is decided from the record as it is under its lock"},
+	plantLeaderFile:        {"leader-file", "a leader without memory goes by the old nodes files of its promisers"},
 }
 
 func plantByName(name string) plant {

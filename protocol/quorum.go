@@ -58,16 +58,36 @@ func (n *Node) Reconfigure(now Instant, version uint32, unused wire.Set) error {
 
 // majority of the configured nodes; of both files while a new one comes in.
 func (n *Node) majority(s wire.Set) bool {
-	more := func(of wire.Set) bool {
-		return 2*bits.OnesCount64(uint64(s&of)) > bits.OnesCount64(uint64(of))
-	}
-	return more(n.s.file.set) && (n.s.file.old == 0 || more(n.s.file.old))
+	return most(s, n.s.file.set) && (n.s.file.old == 0 || most(s, n.s.file.old))
+}
+
+func most(s, of wire.Set) bool {
+	return 2*bits.OnesCount64(uint64(s&of)) > bits.OnesCount64(uint64(of))
 }
 
 // half of the nodes, which the arbiter's lock makes a quorum.
 func (n *Node) half(s wire.Set) bool {
 	f := &n.s.file
 	return n.cfg.Arbiter && f.old == 0 && 2*bits.OnesCount64(uint64(s&f.set)) == bits.OnesCount64(uint64(f.set))
+}
+
+// quorum: whether these promisers with memory are a majority, or half. A leader without
+// memory may not know that its nodes file is not in use yet. It goes by the old files
+// that they tell, unless one of them has seen an epoch open under the new one.
+func (n *Node) quorum(full wire.Set) (majority, half bool) {
+	majority, half = n.majority(full), n.half(full)
+	if n.s.Memory != wire.MemoryFresh || n.plant == plantLeaderFile {
+		return majority, half
+	}
+	inUse, short := false, false
+	for i := range n.cfg.Nodes {
+		if full.Has(PNN(i)) {
+			old := n.lead.prom[i].old
+			inUse = inUse || old == 0
+			short = short || !most(full, old)
+		}
+	}
+	return majority && (inUse || !short), half && inUse
 }
 
 // arbiter is how its lock stands, as far as this node knows.
@@ -134,7 +154,7 @@ func (n *Node) wantLock() bool {
 	}
 	if n.lead.ballot != 0 {
 		all, full := n.promisers()
-		if n.half(full) || !n.majority(full) && n.nothingKnown(all, full) {
+		if majority, half := n.quorum(full); half || !majority && n.nothingKnown(all, full) {
 			return true
 		}
 	}

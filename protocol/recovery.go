@@ -38,6 +38,7 @@ type promise struct {
 	inc     uint64
 	highVNN VNN
 	heard   wire.Set
+	old     wire.Set // nodes of the file before, while no epoch has opened under the new one
 	since   [wire.MaxNodes]Instant
 }
 
@@ -389,7 +390,7 @@ func (n *Node) promised(from PNN, m *Message) {
 		return
 	}
 	p := &l.prom[from]
-	*p = promise{have: true, at: n.now, taken: m.Epoch, memory: m.Memory, life: m.Life, inc: m.Inc, highVNN: m.VNN, heard: m.Heard}
+	*p = promise{have: true, at: n.now, taken: m.Epoch, memory: m.Memory, life: m.Life, inc: m.Inc, highVNN: m.VNN, heard: m.Heard, old: m.Old}
 	for rest := m.Members; len(rest) > 0; {
 		var e wire.Member
 		e, rest, _ = wire.NextMember(rest)
@@ -459,8 +460,9 @@ func (n *Node) promisers() (all, full wire.Set) {
 // Where there is an arbiter a cold start takes its lock: a node without memory does
 // not know an earlier nodes file, in which another is half.
 func (n *Node) enough(all, full wire.Set) (normal, cold bool) {
-	normal = n.majority(full) || n.half(full) && n.locked(full)
-	if !normal && n.half(full) && !n.staleHalf(full) {
+	majority, half := n.quorum(full)
+	normal = majority || half && n.locked(full)
+	if !normal && half && !n.staleHalf(full) {
 		return false, false // it may become one with the lock
 	}
 	cold = !normal && n.nothingKnown(all, full) && (!n.cfg.Arbiter || n.lockLasts() || n.plant == plantColdNoLock)
@@ -724,7 +726,7 @@ func (n *Node) sendPromise() {
 		memory = wire.MemoryLeft
 	}
 	m := Message{Op: wire.Promise, Promise: n.s.Promised, Epoch: n.s.Taken, Members: members, Memory: memory, Life: n.s.Life, VNN: n.s.HighVNN,
-		Heard: n.rv.heardSent, Since: since, Nodes: n.s.file.version, Inc: n.cfg.Incarnation}
+		Heard: n.rv.heardSent, Since: since, Nodes: n.s.file.version, Inc: n.cfg.Incarnation, Old: n.s.file.old}
 	if n.rv.leader == n.cfg.Self {
 		n.promised(n.cfg.Self, &m)
 	} else {

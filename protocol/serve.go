@@ -275,7 +275,8 @@ func (n *Node) execute(r *rec, m *Message, src PNN, p *pending, deadline Instant
 		n.answer(m, src, p, wire.OK, n.view.Data, n.view.RSN, 0)
 		return true
 	}
-	if st, _, _ := n.plan(r, m, src, mode); st != wire.OK {
+	st, data, tags := n.plan(r, m, src, mode)
+	if st != wire.OK {
 		return n.refused(r, m, src, p, deadline, pk, st)
 	}
 	if r.lock.held && n.plant != plantMoveLocked {
@@ -294,8 +295,10 @@ func (n *Node) execute(r *rec, m *Message, src PNN, p *pending, deadline Instant
 	}
 	// Until it was locked, clients of this node changed it without asking: what
 	// counts is the record as it is now. TryLock may have made it, too.
-	n.store.Look(r.db, r.key, &n.view)
-	st, data, tags := n.plan(r, m, src, mode)
+	if n.plant != plantOldLook {
+		n.store.Look(r.db, r.key, &n.view)
+		st, data, tags = n.plan(r, m, src, mode)
+	}
 	if st != wire.OK {
 		n.store.Unlock(r.db, r.key)
 		return n.refused(r, m, src, p, deadline, pk, st)

@@ -186,7 +186,7 @@ func (k *checker) published(h *host, r *record) {
 	if r.rsn <= k.lastRSN[n] && serving(h) {
 		k.fail("S5", "RSN of %q at node %d is %d after %d", r.key, h.pnn, r.rsn, k.lastRSN[n])
 	}
-	k.lastRSN[n] = r.rsn
+	k.lastRSN[n] = max(k.lastRSN[n], r.rsn)
 }
 
 func (k *checker) removed(h *host, r *record) {
@@ -405,6 +405,9 @@ func (k *checker) opened(h *host) {
 		data := ""
 		if now != nil {
 			data = string(now.data)
+			if key[0] == dbKV && data != "" && now.rsn < k.lastRSN[key] {
+				k.fail("S5", "%q has RSN %d and a value when epoch %x opens, and had %d", key, now.rsn, e, k.lastRSN[key])
+			}
 		}
 		delete(k.lastRSN, key)
 		k.lost(key, s.at, data)

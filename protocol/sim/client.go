@@ -25,7 +25,9 @@ type client struct {
 	manual bool    // a script says what it does next
 	slow   instant // what a step takes, if a script says so
 	lock   *operation
-	opened wire.Set // databases
+	update *operation // by bypass, last begun
+	soon   func()     // its next step
+	opened wire.Set   // databases
 }
 
 // mine is a piece this client has put into the cluster.
@@ -53,11 +55,32 @@ func (cl *client) step(f func()) {
 	if cl.slow > 0 {
 		d = cl.slow
 	}
-	c.after(d, func() {
-		if cl.alive {
+	taken := false
+	cl.soon = func() {
+		if cl.alive && !taken {
+			taken = true
 			f()
 		}
-	})
+	}
+	c.after(d, cl.soon)
+}
+
+// aside: while the dispatcher is between two looks at a record, clients of its node
+// may go on with their updates of it.
+func (h *host) aside(db uint32, key []byte) {
+	c := h.c
+	c.aside = true
+	for _, cl := range h.clients {
+		if !cl.busy || cl.seg != h.seg || cl.update.db != db || cl.update.key != string(key) || !c.chance(0.5) {
+			continue
+		}
+		for range 1 + c.rng.IntN(3) { // lock it, look, commit
+			if cl.busy {
+				cl.soon()
+			}
+		}
+	}
+	c.aside = false
 }
 
 func (cl *client) next(d instant) {
@@ -328,7 +351,7 @@ func (o *operation) submit() {
 		cl.next(ms)
 		return
 	}
-	if !h.up || h.paused { // the submission stays in its ring
+	if !h.up || h.paused || c.aside { // the submission stays in its ring
 		c.after(2*ms, func() {
 			if cl.alive {
 				o.submit()
@@ -338,7 +361,6 @@ func (o *operation) submit() {
 	}
 	cl.cookie++
 	o.cookie = cl.cookie
-	submitted := false
 	h.run(func() {
 		if o.ended || cl.seg != h.seg || !cl.alive {
 			if cl.alive && !o.ended {
@@ -352,11 +374,9 @@ func (o *operation) submit() {
 			c.check.fail("table", "node %d: %v", h.pnn, err)
 			return
 		}
-		submitted = true
 		o.opid = opid
 		c.check.piecesOwner(o, opid)
 	})
-	_ = submitted
 	// A client that has waited long enough gives up; the operation goes on.
 	patience := c.between(sec, 3*sec)
 	if cl.manual || c.hot {
@@ -575,6 +595,7 @@ func (o *operation) bypassUpdate() {
 		}
 		o.submit()
 	}
+	cl.update = o
 	cl.setBusy(c.opt.Plant != plantNoBusy)
 	cl.step(func() {
 		r := s.recs[name(o.db, []byte(o.key))]

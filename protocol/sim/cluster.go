@@ -74,6 +74,7 @@ type Cluster struct {
 	cutTo   [wire.MaxNodes]wire.Set // from → to whom nothing gets through
 	check   *checker
 	faults  bool
+	aside   bool // inside a step of a dispatcher
 	hash    hash.Hash64
 	steps   uint64
 	cmsgs   uint64 // DATA messages

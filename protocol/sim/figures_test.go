@@ -154,22 +154,40 @@ func BenchmarkRun(b *testing.B) {
 
 // BenchmarkEvents is the simulator without the checks of a finished history: a
 // millisecond of five nodes whose clients lock and store one record.
+// What it allocates is the clients' histories and what they do next; without them, a
+// second of heartbeats, nothing.
 func BenchmarkEvents(b *testing.B) {
-	c := loaded(b, 5, 100, "always").c
-	c.hot, c.check.working = true, true
-	for _, h := range c.hosts {
-		h.attach()
-	}
-	c.until(c.now + sec)
-	before := c.steps
-	b.ReportAllocs()
-	for b.Loop() {
-		c.until(c.now + ms)
-		if c.steps > 15_000_000 { // a run has at most 20 million
-			c.steps, before = 0, before-c.steps
+	run := func(clients bool, time instant) func(b *testing.B) {
+		return func(b *testing.B) {
+			c := loaded(b, 5, 100, "always").c
+			if c.hot, c.check.working = clients, clients; clients {
+				for _, h := range c.hosts {
+					h.attach()
+				}
+			}
+			c.until(c.now + sec)
+			before := c.steps
+			b.ReportAllocs()
+			for b.Loop() {
+				c.until(c.now + time)
+				if c.steps > 15_000_000 { // a run has at most 20 million
+					c.steps, before = 0, before-c.steps
+				}
+			}
+			perEvent(b, c.steps-before)
 		}
 	}
-	perEvent(b, c.steps-before)
+	b.Run("clients", run(true, ms))
+	b.Run("heartbeats", run(false, sec))
+}
+
+// TestHeartbeatsAllocate nothing: datagrams, timers, links and cores in the simulator.
+func TestHeartbeatsAllocate(t *testing.T) {
+	c := loaded(t, 5, 100, "always").c
+	c.until(c.now + sec)
+	if n := testing.AllocsPerRun(5, func() { c.until(c.now + sec) }); n > 0 {
+		t.Errorf("%g allocations in a second of heartbeats", n)
+	}
 }
 
 func perEvent(b *testing.B, events uint64) {

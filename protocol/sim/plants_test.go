@@ -10,7 +10,7 @@ import (
 // quick are the planted bugs that random runs see soon.
 var quick = []string{"no-fence", "ack-frozen", "same-vnn", "no-copy-claims", "no-epoch-check", "keep-rsn", "no-done-list", "forget-grants",
 	"keep-dead-pieces", "move-locked", "journal-late", "stale-keeps", "store-without-lock", "old-ballot", "two-registrars", "no-table", "drain-full",
-	"forget-moves", "no-event", "fresh-counts", "park-behind-any", "lock-forgets"}
+	"forget-moves", "no-event", "fresh-counts", "park-behind-any", "lock-forgets", "old-look"}
 
 // aimed are those that need more of some faults to be seen soon.
 var aimed = []string{"bypass-no-validate", "bypass-no-busy", "no-pass", "delete-gives-back", "ack-refused"}
@@ -33,6 +33,7 @@ var told = map[string]string{
 	"two-registrars":     "databases",
 	"lock-forgets":       "arbiter_stale",
 	"cold-no-lock":       "arbiter_cold",
+	"leader-file":        "arbiter_file",
 	"old-recovered":      "drain",
 	"old-incarnation":    "drain",
 	"copy-without-want":  "handover_receiver_serves",

@@ -75,6 +75,9 @@ func (s hostStore) Look(db uint32, key []byte, v *protocol.Record) bool {
 
 func (s hostStore) TryLock(db uint32, key []byte, arriving bool) protocol.LockResult {
 	r := s.rec(db, key)
+	if r != nil && r.holder == 0 {
+		s.h.aside(db, key)
+	}
 	if r == nil {
 		if s.h.room == 0 && !arriving {
 			return protocol.NoSpace

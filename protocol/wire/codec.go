@@ -99,6 +99,8 @@ func appendField(b []byte, f field, m *Message) []byte {
 		return le.AppendUint32(b, m.Nodes)
 	case fInc:
 		return le.AppendUint64(b, m.Inc)
+	case fOld:
+		return le.AppendUint64(b, uint64(m.Old))
 	case fClaims, fVerdicts, fPieces, fBatch:
 		return appendLimited(b, m.Rows, MaxData)
 	case fWhy:
@@ -334,6 +336,8 @@ func (d *decoder) field(f field, m *Message) {
 		m.Nodes = d.u32()
 	case fInc:
 		m.Inc = d.u64()
+	case fOld:
+		m.Old = Set(d.u64())
 	case fClaims, fVerdicts, fPieces, fBatch:
 		m.Rows = d.bytes(MaxData)
 		d.must(rowsOK(f, m.Rows))
