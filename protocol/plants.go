@@ -109,7 +109,7 @@ var Plants = [plantCount]Plant{
 	plantColdCounter:       {"cold-counter", "a cold start takes its ballot from the wall clock"},
 	plantColdNoLock:        {"cold-no-lock", "a cold start takes the arbiter's lock, and stores its epoch"},
 	plantOldLook:           {"old-look", "what a request does is decided from the record as it is under its lock"},
-	plantLeaderFile:        {"leader-file", "a leader without memory goes by the old nodes files of its promisers"},
+	plantLeaderFile:        {"leader-file", "a leader goes by the old nodes files of its promisers as well as by its own"},
 }
 
 func plantByName(name string) plant {

@@ -71,12 +71,13 @@ func (n *Node) half(s wire.Set) bool {
 	return n.cfg.Arbiter && f.old == 0 && 2*bits.OnesCount64(uint64(s&f.set)) == bits.OnesCount64(uint64(f.set))
 }
 
-// quorum: whether these promisers with memory are a majority, or half. A leader without
-// memory may not know that its nodes file is not in use yet. It goes by the old files
-// that they tell, unless one of them has seen an epoch open under the new one.
+// quorum: whether these promisers with memory are a majority, or half. A leader that
+// has lost its memory, or was away, may not know that its nodes file is not in use yet,
+// or which one was the last that was. It goes by the old files that they tell as well,
+// unless one of them has seen an epoch open under the new one.
 func (n *Node) quorum(full wire.Set) (majority, half bool) {
 	majority, half = n.majority(full), n.half(full)
-	if n.s.Memory != wire.MemoryFresh || n.plant == plantLeaderFile {
+	if n.plant == plantLeaderFile {
 		return majority, half
 	}
 	inUse, short := false, false
