@@ -465,7 +465,9 @@ func (n *Node) recovered() {
 	if set := n.s.Map.set; n.plant != plantNoEvent || n.s.told != set {
 		n.eff.Event = Event{Epoch: n.s.Taken, Members: set, Joined: set &^ n.s.told, Left: n.s.told &^ set, Kept: n.s.toldLife == n.s.Life}
 	}
-	n.leave.done, n.s.file.old = false, 0
+	if n.leave.done = false; n.s.Taken > n.s.file.since {
+		n.s.file.inUse, n.s.file.old = true, 0
+	}
 	n.s.told, n.s.toldLife = n.s.Map.set, n.s.Life
 	n.ping()
 	var again []*pending

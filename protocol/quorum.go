@@ -11,7 +11,19 @@ import (
 type nodesFile struct {
 	version uint32
 	set     wire.Set // its nodes
-	old     wire.Set // those of the last epoch that opened here under another version; 0: the same
+	inUse   bool     // an epoch has opened here under it
+	old     wire.Set // until then: the nodes of the last file that may be in use; 0: none is known
+	since   Epoch    // ballots up to this one were promised under other files
+}
+
+// next is the file that follows. The one that it follows may be in use if an epoch
+// was taken under it: others may have opened that.
+func (f *nodesFile) next(version uint32, set wire.Set, s *Stable) nodesFile {
+	old := f.old
+	if old == 0 || s.Taken > f.since {
+		old = f.set
+	}
+	return nodesFile{version: version, set: set, old: old, since: s.Promised}
 }
 
 // ErrNodesFile: a nodes file that can't follow the one that is in use.
@@ -25,10 +37,10 @@ func (n *Node) loadFile() {
 	f := &n.s.file
 	set := lines(n.cfg.Nodes, n.cfg.Unused)
 	switch {
-	case f.set == 0 || n.cfg.NodesFile > f.version+1:
+	case f.set == 0:
 		*f = nodesFile{version: n.cfg.NodesFile, set: set}
-	case n.cfg.NodesFile == f.version+1:
-		*f = nodesFile{version: n.cfg.NodesFile, set: set, old: f.set}
+	case n.cfg.NodesFile > f.version:
+		*f = f.next(n.cfg.NodesFile, set, n.s)
 	}
 }
 
@@ -44,11 +56,7 @@ func (n *Node) Reconfigure(now Instant, version uint32, unused wire.Set) error {
 	if version != f.version+1 || bits.OnesCount64(uint64(set^f.set)) != 1 {
 		return ErrNodesFile
 	}
-	old := f.old // this node has not seen an epoch of the file in between: it may never have been in use
-	if old == 0 {
-		old = f.set
-	}
-	*f = nodesFile{version: version, set: set, old: old}
+	*f = f.next(version, set, n.s)
 	if n.lead.ballot != 0 {
 		n.stopLeading()
 	}
@@ -65,27 +73,25 @@ func most(s, of wire.Set) bool {
 	return 2*bits.OnesCount64(uint64(s&of)) > bits.OnesCount64(uint64(of))
 }
 
-// half of the nodes, which the arbiter's lock makes a quorum.
+// half of the nodes, which the arbiter's lock makes a quorum if the file is in use.
 func (n *Node) half(s wire.Set) bool {
-	f := &n.s.file
-	return n.cfg.Arbiter && f.old == 0 && 2*bits.OnesCount64(uint64(s&f.set)) == bits.OnesCount64(uint64(f.set))
+	return n.cfg.Arbiter && 2*bits.OnesCount64(uint64(s&n.s.file.set)) == bits.OnesCount64(uint64(n.s.file.set))
 }
 
 // quorum: whether these promisers with memory are a majority, or half. A leader that
 // has lost its memory, or was away, may not know that its nodes file is not in use yet,
-// or which one was the last that was. It goes by the old files that they tell as well,
+// or which one was the last that was. So it goes by the old files that they tell,
 // unless one of them has seen an epoch open under the new one.
 func (n *Node) quorum(full wire.Set) (majority, half bool) {
-	majority, half = n.majority(full), n.half(full)
 	if n.plant == plantLeaderFile {
-		return majority, half
+		return n.majority(full), n.half(full) && n.s.file.old == 0
 	}
+	majority, half = most(full, n.s.file.set), n.half(full)
 	inUse, short := false, false
 	for i := range n.cfg.Nodes {
-		if full.Has(PNN(i)) {
-			old := n.lead.prom[i].old
-			inUse = inUse || old == 0
-			short = short || !most(full, old)
+		if p := &n.lead.prom[i]; full.Has(PNN(i)) {
+			inUse = inUse || p.inUse
+			short = short || p.old != 0 && !most(full, p.old)
 		}
 	}
 	return majority && (inUse || !short), half && inUse
@@ -163,7 +169,7 @@ func (n *Node) wantLock() bool {
 }
 
 // halfMap: the epoch taken last stands by the lock.
-func (n *Node) halfMap() bool { return n.half(n.s.Map.set) }
+func (n *Node) halfMap() bool { return n.half(n.s.Map.set) && n.s.Taken > n.s.file.since }
 
 // leaseQuorum: with these grants, its own among them, the node has a lease. In an
 // epoch that stands by the lock the leader's must be among them, who grants only

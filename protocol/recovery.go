@@ -38,7 +38,8 @@ type promise struct {
 	inc     uint64
 	highVNN VNN
 	heard   wire.Set
-	old     wire.Set // nodes of the file before, while no epoch has opened under the new one
+	inUse   bool
+	old     wire.Set // as in nodesFile
 	since   [wire.MaxNodes]Instant
 }
 
@@ -390,7 +391,7 @@ func (n *Node) promised(from PNN, m *Message) {
 		return
 	}
 	p := &l.prom[from]
-	*p = promise{have: true, at: n.now, taken: m.Epoch, memory: m.Memory, life: m.Life, inc: m.Inc, highVNN: m.VNN, heard: m.Heard, old: m.Old}
+	*p = promise{have: true, at: n.now, taken: m.Epoch, memory: m.Memory, life: m.Life, inc: m.Inc, highVNN: m.VNN, heard: m.Heard, inUse: m.Open, old: m.Old}
 	for rest := m.Members; len(rest) > 0; {
 		var e wire.Member
 		e, rest, _ = wire.NextMember(rest)
@@ -726,7 +727,7 @@ func (n *Node) sendPromise() {
 		memory = wire.MemoryLeft
 	}
 	m := Message{Op: wire.Promise, Promise: n.s.Promised, Epoch: n.s.Taken, Members: members, Memory: memory, Life: n.s.Life, VNN: n.s.HighVNN,
-		Heard: n.rv.heardSent, Since: since, Nodes: n.s.file.version, Inc: n.cfg.Incarnation, Old: n.s.file.old}
+		Heard: n.rv.heardSent, Since: since, Nodes: n.s.file.version, Inc: n.cfg.Incarnation, Open: n.s.file.inUse, Old: n.s.file.old}
 	if n.rv.leader == n.cfg.Self {
 		n.promised(n.cfg.Self, &m)
 	} else {
