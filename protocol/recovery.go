@@ -458,10 +458,12 @@ func (n *Node) promisers() (all, full wire.Set) {
 }
 
 // enough: a quorum with memory; or, for a cold start, a quorum without, or all.
-// Where there is an arbiter a cold start takes its lock: a node without memory does
+// Half of the nodes are none if all records would be lost with the other half. Where
+// there is an arbiter a cold start takes its lock: a node without memory does
 // not know an earlier nodes file, in which another is half.
 func (n *Node) enough(all, full wire.Set) (normal, cold bool) {
 	majority, half := n.quorum(full)
+	half = half && n.anyKeeps(full)
 	normal = majority || half && n.locked(full)
 	if !normal && half && !n.staleHalf(full) {
 		return false, false // it may become one with the lock
@@ -473,6 +475,39 @@ func (n *Node) enough(all, full wire.Set) (normal, cold bool) {
 // nothingKnown: too many are without memory to wait for those who have one.
 func (n *Node) nothingKnown(all, full wire.Set) bool {
 	return n.majority(all&^full) || all&n.s.file.set == n.s.file.set
+}
+
+// newest is the promise of one with memory that has taken the last epoch of all; nil:
+// none has any.
+func (n *Node) newest() (last *promise) {
+	for i := range n.cfg.Nodes {
+		if p := &n.lead.prom[i]; p.have && p.memory != wire.MemoryFresh && (last == nil || p.taken >= last.taken) {
+			last = p
+		}
+	}
+	return last
+}
+
+// keeps: a promiser has its records still in the next epoch. It has taken the last
+// one of all, or kept them in its map.
+func (n *Node) keeps(i PNN, newest *promise) bool {
+	p := &n.lead.prom[i]
+	if p.memory != wire.MemoryFull {
+		return false
+	}
+	e := newest.mp.member(i)
+	return p.taken == newest.taken || e != nil && !e.Joiner && e.Life == p.life
+}
+
+// anyKeeps: not all of these promisers with memory would begin anew.
+func (n *Node) anyKeeps(full wire.Set) bool {
+	newest := n.newest()
+	for i := range n.cfg.Nodes {
+		if full.Has(PNN(i)) && n.keeps(PNN(i), newest) {
+			return true
+		}
+	}
+	return false
 }
 
 // fenced: every lease granted to a node that has not promised is over, even by
@@ -537,8 +572,6 @@ func (n *Node) clique(all, full wire.Set) (wire.Set, bool) {
 func (n *Node) makeMap(members wire.Set, cold bool) {
 	l := &n.lead
 	l.byLock = n.half(members) || cold && n.cfg.Arbiter && n.plant != plantColdNoLock
-	var emax Epoch
-	var ref *Map
 	high := n.s.HighVNN
 	for i := range n.cfg.Nodes {
 		p := &l.prom[i]
@@ -549,21 +582,15 @@ func (n *Node) makeMap(members wire.Set, cold bool) {
 		for k := range p.mp.Members {
 			high = max(high, p.mp.Members[k].VNN)
 		}
-		if p.memory != wire.MemoryFresh && p.taken >= emax {
-			emax, ref = p.taken, &p.mp
-		}
 	}
+	newest := n.newest()
 	l.members = Map{}
 	for i := range n.cfg.Nodes {
 		if !members.Has(PNN(i)) {
 			continue
 		}
 		p := &l.prom[i]
-		keep := !cold && p.memory == wire.MemoryFull && p.taken == emax
-		if !keep && !cold && p.memory == wire.MemoryFull && ref != nil {
-			e := ref.member(PNN(i))
-			keep = e != nil && !e.Joiner && e.Life == p.life
-		}
+		keep := !cold && n.keeps(PNN(i), newest)
 		if n.plant == plantStaleKeeps && p.memory == wire.MemoryFull {
 			keep = true
 		}
