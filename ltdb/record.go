@@ -121,6 +121,7 @@ func (a *actor) fillLock(db *DB, key []byte, hash uint64, l *lock) error {
 		return errors.Join(err, a.s.unlock(&l.at, l.cell))
 	}
 	l.held = true
+	raceAcquire(hash)
 	a.h.counters[countLocks].Inc()
 	if metaFlags(l.at.meta)&flagOwnerDied != 0 {
 		a.h.counters[countOwnerDied].Inc()
@@ -260,6 +261,7 @@ func (r Record) StoreUnlock(data []byte) error {
 		return err
 	}
 	a.keep = 0
+	raceRelease(l.hash)
 	if len(data) == 0 {
 		err = a.eraseChecked(l)
 	} else if err = l.db.checkValue(data); err == nil {
@@ -292,6 +294,7 @@ func (r Record) Unlock() error {
 	if err != nil {
 		return err
 	}
+	raceRelease(l.hash)
 	err = a.letGo(&l.at, l.cell)
 	l.done(a)
 	return err
