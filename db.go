@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"iter"
+	"slices"
 	"time"
 
 	"github.com/mainzdb/mainz/internal/call"
@@ -45,15 +46,18 @@ const (
 // DB is one database. Safe for many goroutines; each call borrows a Handle. Keys
 // are 1 to 1,024 bytes.
 type DB struct {
-	c *Client
-	l *ltdb.DB
+	c       *Client
+	l       *ltdb.DB
+	special bool // see ops.go
 }
 
 // Handle does what its DB does, for one goroutine at a time, without the
 // borrowing: the hot path.
 type Handle struct {
-	db *DB
-	l  *ltdb.Handle
+	l       *ltdb.Handle
+	special bool // the DB's
+	db      *DB
+	ring    []Record // locked through the ring, which are no locks of l
 }
 
 // Ops is what both a *DB and a *Handle can do. ctx is looked at only when a call
@@ -111,14 +115,29 @@ func (db *DB) Handle() (*Handle, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Handle{db, l}, nil
+	return &Handle{l: l, special: db.special, db: db}, nil
 }
 
-// Close gives the handle back and unlocks what was locked through it by bypass.
-func (h *Handle) Close() error { return h.l.Close() }
+// Close gives the handle back and unlocks what it still holds.
+func (h *Handle) Close() error {
+	var errs []error
+	for _, r := range h.ring {
+		if err := r.Unlock(); err != ErrNotLocked {
+			errs = append(errs, err)
+		}
+	}
+	h.ring = nil
+	return errors.Join(append(errs, h.l.Close())...)
+}
 
-// forced: tests want the ring.
-func (db *DB) forced() bool { return db.c.opts.forceRing }
+// lock is FetchLocked through the ring.
+func (h *Handle) lock(ctx context.Context, key []byte, wait bool) (Record, error) {
+	r, err := h.db.lock(ctx, key, wait)
+	if err == nil {
+		h.ring = append(slices.DeleteFunc(h.ring, func(old Record) bool { return !old.Held() }), r)
+	}
+	return r, err
+}
 
 // must reports whether an operation that the bypass refused can go through the
 // ring. Nothing has happened then.
@@ -362,8 +381,9 @@ func (db *DB) batch(ctx context.Context, b *Batch) (int, error) {
 type Event uint8
 
 const (
-	Armed   Event = iota + 1 // The watch stands; nothing later is missed.
-	Changed                  // The value changed or a piece was removed.
+	Armed     Event = iota + 1 // The watch stands; nothing later is missed.
+	Changed                    // The value changed or a piece was removed.
+	Recovered                  // A recovery passed: the value may have been lost or rebuilt.
 )
 
 // Watch yields once when armed and then after every change of key (several may
@@ -371,39 +391,54 @@ const (
 // through the ring.
 func (db *DB) Watch(ctx context.Context, key []byte) iter.Seq2[Event, error] {
 	return func(yield func(Event, error) bool) {
-		seen, event := uint64(0), Armed
-		for {
-			// The first question names a number that no record has: the answer
-			// is the present one.
-			m := wire.Message{Op: wire.ReqWatch, Key: key, RSN: seen, Timeout: limit(ctx)}
-			if event == Armed {
-				m.RSN = ^uint64(0)
-			}
-			p, err := db.through(ctx, &m, nil)
+		for seen, event := uint64(0), Armed; ; {
+			rsn, now, err := db.await(ctx, key, seen, event)
 			if err != nil {
-				if ctx.Err() != nil {
-					err = ctx.Err()
-				}
 				yield(0, err)
 				return
 			}
-			rsn, _, ok := call.DecodeReply(p.reply)
-			if !ok {
-				yield(0, ErrIncompatible)
-				return
-			}
-			timeout := p.why == wire.WatchTimeout
-			db.c.ring.done(p)
-			if timeout {
+			if now == 0 {
 				continue
 			}
-			seen = rsn
-			if !yield(event, nil) {
+			if seen = rsn; !yield(now, nil) {
 				return
 			}
 			event = Changed
 		}
 	}
+}
+
+// await waits for one event of a watch; 0: it is to be asked again.
+func (db *DB) await(ctx context.Context, key []byte, seen uint64, event Event) (rsn uint64, _ Event, err error) {
+	if db.c.ring == nil {
+		return 0, 0, ErrMode
+	}
+	m := wire.Message{Op: wire.ReqWatch, Key: key, RSN: seen, Timeout: limit(ctx)}
+	if event == Armed {
+		m.RSN = ^uint64(0) // a number that no record has: the answer is the present one
+	}
+	until, end := db.c.ring.watch(ctx)
+	p, err := db.through(until, &m, nil)
+	recovered := end()
+	defer db.giveBack(p)
+	switch {
+	case recovered && ctx.Err() == nil && event == Armed:
+		return 0, 0, nil // as if it had not been asked
+	case recovered && ctx.Err() == nil:
+		return seen, Recovered, nil
+	case err != nil && ctx.Err() != nil:
+		return 0, 0, ctx.Err()
+	case err != nil:
+		return 0, 0, err
+	}
+	rsn, _, ok := call.DecodeReply(p.reply)
+	switch {
+	case !ok:
+		return 0, 0, ErrIncompatible
+	case p.why == wire.WatchTimeout:
+		return 0, 0, nil
+	}
+	return rsn, event, nil
 }
 
 // Traverse yields the database's records in no order, each at least once if it

@@ -30,6 +30,7 @@ type options struct {
 	readOnly   bool
 	conditions []Condition
 	forceRing  bool // nothing by bypass
+	events     func(Epoch)
 }
 
 // WithCondition registers a condition function (the plan's set_conditional).
@@ -42,6 +43,12 @@ func WithCondition(c Condition) Option {
 // WithName labels the client in status output; default is the base name of
 // argv[0].
 func WithName(name string) Option { return func(o *options) { o.name = name } }
+
+// WithEvents calls f once for each recovery, before the first call that sees the new
+// epoch returns. f is called by one goroutine at a time, which may be that of any call;
+// others wait for it, so it has to return soon, and must not call the client. An
+// observer is not told.
+func WithEvents(f func(Epoch)) Option { return func(o *options) { o.events = f } }
 
 // ReadOnly attaches an observer: no slot, no locks, Fetch and Traverse by bypass
 // only. It needs no dispatcher.
@@ -137,7 +144,7 @@ func (c *Client) attach(ctx context.Context, dir string) error {
 	if err := c.conn.Call(ctx, &attach.Message{Kind: attach.Joined, Version: attach.Version, Slot: c.store.Slot(), Generation: generation}, &answer); err != nil {
 		return attachError(err)
 	}
-	if c.ring, err = openRing(seg, c.store.Slot(), c.bell); err != nil {
+	if c.ring, err = openRing(seg, c.store.Slot(), c.bell, c.opts.events); err != nil {
 		return fmt.Errorf("mainz: %w", err)
 	}
 	return nil
@@ -194,6 +201,11 @@ type openOptions struct{ ltdb.DatabaseOptions }
 // MustExist makes it an ErrNoDatabase if there is no such database.
 func MustExist() OpenOption { return func(o *openOptions) { o.MustExist = true } }
 
+// Clear deletes all records of a kv database if no other client has it open: what
+// clients that ended have left is of no use to many applications. Pieces need no
+// clearing, they end with their clients.
+func Clear() OpenOption { return func(o *openOptions) { o.Clear = true } }
+
 // Records says how many records to expect, which sizes a new database's hash
 // table; default 100,000.
 func Records(n int) OpenOption { return func(o *openOptions) { o.Records = n } }
@@ -209,7 +221,7 @@ func (c *Client) Open(ctx context.Context, name string, mode Mode, opts ...OpenO
 	if err != nil {
 		return nil, fmt.Errorf("mainz: %w", err)
 	}
-	return &DB{c: c, l: l}, nil
+	return &DB{c: c, l: l, special: c.opts.forceRing || c.opts.events != nil && c.ring != nil}, nil
 }
 
 // Stats holds counters since the attach; the histograms stay in shared memory

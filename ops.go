@@ -7,12 +7,33 @@ import (
 )
 
 // The operations of DB and Handle: by bypass, and through the ring if the bypass
-// says that this process can't do it.
+// says that this process can't do it. Those of a client that does neither more nor
+// less than that look at one flag of their own, and call nothing else of this package.
+
+// special carries out an operation of a client that goes through the ring always, or
+// is told of recoveries.
+func special[T any](ctx context.Context, db *DB, ring, bypass func() (T, error)) (T, error) {
+	if db.c.opts.forceRing {
+		return ring()
+	}
+	v, err := bypass()
+	if err != nil && db.must(err) {
+		v, err = ring()
+	}
+	db.c.told(ctx)
+	return v, err
+}
+
+// specialErr is special for operations without a result.
+func specialErr(ctx context.Context, db *DB, ring, bypass func() error) error {
+	_, err := special(ctx, db, func() (struct{}, error) { return struct{}{}, ring() }, func() (struct{}, error) { return struct{}{}, bypass() })
+	return err
+}
 
 // Fetch: see Ops.
 func (db *DB) Fetch(ctx context.Context, key []byte) ([]byte, error) {
-	if db.forced() {
-		return db.fetch(ctx, nil, key)
+	if db.special {
+		return special(ctx, db, func() ([]byte, error) { return db.fetch(ctx, nil, key) }, func() ([]byte, error) { return db.l.Fetch(ctx, key) })
 	}
 	v, err := db.l.Fetch(ctx, key)
 	if err != nil && db.must(err) {
@@ -23,8 +44,8 @@ func (db *DB) Fetch(ctx context.Context, key []byte) ([]byte, error) {
 
 // AppendFetch: see Ops.
 func (db *DB) AppendFetch(ctx context.Context, dst, key []byte) ([]byte, error) {
-	if db.forced() {
-		return db.fetch(ctx, dst, key)
+	if db.special {
+		return special(ctx, db, func() ([]byte, error) { return db.fetch(ctx, dst, key) }, func() ([]byte, error) { return db.l.AppendFetch(ctx, dst, key) })
 	}
 	v, err := db.l.AppendFetch(ctx, dst, key)
 	if err != nil && db.must(err) {
@@ -35,8 +56,8 @@ func (db *DB) AppendFetch(ctx context.Context, dst, key []byte) ([]byte, error) 
 
 // FetchLocked: see Ops.
 func (db *DB) FetchLocked(ctx context.Context, key []byte) (Record, error) {
-	if db.forced() {
-		return db.lock(ctx, key, true)
+	if db.special {
+		return special(ctx, db, func() (Record, error) { return db.lock(ctx, key, true) }, func() (Record, error) { return db.l.FetchLocked(ctx, key) })
 	}
 	v, err := db.l.FetchLocked(ctx, key)
 	if err != nil && db.must(err) {
@@ -47,8 +68,8 @@ func (db *DB) FetchLocked(ctx context.Context, key []byte) (Record, error) {
 
 // TryFetchLocked: see Ops.
 func (db *DB) TryFetchLocked(ctx context.Context, key []byte) (Record, error) {
-	if db.forced() {
-		return db.lock(ctx, key, false)
+	if db.special {
+		return special(ctx, db, func() (Record, error) { return db.lock(ctx, key, false) }, func() (Record, error) { return db.l.TryFetchLocked(ctx, key) })
 	}
 	v, err := db.l.TryFetchLocked(ctx, key)
 	if err != nil && db.must(err) {
@@ -59,8 +80,8 @@ func (db *DB) TryFetchLocked(ctx context.Context, key []byte) (Record, error) {
 
 // Store: see Ops.
 func (db *DB) Store(ctx context.Context, key, data []byte) error {
-	if db.forced() {
-		return db.put(ctx, key, data)
+	if db.special {
+		return specialErr(ctx, db, func() error { return db.put(ctx, key, data) }, func() error { return db.l.Store(ctx, key, data) })
 	}
 	err := db.l.Store(ctx, key, data)
 	if err != nil && db.must(err) {
@@ -71,8 +92,8 @@ func (db *DB) Store(ctx context.Context, key, data []byte) error {
 
 // Delete: see Ops.
 func (db *DB) Delete(ctx context.Context, key []byte) error {
-	if db.forced() {
-		return db.change(ctx, &wire.Message{Op: wire.ReqDelete, Key: key}, false, nil)
+	if db.special {
+		return specialErr(ctx, db, func() error { return db.change(ctx, &wire.Message{Op: wire.ReqDelete, Key: key}, false, nil) }, func() error { return db.l.Delete(ctx, key) })
 	}
 	err := db.l.Delete(ctx, key)
 	if err != nil && db.must(err) {
@@ -83,8 +104,8 @@ func (db *DB) Delete(ctx context.Context, key []byte) error {
 
 // ConditionalAppend: see Ops.
 func (db *DB) ConditionalAppend(ctx context.Context, cond ConditionID, key, piece []byte) (Piece, error) {
-	if db.forced() {
-		return db.append(ctx, cond, key, piece, false)
+	if db.special {
+		return special(ctx, db, func() (Piece, error) { return db.append(ctx, cond, key, piece, false) }, func() (Piece, error) { return db.l.ConditionalAppend(ctx, cond, key, piece) })
 	}
 	v, err := db.l.ConditionalAppend(ctx, cond, key, piece)
 	if err != nil && db.must(err) {
@@ -95,8 +116,8 @@ func (db *DB) ConditionalAppend(ctx context.Context, cond ConditionID, key, piec
 
 // ConditionalAppendWait: see Ops.
 func (db *DB) ConditionalAppendWait(ctx context.Context, cond ConditionID, key, piece []byte) (Piece, error) {
-	if db.forced() {
-		return db.append(ctx, cond, key, piece, true)
+	if db.special {
+		return special(ctx, db, func() (Piece, error) { return db.append(ctx, cond, key, piece, true) }, func() (Piece, error) { return db.l.ConditionalAppendWait(ctx, cond, key, piece) })
 	}
 	v, err := db.l.ConditionalAppendWait(ctx, cond, key, piece)
 	if err != nil && db.must(err) {
@@ -107,8 +128,8 @@ func (db *DB) ConditionalAppendWait(ctx context.Context, cond ConditionID, key, 
 
 // RemoveAndTrigger: see Ops.
 func (db *DB) RemoveAndTrigger(ctx context.Context, key []byte, p Piece) error {
-	if db.forced() {
-		return db.remove(ctx, key, p)
+	if db.special {
+		return specialErr(ctx, db, func() error { return db.remove(ctx, key, p) }, func() error { return db.l.RemoveAndTrigger(ctx, key, p) })
 	}
 	err := db.l.RemoveAndTrigger(ctx, key, p)
 	if err != nil && db.must(err) {
@@ -119,8 +140,8 @@ func (db *DB) RemoveAndTrigger(ctx context.Context, key []byte, p Piece) error {
 
 // RemoveMatching: see Ops.
 func (db *DB) RemoveMatching(ctx context.Context, cond ConditionID, key, data []byte) error {
-	if db.forced() {
-		return db.removeMatching(ctx, cond, key, data)
+	if db.special {
+		return specialErr(ctx, db, func() error { return db.removeMatching(ctx, cond, key, data) }, func() error { return db.l.RemoveMatching(ctx, cond, key, data) })
 	}
 	err := db.l.RemoveMatching(ctx, cond, key, data)
 	if err != nil && db.must(err) {
@@ -131,8 +152,8 @@ func (db *DB) RemoveMatching(ctx context.Context, cond ConditionID, key, data []
 
 // FetchBatch: see Ops.
 func (db *DB) FetchBatch(ctx context.Context, b *Batch) (int, error) {
-	if db.forced() {
-		return db.batch(ctx, b)
+	if db.special {
+		return special(ctx, db, func() (int, error) { return db.batch(ctx, b) }, func() (int, error) { return db.l.FetchBatch(ctx, b) })
 	}
 	v, err := db.l.FetchBatch(ctx, b)
 	if err != nil && db.must(err) {
@@ -143,8 +164,8 @@ func (db *DB) FetchBatch(ctx context.Context, b *Batch) (int, error) {
 
 // Fetch: see Ops.
 func (h *Handle) Fetch(ctx context.Context, key []byte) ([]byte, error) {
-	if h.db.forced() {
-		return h.db.fetch(ctx, nil, key)
+	if h.special {
+		return special(ctx, h.db, func() ([]byte, error) { return h.db.fetch(ctx, nil, key) }, func() ([]byte, error) { return h.l.Fetch(ctx, key) })
 	}
 	v, err := h.l.Fetch(ctx, key)
 	if err != nil && h.db.must(err) {
@@ -155,8 +176,8 @@ func (h *Handle) Fetch(ctx context.Context, key []byte) ([]byte, error) {
 
 // AppendFetch: see Ops.
 func (h *Handle) AppendFetch(ctx context.Context, dst, key []byte) ([]byte, error) {
-	if h.db.forced() {
-		return h.db.fetch(ctx, dst, key)
+	if h.special {
+		return special(ctx, h.db, func() ([]byte, error) { return h.db.fetch(ctx, dst, key) }, func() ([]byte, error) { return h.l.AppendFetch(ctx, dst, key) })
 	}
 	v, err := h.l.AppendFetch(ctx, dst, key)
 	if err != nil && h.db.must(err) {
@@ -167,32 +188,32 @@ func (h *Handle) AppendFetch(ctx context.Context, dst, key []byte) ([]byte, erro
 
 // FetchLocked: see Ops.
 func (h *Handle) FetchLocked(ctx context.Context, key []byte) (Record, error) {
-	if h.db.forced() {
-		return h.db.lock(ctx, key, true)
+	if h.special {
+		return special(ctx, h.db, func() (Record, error) { return h.lock(ctx, key, true) }, func() (Record, error) { return h.l.FetchLocked(ctx, key) })
 	}
 	v, err := h.l.FetchLocked(ctx, key)
 	if err != nil && h.db.must(err) {
-		return h.db.lock(ctx, key, true)
+		return h.lock(ctx, key, true)
 	}
 	return v, err
 }
 
 // TryFetchLocked: see Ops.
 func (h *Handle) TryFetchLocked(ctx context.Context, key []byte) (Record, error) {
-	if h.db.forced() {
-		return h.db.lock(ctx, key, false)
+	if h.special {
+		return special(ctx, h.db, func() (Record, error) { return h.lock(ctx, key, false) }, func() (Record, error) { return h.l.TryFetchLocked(ctx, key) })
 	}
 	v, err := h.l.TryFetchLocked(ctx, key)
 	if err != nil && h.db.must(err) {
-		return h.db.lock(ctx, key, false)
+		return h.lock(ctx, key, false)
 	}
 	return v, err
 }
 
 // Store: see Ops.
 func (h *Handle) Store(ctx context.Context, key, data []byte) error {
-	if h.db.forced() {
-		return h.db.put(ctx, key, data)
+	if h.special {
+		return specialErr(ctx, h.db, func() error { return h.db.put(ctx, key, data) }, func() error { return h.l.Store(ctx, key, data) })
 	}
 	err := h.l.Store(ctx, key, data)
 	if err != nil && h.db.must(err) {
@@ -203,8 +224,8 @@ func (h *Handle) Store(ctx context.Context, key, data []byte) error {
 
 // Delete: see Ops.
 func (h *Handle) Delete(ctx context.Context, key []byte) error {
-	if h.db.forced() {
-		return h.db.change(ctx, &wire.Message{Op: wire.ReqDelete, Key: key}, false, nil)
+	if h.special {
+		return specialErr(ctx, h.db, func() error { return h.db.change(ctx, &wire.Message{Op: wire.ReqDelete, Key: key}, false, nil) }, func() error { return h.l.Delete(ctx, key) })
 	}
 	err := h.l.Delete(ctx, key)
 	if err != nil && h.db.must(err) {
@@ -215,8 +236,8 @@ func (h *Handle) Delete(ctx context.Context, key []byte) error {
 
 // ConditionalAppend: see Ops.
 func (h *Handle) ConditionalAppend(ctx context.Context, cond ConditionID, key, piece []byte) (Piece, error) {
-	if h.db.forced() {
-		return h.db.append(ctx, cond, key, piece, false)
+	if h.special {
+		return special(ctx, h.db, func() (Piece, error) { return h.db.append(ctx, cond, key, piece, false) }, func() (Piece, error) { return h.l.ConditionalAppend(ctx, cond, key, piece) })
 	}
 	v, err := h.l.ConditionalAppend(ctx, cond, key, piece)
 	if err != nil && h.db.must(err) {
@@ -227,8 +248,8 @@ func (h *Handle) ConditionalAppend(ctx context.Context, cond ConditionID, key, p
 
 // ConditionalAppendWait: see Ops.
 func (h *Handle) ConditionalAppendWait(ctx context.Context, cond ConditionID, key, piece []byte) (Piece, error) {
-	if h.db.forced() {
-		return h.db.append(ctx, cond, key, piece, true)
+	if h.special {
+		return special(ctx, h.db, func() (Piece, error) { return h.db.append(ctx, cond, key, piece, true) }, func() (Piece, error) { return h.l.ConditionalAppendWait(ctx, cond, key, piece) })
 	}
 	v, err := h.l.ConditionalAppendWait(ctx, cond, key, piece)
 	if err != nil && h.db.must(err) {
@@ -239,8 +260,8 @@ func (h *Handle) ConditionalAppendWait(ctx context.Context, cond ConditionID, ke
 
 // RemoveAndTrigger: see Ops.
 func (h *Handle) RemoveAndTrigger(ctx context.Context, key []byte, p Piece) error {
-	if h.db.forced() {
-		return h.db.remove(ctx, key, p)
+	if h.special {
+		return specialErr(ctx, h.db, func() error { return h.db.remove(ctx, key, p) }, func() error { return h.l.RemoveAndTrigger(ctx, key, p) })
 	}
 	err := h.l.RemoveAndTrigger(ctx, key, p)
 	if err != nil && h.db.must(err) {
@@ -251,8 +272,8 @@ func (h *Handle) RemoveAndTrigger(ctx context.Context, key []byte, p Piece) erro
 
 // RemoveMatching: see Ops.
 func (h *Handle) RemoveMatching(ctx context.Context, cond ConditionID, key, data []byte) error {
-	if h.db.forced() {
-		return h.db.removeMatching(ctx, cond, key, data)
+	if h.special {
+		return specialErr(ctx, h.db, func() error { return h.db.removeMatching(ctx, cond, key, data) }, func() error { return h.l.RemoveMatching(ctx, cond, key, data) })
 	}
 	err := h.l.RemoveMatching(ctx, cond, key, data)
 	if err != nil && h.db.must(err) {
@@ -263,8 +284,8 @@ func (h *Handle) RemoveMatching(ctx context.Context, cond ConditionID, key, data
 
 // FetchBatch: see Ops.
 func (h *Handle) FetchBatch(ctx context.Context, b *Batch) (int, error) {
-	if h.db.forced() {
-		return h.db.batch(ctx, b)
+	if h.special {
+		return special(ctx, h.db, func() (int, error) { return h.db.batch(ctx, b) }, func() (int, error) { return h.l.FetchBatch(ctx, b) })
 	}
 	v, err := h.l.FetchBatch(ctx, b)
 	if err != nil && h.db.must(err) {

@@ -28,6 +28,11 @@ type callRing struct {
 	large chan struct{} // one for each large request
 	count atomic.Uint64
 
+	tell    func(Epoch) // may be nil
+	telling sync.Mutex
+	untold  atomic.Int32  // epochs that tell has not returned from
+	epoch   atomic.Uint64 // that the client was told of, or is about to be
+
 	recv    sync.Mutex
 	waiting atomic.Int32  // goroutines that lead, or want to
 	lead    chan struct{} // somebody else has to
@@ -40,6 +45,8 @@ type callRing struct {
 	queues     map[record]*queue
 	orphans    int      // calls that nobody waits for
 	undone     []uint32 // calls to be abandoned when there is room in the ring
+	opened     []Epoch  // to be told
+	watches    map[*watching]struct{}
 }
 
 // record names one of a database's records.
@@ -111,12 +118,13 @@ const (
 	abandonWait = 200 * time.Millisecond
 )
 
-func openRing(seg *shm.Segment, slot uint32, bell *ring.Bell) (*callRing, error) {
+func openRing(seg *shm.Segment, slot uint32, bell *ring.Bell, tell func(Epoch)) (*callRing, error) {
 	out, in, ok := call.Rings(seg, slot)
 	if !ok {
 		return nil, fmt.Errorf("the segment has no rings for slot %d: %w", slot, ErrIncompatible)
 	}
-	r := &callRing{lead: make(chan struct{}, 1), room: make(chan struct{}, maxCalls), large: make(chan struct{}, largeCalls), calls: map[uint32]*pending{}, queues: map[record]*queue{}}
+	r := &callRing{lead: make(chan struct{}, 1), room: make(chan struct{}, maxCalls), large: make(chan struct{}, largeCalls), calls: map[uint32]*pending{}, queues: map[record]*queue{},
+		watches: map[*watching]struct{}{}}
 	var err error
 	if r.out, err = ring.OpenProducer(seg.Region(), out, call.RequestCells, ring.Options{Bell: bell}); err != nil {
 		return nil, err
@@ -127,6 +135,7 @@ func openRing(seg *shm.Segment, slot uint32, bell *ring.Bell) (*callRing, error)
 	r.take = r.cell
 	r.spare.New = func() any { return &pending{wake: make(chan struct{}, 1)} }
 	r.ctx, r.end = context.WithCancel(context.Background())
+	r.epoch.Store(seg.Gate().Epoch.Load())
 	// The dispatcher has said who it is before it said that we may come.
 	r.in.Poll(1, func(m *ring.Message) {
 		var h call.Head
@@ -134,6 +143,9 @@ func openRing(seg *shm.Segment, slot uint32, bell *ring.Bell) (*callRing, error)
 			r.dispatcher = h.Dispatcher
 		}
 	})
+	if r.tell = tell; tell != nil {
+		go r.attend()
+	}
 	return r, nil
 }
 
@@ -212,6 +224,7 @@ func (r *callRing) do(ctx context.Context, p *pending) (*pending, error) {
 	if err == nil {
 		err = r.await(ctx, p)
 	}
+	r.deliver()
 	switch {
 	case err == nil:
 		return p, nil
@@ -313,15 +326,20 @@ func (r *callRing) takeReplies(ctx context.Context, enough func() bool) error {
 
 // linger takes replies as long as there are calls that nobody waits for.
 func (r *callRing) linger() {
-	none := func() bool {
+	r.leadUntil(func() bool {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		return r.orphans == 0
-	}
-	for !none() && r.ctx.Err() == nil {
+	})
+}
+
+// leadUntil takes replies, for nobody in particular, until enough says so or the
+// client ends. Another goroutine may lead at any time.
+func (r *callRing) leadUntil(enough func() bool) {
+	for !enough() && r.ctx.Err() == nil {
 		r.waiting.Add(1)
 		if r.recv.TryLock() {
-			_ = r.takeReplies(r.ctx, none)
+			_ = r.takeReplies(r.ctx, enough)
 			r.waiting.Add(-1)
 			r.recv.Unlock()
 			r.pass()
@@ -422,8 +440,12 @@ func (r *callRing) cell(m *ring.Message) {
 	if part == nil {
 		return
 	}
-	if h.Kind == call.Started {
+	switch h.Kind {
+	case call.Started:
 		r.again(h.Dispatcher)
+		return
+	case call.Opened:
+		r.recovered(part)
 		return
 	}
 	r.mu.Lock()

@@ -65,7 +65,7 @@ func (d *Dispatcher) serve(slot, generation uint32, adopt bool) (*client, error)
 	d.node.Attached[slot].Store(generation)
 	d.bySlot[slot] = c
 	d.clients = append(d.clients, c)
-	d.say(c, call.Started, 0)
+	d.say(c, call.Started, 0, nil)
 	return c, nil
 }
 
@@ -234,7 +234,7 @@ func (d *Dispatcher) abandon(c *client, id uint32) {
 		}
 		d.drop(c, st)
 	}
-	d.say(c, call.Abandoned, id)
+	d.say(c, call.Abandoned, id, nil)
 }
 
 func (d *Dispatcher) drop(c *client, st *state) {
@@ -251,9 +251,10 @@ func (d *Dispatcher) answer(st *state, status wire.Status, why uint32, rsn uint6
 }
 
 // say sends a cell that answers no call.
-func (d *Dispatcher) say(c *client, kind call.Kind, id uint32) {
+func (d *Dispatcher) say(c *client, kind call.Kind, id uint32, payload []byte) {
 	st := d.calls.begin(c, id)
 	st.kind, st.answered = kind, true
+	st.reply = append(st.reply, payload...)
 	d.give(c, st)
 }
 

@@ -204,6 +204,7 @@ func (d *Dispatcher) load(warm bool) {
 	}
 	if s.Taken != 0 {
 		s.Map.Members = []wire.Member{{VNN: s.HighVNN, PNN: 0, Life: s.Life}}
+		s.Told(1, s.Life)
 	}
 	s.SkipOPIDs(d.node.OpCount.Load())
 	d.stable = s
@@ -323,6 +324,11 @@ func (d *Dispatcher) taken() {
 		d.setGate(e.Gate)
 	}
 	d.save()
+	if v := &e.Event; v.Epoch != 0 {
+		for _, c := range d.clients {
+			d.say(c, call.Opened, 0, call.AppendOpened(nil, uint64(v.Epoch), uint64(v.Members), uint64(v.Joined), uint64(v.Left), v.Kept))
+		}
+	}
 	for i := range e.Replies {
 		r := &e.Replies[i]
 		if st := d.calls.find(r.Cookie); st != nil && !st.answered {

@@ -38,6 +38,9 @@ func (m Mode) String() string {
 type DatabaseOptions struct {
 	Records   int  // records to expect; sizes the hash table; 0: 100,000
 	MustExist bool // ErrNoDatabase instead of a new one
+	// Clear deletes all records if no other client has the database open. In
+	// mode Pieces there is nothing to do: pieces end with their clients.
+	Clear bool
 }
 
 // DB is one database of a store. It is safe for many goroutines: each call
@@ -127,15 +130,51 @@ func (s *Store) Database(ctx context.Context, name string, mode Mode, opts Datab
 		if db, err = s.findDatabase(name); err == nil && db == nil {
 			db, err = s.createDatabase(ctx, name, mode, opts)
 		}
+		if err == nil && db.mode == mode {
+			err = s.use(ctx, db, opts.Clear)
+		}
 		if err != nil {
 			return nil, fmt.Errorf("database %q: %w", name, err)
 		}
-		s.open[name] = db
 	}
 	if db.mode != mode {
 		return nil, fmt.Errorf("database %q has mode %v, not %v: %w", name, db.mode, mode, ErrMode)
 	}
+	s.open[name] = db
 	return db, nil
+}
+
+// use notes that this client has the database open, which the kernel forgets when the
+// client ends, however it ends. If it is the only one it may clear it first; others
+// who open wait for that.
+func (s *Store) use(ctx context.Context, db *DB, clear bool) error {
+	if s.c == nil {
+		return nil // an observer
+	}
+	if clear {
+		alone, err := s.seg.TryAlone(db.place)
+		if alone && err == nil && db.mode == KV {
+			err = db.clear(ctx)
+		}
+		if err != nil {
+			s.seg.Unshare(db.place)
+			return err
+		}
+	}
+	return s.seg.Share(ctx, db.place)
+}
+
+// clear deletes all records.
+func (db *DB) clear(ctx context.Context) error {
+	for e, err := range db.Traverse(ctx) {
+		if err == nil {
+			err = db.Delete(ctx, e.Key)
+		}
+		if err != nil && err != ErrNotFound {
+			return err
+		}
+	}
+	return nil
 }
 
 // Databases returns the names and modes of all databases of the store; with an

@@ -2,12 +2,14 @@ package ltdb
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/mainzdb/mainz/internal/testenv"
 	"github.com/mainzdb/mainz/shm"
@@ -153,4 +155,106 @@ func TestSecondOwner(t *testing.T) {
 		t.Errorf("no next step in %v", err)
 	}
 	mustCheck(t, wiped)
+}
+
+// A database is cleared by who opens it while no other client has it open.
+func TestClear(t *testing.T) {
+	dir := ramdisk(t)
+	open := func() *Store {
+		s, err := Open(bg, dir, Options{Create: true, Config: small()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	records := func(s *Store, name string, opts DatabaseOptions) int {
+		db, err := s.Database(bg, name, KV, opts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := 0
+		for _, err := range db.Traverse(bg) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			n++
+		}
+		return n
+	}
+	first := open()
+	for _, name := range []string{"a", "b"} {
+		db, err := first.Database(bg, name, KV, DatabaseOptions{Records: 100, Clear: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range 20 {
+			if err := db.Store(bg, []byte{byte(i)}, []byte("v")); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	second := open()
+	defer second.Close()
+	if n := records(second, "a", DatabaseOptions{Clear: true}); n != 20 {
+		t.Errorf("%d records after another client wanted them cleared", n)
+	}
+	if n := records(first, "a", DatabaseOptions{Clear: true}); n != 20 {
+		t.Errorf("%d records after opening twice", n)
+	}
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	third := open()
+	defer third.Close()
+	if n := records(third, "a", DatabaseOptions{Clear: true}); n != 20 {
+		t.Errorf("%d records: the second client has it open", n)
+	}
+	if n := records(third, "b", DatabaseOptions{}); n != 20 {
+		t.Errorf("%d records, not cleared by who did not ask", n)
+	}
+	if n := records(second, "b", DatabaseOptions{Clear: true}); n != 20 {
+		t.Errorf("%d records: the third client has it open", n)
+	}
+	if err := errors.Join(second.Close(), third.Close()); err != nil {
+		t.Fatal(err)
+	}
+	last := open()
+	defer last.Close()
+	if n := records(last, "b", DatabaseOptions{Clear: true}); n != 0 {
+		t.Errorf("%d records after clearing", n)
+	}
+	mustCheck(t, last)
+}
+
+// Who opens a database waits while another clears it.
+func TestClearWaits(t *testing.T) {
+	dir := ramdisk(t)
+	s, err := Open(bg, dir, Options{Create: true, Config: small()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	db, err := s.Database(bg, "db", KV, DatabaseOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if alone, err := s.seg.TryAlone(db.place); !alone || err != nil {
+		t.Fatalf("alone: %v %v", alone, err)
+	}
+	other, err := Open(bg, dir, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	ctx, cancel := context.WithTimeout(bg, 20*time.Millisecond)
+	defer cancel()
+	if _, err := other.Database(ctx, "db", KV, DatabaseOptions{}); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("opened while it was being cleared: %v", err)
+	}
+	if err := s.seg.Share(bg, db.place); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := other.Database(bg, "db", KV, DatabaseOptions{}); err != nil {
+		t.Fatal(err)
+	}
 }

@@ -136,6 +136,10 @@ func (r Record) live() *lock {
 	return r.l
 }
 
+// Held reports whether the record is locked still, as far as this process has
+// not unlocked it.
+func (r Record) Held() bool { return r.live() != nil }
+
 // Data returns the value as fetched or last stored, in memory of this
 // process, capacity clipped; it may be changed in place and stored. It is
 // valid until the record is unlocked, and nil if the record is new.

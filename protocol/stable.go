@@ -40,6 +40,10 @@ func (s *Stable) OPIDs() uint64 { return s.opCount }
 // counter may have come.
 func (s *Stable) SkipOPIDs(n uint64) { s.opCount = max(s.opCount, n) }
 
+// Told notes which epoch the clients of this node know, for a restart that has no more
+// of the old memory: its members, and the life that the node had in it.
+func (s *Stable) Told(members wire.Set, life uint64) { s.told, s.toldLife = members, life }
+
 // forget all of the old segment: a new life begins.
 func (s *Stable) forget(life uint64) {
 	s.Life = life

@@ -102,7 +102,8 @@
 //
 // Beside its slot a client holds a lock (OFD) on one byte of the segment's
 // file, at slot | generation << 12; byte 0 is locked by who takes over a dead
-// slot without having one.
+// slot without having one, and those from 1 on are shared by the users of the
+// upper layers' parts (Share, TryAlone).
 //
 // # A slot's life
 //

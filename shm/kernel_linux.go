@@ -2,12 +2,14 @@ package shm
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -195,6 +197,56 @@ func (s *Segment) lockSlot(slot uint32, generation uint64) error {
 
 func (s *Segment) slotLockHeld(slot uint32, generation uint64) (bool, error) {
 	return s.fileLockHeld(slotLock(slot, generation))
+}
+
+// partLock is shared by those who use a part of the segment. No slot's tenant has
+// generation 0.
+func partLock(n int) int64 { return 1 + int64(n) }
+
+// TryAlone makes the caller the only one that uses part n of the segment, 0 to 4,095;
+// false: others use it. What a part is, is the upper layers' affair. The use ends with
+// Unshare, when the segment is closed, or when the process ends, however it ends.
+func (s *Segment) TryAlone(n int) (bool, error) {
+	if s.InHeap() {
+		return true, nil
+	}
+	switch err := s.fileLock(unix.F_WRLCK, partLock(n)); err {
+	case nil:
+		return true, nil
+	case unix.EAGAIN, unix.EACCES:
+		return false, nil
+	default:
+		return false, fmt.Errorf("shm: %s: lock part %d: %w", s.dir, n, err)
+	}
+}
+
+// Share makes the caller one of those that use part n, and waits while somebody has it
+// alone.
+func (s *Segment) Share(ctx context.Context, n int) error {
+	if s.InHeap() {
+		return nil
+	}
+	for {
+		switch err := s.fileLock(unix.F_RDLCK, partLock(n)); err {
+		case nil:
+			return nil
+		case unix.EAGAIN, unix.EACCES:
+		default:
+			return fmt.Errorf("shm: %s: share part %d: %w", s.dir, n, err)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(time.Millisecond):
+		}
+	}
+}
+
+// Unshare ends the use of part n.
+func (s *Segment) Unshare(n int) {
+	if !s.InHeap() {
+		_ = s.fileLock(unix.F_UNLCK, partLock(n))
+	}
 }
 
 // tryJoinLock takes the join lock if nobody has it: no other process, and no

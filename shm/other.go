@@ -55,6 +55,16 @@ func LockOwner(dir string) (*OwnerLock, error) { return nil, needsLinux("own", d
 // Release gives the directory up.
 func (l *OwnerLock) Release() error { return nil }
 
+// TryAlone makes the caller the only one that uses part n of the segment. In the heap
+// it always is.
+func (s *Segment) TryAlone(int) (bool, error) { return true, nil }
+
+// Share makes the caller one of those that use part n.
+func (s *Segment) Share(context.Context, int) error { return nil }
+
+// Unshare ends the use of part n.
+func (s *Segment) Unshare(int) {}
+
 // Doorbell is a FIFO in a segment's directory. There are none on this system.
 type Doorbell struct{}
 

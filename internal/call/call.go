@@ -51,6 +51,7 @@ const (
 	Reply
 	Abandoned
 	Started
+	Opened
 )
 
 // Head is what the head of a cell says.
@@ -170,6 +171,30 @@ func DecodeRequest(b []byte, m *wire.Message) error {
 	}
 	m.Key, m.Data = b[:klen:klen], b[klen:len(b):len(b)]
 	return nil
+}
+
+// OpenedSize is the size of what Opened says: one cell.
+const OpenedSize = 40
+
+// AppendOpened encodes that an epoch has opened: its number, its members, those who
+// came and those who left, and whether this node kept its records. Sets have bit i for
+// node i.
+func AppendOpened(b []byte, epoch, members, joined, left uint64, kept bool) []byte {
+	for _, v := range []uint64{epoch, members, joined, left} {
+		b = le.AppendUint64(b, v)
+	}
+	if kept {
+		return le.AppendUint64(b, 1)
+	}
+	return le.AppendUint64(b, 0)
+}
+
+// DecodeOpened is the other way.
+func DecodeOpened(b []byte) (epoch, members, joined, left uint64, kept, ok bool) {
+	if len(b) != OpenedSize {
+		return 0, 0, 0, 0, false, false
+	}
+	return le.Uint64(b), le.Uint64(b[8:]), le.Uint64(b[16:]), le.Uint64(b[24:]), b[32] == 1, true
 }
 
 // ReplyHead is the size of what stands in front of a reply's data: the RSN.

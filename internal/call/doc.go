@@ -16,6 +16,7 @@
 //	Abandon   nobody waits any more    Reply, or Abandoned: it has not run and will not
 //	Nop       nothing, for measuring   Reply
 //	Synced    all was asked again      Started    a dispatcher is there, with a number
+//	                                   Opened     a recovery has passed
 //
 // # A dispatcher that dies
 //
