@@ -49,6 +49,8 @@ type DB struct {
 	c       *Client
 	l       *ltdb.DB
 	special bool // see ops.go
+
+	lockTimeout uint32 // milliseconds
 }
 
 // Handle does what its DB does, for one goroutine at a time, without the
@@ -250,7 +252,7 @@ func (db *DB) lock(ctx context.Context, key []byte, wait bool) (Record, error) {
 	if err != nil {
 		return Record{}, err
 	}
-	m := wire.Message{Op: wire.ReqFetchLocked, DBID: db.l.ID(), Key: key}
+	m := wire.Message{Op: wire.ReqFetchLocked, DBID: db.l.ID(), Key: key, LockTimeout: db.lockTimeout}
 	if wait {
 		m.Timeout = limit(ctx)
 	}

@@ -196,7 +196,10 @@ const (
 // OpenOption changes how Open works.
 type OpenOption func(*openOptions)
 
-type openOptions struct{ ltdb.DatabaseOptions }
+type openOptions struct {
+	ltdb.DatabaseOptions
+	lockTimeout time.Duration
+}
 
 // MustExist makes it an ErrNoDatabase if there is no such database.
 func MustExist() OpenOption { return func(o *openOptions) { o.MustExist = true } }
@@ -206,6 +209,12 @@ func MustExist() OpenOption { return func(o *openOptions) { o.MustExist = true }
 // clearing, they end with their clients.
 func Clear() OpenOption { return func(o *openOptions) { o.Clear = true } }
 
+// LockTimeout (the plan's LCKTIMEOUT) is how long a record's lock may be held by a
+// client of another node than the record's; default 10 s. After that the record is
+// unlocked, and its holder's calls say ErrNotLocked. On one node it has no effect: who
+// holds a lock there is known to live.
+func LockTimeout(d time.Duration) OpenOption { return func(o *openOptions) { o.lockTimeout = d } }
+
 // Records says how many records to expect, which sizes a new database's hash
 // table; default 100,000.
 func Records(n int) OpenOption { return func(o *openOptions) { o.Records = n } }
@@ -213,7 +222,7 @@ func Records(n int) OpenOption { return func(o *openOptions) { o.Records = n } }
 // Open attaches to the named database, and creates it with the given mode if it
 // is new; ErrMode if it exists with another one.
 func (c *Client) Open(ctx context.Context, name string, mode Mode, opts ...OpenOption) (*DB, error) {
-	var o openOptions
+	o := openOptions{lockTimeout: 10 * time.Second}
 	for _, f := range opts {
 		f(&o)
 	}
@@ -221,7 +230,8 @@ func (c *Client) Open(ctx context.Context, name string, mode Mode, opts ...OpenO
 	if err != nil {
 		return nil, fmt.Errorf("mainz: %w", err)
 	}
-	return &DB{c: c, l: l, special: c.opts.forceRing || c.opts.events != nil && c.ring != nil}, nil
+	limit := uint32(min(max(o.lockTimeout, time.Millisecond)/time.Millisecond, 1<<31))
+	return &DB{c: c, l: l, lockTimeout: limit, special: c.opts.forceRing || c.opts.events != nil && c.ring != nil}, nil
 }
 
 // Stats holds counters since the attach; the histograms stay in shared memory

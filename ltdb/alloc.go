@@ -143,6 +143,12 @@ func (a *actor) reserveSlow(c, n int) error {
 		want = max(n, magazineSize/2)
 	}
 	a.keep |= 1 << c
+	if a.have(c) == 0 && a.s.scarce() {
+		a.s.flushIdle()
+		if err := a.flushRest(); err != nil {
+			return err
+		}
+	}
 	for try := 0; a.have(c) < n; try++ {
 		if err := a.refill(c, want); err != nil {
 			return err
@@ -162,6 +168,33 @@ func (a *actor) reserveSlow(c, n int) error {
 			}
 		default:
 			return ErrFull
+		}
+	}
+	return nil
+}
+
+// scarce reports whether most spans are taken. Blocks in magazines keep theirs from
+// other classes, and what lies in another client's nobody can take: so then each
+// client keeps none that it does not need.
+func (s *Store) scarce() bool {
+	free := 0
+	for i := range s.spans {
+		if s.spans[i].word.Load() == 0 {
+			if free++; free > s.reserve+len(s.spans)/4 {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// flushRest empties the actor's magazines of what the running call has not reserved.
+func (a *actor) flushRest() error {
+	for c := range smallClasses {
+		if a.mag[c].n > 0 && a.keep&(1<<c) == 0 {
+			if err := a.flush(c, magazineSize); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

@@ -410,3 +410,34 @@ func TestFullDatabases(t *testing.T) {
 	}
 	wantRecords(t, db, 0, took, 1000)
 }
+
+// A record that grows through all classes, by several clients in turn, needs one span
+// of each class at a time, not more: what lies in the clients' magazines must not keep
+// the others' for ever.
+func TestGrowingInSmallStore(t *testing.T) {
+	first, err := OpenHeap(Config{Size: 1408 << 10, SpanSize: 64 << 10, MaxValue: 4000, Slots: 8})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer first.Close()
+	stores := []*Store{first}
+	for i := range 3 {
+		s, err := first.Join(bg, fmt.Sprint("client ", i))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		stores = append(stores, s)
+	}
+	t.Logf("%d spans, %d of them a reserve", len(first.spans), first.reserve)
+	for i := range 3900 {
+		db, err := stores[i%len(stores)].Database(bg, "db", KV, DatabaseOptions{Records: 100})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := db.Append(bg, []byte("key"), []byte("x")); err != nil {
+			t.Fatalf("with %d bytes: %v", i, err)
+		}
+	}
+	mustCheck(t, first)
+}

@@ -104,11 +104,12 @@ const (
 	withCond = 1 << iota
 	withRSN
 	withPiece
+	withLock
 )
 
 // AppendRequest encodes the fields of a request that a client fills in: Op,
-// DBID, Timeout, Key, Data, and those that the operation has of Cond, RSN and
-// Piece.
+// DBID, Timeout, Key, Data, and those that the operation has of Cond, RSN, Piece
+// and LockTimeout.
 func AppendRequest(b []byte, m *wire.Message) []byte {
 	flags := byte(0)
 	if m.Cond != 0 {
@@ -119,6 +120,9 @@ func AppendRequest(b []byte, m *wire.Message) []byte {
 	}
 	if m.Piece != (wire.OPID{}) {
 		flags |= withPiece
+	}
+	if m.LockTimeout != 0 {
+		flags |= withLock
 	}
 	b = append(b, byte(m.Op), flags)
 	b = le.AppendUint16(b, uint16(len(m.Key)))
@@ -135,6 +139,9 @@ func AppendRequest(b []byte, m *wire.Message) []byte {
 		b = le.AppendUint64(b, m.Piece.Life)
 		b = le.AppendUint64(b, m.Piece.Counter)
 	}
+	if flags&withLock != 0 {
+		b = le.AppendUint32(b, m.LockTimeout)
+	}
 	return append(append(b, m.Key...), m.Data...)
 }
 
@@ -148,13 +155,13 @@ func DecodeRequest(b []byte, m *wire.Message) error {
 	op, flags, klen := wire.Op(b[0]), b[1], int(le.Uint16(b[2:]))
 	m.Op, m.Timeout, m.DBID = op, le.Uint32(b[4:]), le.Uint32(b[8:])
 	b = b[12:]
-	need := klen + int(flags&withCond)*4 + int(flags&withRSN)/withRSN*8 + int(flags&withPiece)/withPiece*20
+	need := klen + int(flags&withCond)*4 + int(flags&withRSN)/withRSN*8 + int(flags&withPiece)/withPiece*20 + int(flags&withLock)/withLock*4
 	switch op {
 	case wire.ReqFetch, wire.ReqFetchLocked, wire.ReqStoreUnlock, wire.ReqDelete, wire.ReqConditionalAppend, wire.ReqRemoveTrigger, wire.ReqWatch:
 	default:
 		return fmt.Errorf("%w: operation %d", ErrRequest, op)
 	}
-	if flags&^(withCond|withRSN|withPiece) != 0 || klen < 1 || klen > MaxKey || need > len(b) {
+	if flags&^(withCond|withRSN|withPiece|withLock) != 0 || klen < 1 || klen > MaxKey || need > len(b) {
 		return fmt.Errorf("%w: impossible lengths", ErrRequest)
 	}
 	if flags&withCond != 0 {
@@ -168,6 +175,9 @@ func DecodeRequest(b []byte, m *wire.Message) error {
 			return fmt.Errorf("%w: node %d", ErrRequest, pnn)
 		}
 		m.Piece, b = wire.OPID{PNN: wire.PNN(le.Uint32(b)), Life: le.Uint64(b[4:]), Counter: le.Uint64(b[12:])}, b[20:]
+	}
+	if flags&withLock != 0 {
+		m.LockTimeout, b = le.Uint32(b), b[4:]
 	}
 	m.Key, m.Data = b[:klen:klen], b[klen:len(b):len(b)]
 	return nil

@@ -14,6 +14,7 @@ func TestRequest(t *testing.T) {
 	for _, want := range []wire.Message{
 		{Op: wire.ReqFetch, DBID: 1, Timeout: 2, Key: []byte("k")},
 		{Op: wire.ReqConditionalAppend, DBID: 1, Timeout: NoLimit, Cond: 16, Key: bytes.Repeat([]byte("k"), MaxKey), Data: []byte("data"), Piece: piece},
+		{Op: wire.ReqFetchLocked, DBID: 1, Timeout: 3, Key: []byte("k"), LockTimeout: 10_000},
 		{Op: wire.ReqWatch, DBID: 1, Key: []byte("k"), RSN: 1 << 40},
 		{Op: wire.ReqRemoveTrigger, DBID: 1, Key: []byte("k"), Cond: 1, RSN: 1, Piece: piece, Data: make([]byte, 1000)},
 	} {
@@ -22,10 +23,21 @@ func TestRequest(t *testing.T) {
 		if err := DecodeRequest(b, &got); err != nil {
 			t.Fatal(err)
 		}
-		if got.Op != want.Op || got.DBID != want.DBID || got.Timeout != want.Timeout || got.Cond != want.Cond || got.RSN != want.RSN || got.Piece != want.Piece ||
+		if got.Op != want.Op || got.DBID != want.DBID || got.Timeout != want.Timeout || got.Cond != want.Cond || got.RSN != want.RSN || got.Piece != want.Piece || got.LockTimeout != want.LockTimeout ||
 			!bytes.Equal(got.Key, want.Key) || !bytes.Equal(got.Data, want.Data) {
 			t.Errorf("%+v became %+v", want, got)
 		}
+	}
+}
+
+func TestOpened(t *testing.T) {
+	b := AppendOpened(nil, 1<<50, 7, 4, 8, true)
+	epoch, members, joined, left, kept, ok := DecodeOpened(b)
+	if !ok || epoch != 1<<50 || members != 7 || joined != 4 || left != 8 || !kept {
+		t.Errorf("%d %d %d %d %v %v", epoch, members, joined, left, kept, ok)
+	}
+	if _, _, _, _, _, ok := DecodeOpened(b[1:]); ok || len(b) > ring.InlineSize {
+		t.Errorf("%d bytes in a cell of %d; cut off: %v", len(b), ring.InlineSize, ok)
 	}
 }
 
