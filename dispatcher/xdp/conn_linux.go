@@ -313,10 +313,20 @@ func (c *Conn) pollKernel(max int, f func(p []byte, from transport.PeerID)) int 
 	return n
 }
 
+// ahead is how many frames before their turn are asked for: another CPU has written
+// them.
+const ahead = 4
+
 // take hands over n frames of a queue and gives them back to the kernel.
 func (c *Conn) take(s *socket, n int, f func(p []byte, from transport.PeerID)) int {
 	found := 0
-	for range n {
+	for i := range min(n, ahead) {
+		c.u.prefetch(s.rx.descs[(s.rx.cons+uint32(i))&s.rx.mask].Addr)
+	}
+	for i := range n {
+		if i+ahead < n {
+			c.u.prefetch(s.rx.descs[(s.rx.cons+ahead)&s.rx.mask].Addr)
+		}
 		d := s.rx.descs[s.rx.cons&s.rx.mask]
 		s.rx.cons++
 		// The kernel is to be trusted, and yet a wild index is not worth it.

@@ -7,6 +7,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/mainzdb/mainz/shm"
 )
 
 // ring is one of the four rings that a socket shares with the kernel. Of the
@@ -135,6 +137,14 @@ func isZeroCopy(fd int) bool {
 	var o uint32
 	err := getsockopt(fd, unix.XDP_OPTIONS, unsafe.Pointer(&o), unsafe.Sizeof(o))
 	return err == nil && o&unix.XDP_OPTIONS_ZEROCOPY != 0
+}
+
+// prefetch asks for the first two cache lines of a packet, if there is one.
+func (u *umem) prefetch(addr uint64) {
+	if n := uint64(len(u.mem)); addr < n-min(n, 64) {
+		shm.Prefetch(unsafe.Pointer(&u.mem[addr]))
+		shm.Prefetch(unsafe.Pointer(&u.mem[addr+64]))
+	}
 }
 
 // kick makes the kernel look at the TX ring. The raw call is right: the socket

@@ -60,7 +60,7 @@ var rules = map[string]rule{
 	"dispatcher/transport/drive":         {ours: []string{"dispatcher/transport"}, other: []string{sys}},
 	"dispatcher/transport/transporttest": {ours: []string{"dispatcher/transport"}},
 	"dispatcher/udp":                     {ours: []string{"dispatcher/transport"}, other: []string{sys}},
-	"dispatcher/xdp":                     {ours: []string{"dispatcher/transport", "dispatcher/udp"}, other: []string{sys, ebpf, netlink}},
+	"dispatcher/xdp":                     {ours: []string{"shm", "dispatcher/transport", "dispatcher/udp"}, other: []string{sys, ebpf, netlink}},
 	"dispatcher": {
 		ours:  []string{"shm", "ring", "ltdb", "protocol", "protocol/wire", "protocol/link", "dispatcher/transport", "internal/attach", "internal/call"},
 		other: []string{sys},
