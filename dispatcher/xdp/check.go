@@ -29,15 +29,20 @@ func (u *umem) check() error {
 		// frames meanwhile is its own affair.
 		s.rx.prod = s.rx.cons
 		waiting := s.rx.available()
-		if out := s.fill.prod - s.rx.cons; int(out) != u.rxFrames {
-			return fmt.Errorf("queue %d: %d frames are out for receiving, of %d (%d wait for us)", s.queue, out, u.rxFrames, waiting)
+		if out := int(s.fill.prod - s.rx.cons); out+len(s.spare) != u.rxFrames {
+			return fmt.Errorf("queue %d: %d frames are out for receiving and %d put by, of %d (%d wait for us)", s.queue, out, len(s.spare), u.rxFrames, waiting)
+		}
+		for _, a := range s.spare {
+			if err := put(a, "what is put by"); err != nil {
+				return err
+			}
 		}
 		if s.queue > 0 && s.tx.prod != 0 {
 			return fmt.Errorf("queue %d sends", s.queue)
 		}
 	}
 	s := u.sockets[0]
-	if out := int(s.tx.prod - s.comp.cons); out+len(u.free) != txFrames {
+	if out := int(u.out.tx.prod - s.comp.cons); out+len(u.free) != txFrames {
 		return fmt.Errorf("%d frames are free and %d out for sending, of %d", len(u.free), out, txFrames)
 	}
 	return nil

@@ -249,7 +249,7 @@ func (c *Conn) shut() {
 		for _, s := range c.u.sockets {
 			c.stats.Drops[transport.DropNoRoom] += uint64(s.rx.available())
 		}
-		c.unsent(uint64(c.txQueued) + uint64(c.u.sockets[0].tx.unseen()))
+		c.unsent(uint64(c.txQueued) + uint64(c.u.out.tx.unseen()))
 		c.txQueued = 0
 		c.u.close()
 		c.u = nil
@@ -288,6 +288,7 @@ func (c *Conn) Poll(max int, f func(p []byte, from transport.PeerID)) int {
 			return n
 		}
 		if got := s.rx.available(); got > 0 {
+			s.waiting(got)
 			n += c.take(s, min(got, max-n), f)
 		}
 	}
@@ -340,8 +341,7 @@ func (c *Conn) take(s *socket, n int, f func(p []byte, from transport.PeerID)) i
 		if b != nil {
 			found += c.judge(b, f)
 		}
-		s.fill.addrs[s.fill.prod&s.fill.mask] = c.u.base(d.Addr)
-		s.fill.prod++
+		s.giveBack(c.u.base(d.Addr))
 	}
 	s.rx.consumed()
 	s.fill.publish()
@@ -469,7 +469,7 @@ func (c *Conn) push(d unix.XDPDesc) {
 	if d.Len == 0 || c.u.base(d.Addr) != c.u.base(d.Addr+uint64(d.Len)-1) {
 		panic(fmt.Sprintf("xdp: to send %#x+%d, which is not within one frame of %d bytes", d.Addr, d.Len, c.u.frame))
 	}
-	tx := &c.u.sockets[0].tx
+	tx := &c.u.out.tx
 	tx.descs[tx.prod&tx.mask] = d
 	tx.prod++
 	c.txQueued++
@@ -509,7 +509,7 @@ func (c *Conn) Flush() error {
 // In copy mode one call takes some 32 descriptors and then wants to be called
 // again.
 func (c *Conn) flush() (err error) {
-	s := c.u.sockets[0]
+	s := c.u.out
 	if c.txQueued > 0 {
 		s.tx.publish()
 		c.txQueued = 0
@@ -724,6 +724,9 @@ func (c *Conn) Tick(now time.Duration) error {
 	}
 	if since := now - c.resolveAt; c.dirty && since >= resolveSoon || since >= resolveEvery {
 		c.dirty, c.resolveAt = false, now
+		for _, s := range c.u.sockets {
+			s.calm(c.u.least())
+		}
 		if err := c.lookAtDevice(); err != nil {
 			return err
 		}

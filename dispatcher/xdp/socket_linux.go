@@ -19,11 +19,14 @@ const (
 
 	// Frames of each queue. A driver that copies nothing may take all of the
 	// fill ring in advance. One that copies takes a frame when it has a packet,
-	// and needs only what a full RX ring holds: the fewer go round, the more of
-	// them are still in a cache.
+	// and needs only what a full RX ring holds.
 	rxFramesZeroCopy = fillSize
 	rxFramesCopy     = rxSize + 64
 	txFrames         = txSize
+	// So many of them go round in copy mode while little comes: the fewer, the more
+	// are still in a cache. A round trip of 1 KiB takes 5 % less with 128 than with
+	// all. When half of them wait for us, all go round, and then fewer by and by.
+	rxFramesLeast = 128
 
 	maxQueues = 16
 
@@ -44,8 +47,43 @@ type socket struct {
 	queue int
 	fill  ring
 	rx    ring
-	tx    ring // of queue 0; the others have one, but it stays empty
+	tx    ring // of queue 0 in zero-copy mode; else it stays empty
 	comp  ring
+
+	round int      // frames that go round
+	most  int      // that waited for us at one time, since the last look at round
+	spare []uint64 // frames that do not
+}
+
+// giveBack gives a frame back to the kernel, if it is to go round.
+func (s *socket) giveBack(frame uint64) {
+	if int(s.fill.prod-s.rx.cons) >= s.round {
+		s.spare = append(s.spare, frame)
+		return
+	}
+	s.fill.addrs[s.fill.prod&s.fill.mask] = frame
+	s.fill.prod++
+}
+
+// waiting notes how many frames waited for us at one time.
+func (s *socket) waiting(n int) {
+	if s.most = max(s.most, n); 2*n < s.round || len(s.spare) == 0 {
+		return
+	}
+	s.round = cap(s.spare)
+	for _, frame := range s.spare {
+		s.fill.addrs[s.fill.prod&s.fill.mask] = frame
+		s.fill.prod++
+	}
+	s.spare = s.spare[:0]
+}
+
+// calm lets fewer frames go round if that many were not needed since the last call.
+func (s *socket) calm(least int) {
+	if 8*s.most < s.round {
+		s.round = max(s.round/2, least)
+	}
+	s.most = 0
 }
 
 // socketOptions are what all sockets of one interface have in common.
@@ -63,6 +101,7 @@ type umem struct {
 	rxFrames int // of each queue
 	mem      []byte
 	sockets  []*socket
+	out      *socket  // whose TX ring is in use
 	free     []uint64 // frames for sending
 }
 
@@ -93,6 +132,10 @@ func openUMEM(o socketOptions) (*umem, error) {
 		u.sockets = append(u.sockets, s)
 	}
 	u.queues = len(u.sockets)
+	if u.out, err = u.openSender(); err != nil {
+		u.close()
+		return nil, fmt.Errorf("socket to send by: %w", err)
+	}
 	u.free = make([]uint64, 0, txFrames)
 	for i := range txFrames {
 		u.free = append(u.free, uint64(len(mem))-uint64(i+1)*uint64(o.frame))
@@ -149,12 +192,49 @@ func (u *umem) openSocket(queue int) (s *socket, err error) {
 			return s, fmt.Errorf("map ring: %w", err)
 		}
 	}
+	s.round, s.spare = u.least(), make([]uint64, 0, u.rxFrames)
 	for i := range u.rxFrames {
-		s.fill.addrs[i] = uint64(queue*u.rxFrames+i) * uint64(u.frame)
+		s.giveBack(uint64(queue*u.rxFrames+i) * uint64(u.frame))
 	}
-	s.fill.prod = uint32(u.rxFrames)
 	s.fill.publish()
 	return s, u.bind(s, first)
+}
+
+// openSender opens the socket that is sent by. Where the kernel copies it is one of its
+// own: the CPU of a sender at the other end runs the receiving half of a socket, and it
+// and our sending half would take the same cache lines from each other.
+func (u *umem) openSender() (s *socket, err error) {
+	if u.zeroCopy {
+		return u.sockets[0], nil
+	}
+	s = &socket{fd: -1}
+	defer func() {
+		if err != nil {
+			s.close()
+		}
+	}()
+	if s.fd, err = unix.Socket(unix.AF_XDP, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0); err != nil {
+		return s, err
+	}
+	if err := ringSize(s.fd, unix.XDP_TX_RING, txSize); err != nil {
+		return s, err
+	}
+	off, err := ringOffsets(s.fd)
+	if err != nil {
+		return s, err
+	}
+	if s.tx, err = mapRing(s.fd, unix.XDP_PGOFF_TX_RING, off.Tx, txSize, true); err != nil {
+		return s, err
+	}
+	return s, u.bind(s, false)
+}
+
+// least is how many frames of a queue go round at least.
+func (u *umem) least() int {
+	if u.zeroCopy {
+		return u.rxFrames
+	}
+	return rxFramesLeast
 }
 
 func (u *umem) bind(s *socket, first bool) error {
@@ -203,6 +283,10 @@ func (u *umem) close() {
 	if u == nil {
 		return
 	}
+	if u.out != nil && u.out.fd >= 0 {
+		u.out.close()
+	}
+	u.out = nil
 	for i := len(u.sockets) - 1; i >= 0; i-- {
 		u.sockets[i].close()
 	}
