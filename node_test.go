@@ -36,6 +36,11 @@ func minute(tb testing.TB) context.Context {
 // startNode makes a node of its own for a test.
 func startNode(tb testing.TB, conds ...Condition) *node {
 	tb.Helper()
+	return newNode(tb, ltdb.Config{Size: 32 << 20, Slots: 16}, conds...)
+}
+
+func newNode(tb testing.TB, cfg ltdb.Config, conds ...Condition) *node {
+	tb.Helper()
 	base := os.TempDir()
 	if st, err := os.Stat("/dev/shm"); err == nil && st.IsDir() {
 		base = "/dev/shm"
@@ -46,7 +51,7 @@ func startNode(tb testing.TB, conds ...Condition) *node {
 	}
 	tb.Cleanup(func() { os.RemoveAll(dir) })
 	n := &node{tb: tb, dir: filepath.Join(dir, "v1")}
-	n.opts = dispatcher.Options{Dir: n.dir, Store: ltdb.Options{Create: true, Conditions: conds, Config: ltdb.Config{Size: 32 << 20, Slots: 16}}}
+	n.opts = dispatcher.Options{Dir: n.dir, Store: ltdb.Options{Create: true, Conditions: conds, Config: cfg}}
 	if testing.Verbose() {
 		n.opts.Log = slog.New(slog.NewTextHandler(os.Stderr, nil))
 	}

@@ -275,9 +275,11 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 func (d *Dispatcher) turn() bool {
 	d.time()
 	d.Stats.Turns++
-	did := d.rings()
+	// Records that were handed over first: those who wait for them are before
+	// those who ask now.
 	rung := d.Stats.Rung
 	d.d.Rung(d.rung)
+	did := d.rings()
 	if d.now >= d.socketsAt {
 		did = d.sockets() || did
 	}

@@ -28,6 +28,13 @@ var (
 // record stands there no more, the others are woken from here, before the
 // cell forgets the entry: a death in between would lose their wake-up.
 func (s *Store) tryLock(db *DB, key []byte, hash uint64, cell *shm.Word64, on *shm.Word64, at *spot) (ok bool, err error) {
+	return s.tryLockAs(db, key, hash, cell, on, at, false)
+}
+
+// tryLockAs is tryLock for who may have starved for long: others may have, too, so S
+// stays, and the lock goes from one that has slept to the next. That is fair and slow:
+// each waits for a wake-up.
+func (s *Store) tryLockAs(db *DB, key []byte, hash uint64, cell *shm.Word64, on *shm.Word64, at *spot, starved bool) (ok bool, err error) {
 	slept := on != nil
 	for range maxLooks {
 		ok, err := db.seek(hash, key, at), error(nil)
@@ -50,7 +57,9 @@ func (s *Store) tryLock(db *DB, key []byte, hash uint64, cell *shm.Word64, on *s
 		}
 		mine := at.e | s.me
 		if slept {
-			mine &^= bitS
+			if mine &^= bitS; starved {
+				mine |= bitS
+			}
 			if !planted("waiter") {
 				mine |= bitW
 			}
@@ -111,6 +120,10 @@ func spinFor(spin *shm.Spin, at *spot) bool {
 // a newcomer steps back for who starves.
 const starvesAfter = time.Millisecond
 
+// starvedAfter is how long a waiter may have been overtaken before all others who have
+// waited go first as well, as long as one of them has waited for so long.
+const starvedAfter = 10 * time.Millisecond
+
 // contended waits for the record's lock in the kernel and calls then with it.
 // It holds no actor meanwhile unless it was given one: whoever has the lock
 // may need an actor to release it. ok is false, and nothing was done, if
@@ -128,6 +141,7 @@ func (db *DB) contended(ctx context.Context, own *actor, key []byte, hash uint64
 	if err := s.openGate(ctx); err != nil {
 		return false, err
 	}
+	since := time.Now() // waiting for the turn may make it starve
 	if err := s.turns.enter(ctx, hash); err != nil {
 		return false, err
 	}
@@ -138,7 +152,7 @@ func (db *DB) contended(ctx context.Context, own *actor, key []byte, hash uint64
 	}
 	var at spot
 	start := shm.Ticks()
-	ok, err = s.lockSleep(ctx, db, key, hash, l.cell, &at)
+	ok, err = s.lockSleep(ctx, db, key, hash, l.cell, &at, since)
 	s.turns.leave(hash)
 	if !ok || err != nil {
 		s.locks.put(l)
@@ -158,13 +172,15 @@ func (db *DB) contended(ctx context.Context, own *actor, key []byte, hash uint64
 	return true, then(a, &at, l)
 }
 
-func (s *Store) lockSleep(ctx context.Context, db *DB, key []byte, hash uint64, cell *shm.Word64, at *spot) (bool, error) {
+// lockSleep waits for the lock. since is when the caller began to wait, which may have
+// been for its turn: then it starves from the first sleep on.
+func (s *Store) lockSleep(ctx context.Context, db *DB, key []byte, hash uint64, cell *shm.Word64, at *spot, since time.Time) (bool, error) {
 	cancel, stop := s.canceller(ctx)
 	defer stop()
 	start := time.Now()
 	var on *shm.Word64 // the entry slept on, nil before
 	for orphaned := 0; ; {
-		ok, err := s.tryLock(db, key, hash, cell, on, at)
+		ok, err := s.tryLockAs(db, key, hash, cell, on, at, time.Since(since) > starvedAfter)
 		if err == errGate {
 			if err = s.openGate(ctx); err == nil {
 				continue
@@ -190,7 +206,7 @@ func (s *Store) lockSleep(ctx context.Context, db *DB, key []byte, hash uint64, 
 				break
 			}
 			var slept bool
-			if slept, err = s.sleep(at, waited > starvesAfter, cancel); slept {
+			if slept, err = s.sleep(at, time.Since(since) > starvesAfter, cancel); slept {
 				on = at.entry
 			}
 		}

@@ -2,6 +2,7 @@ package shm
 
 import (
 	"runtime"
+	"sync/atomic"
 	"syscall"
 	"time"
 	"unsafe"
@@ -32,6 +33,11 @@ var _ [24]byte = [unsafe.Sizeof(futexWaitv{})]byte{}
 // kernelTimespec is struct __kernel_timespec: 64 bits on every architecture.
 type kernelTimespec struct{ sec, nsec int64 }
 
+// sleepers are the threads of this process in waitAny. Only who is alone there sleeps
+// without telling the scheduler: two hundred that did so for a moment in every time
+// slice left no processor to run those who were woken.
+var sleepers atomic.Int32
+
 func waitAny(d time.Duration, ws []Watch) WaitResult {
 	var v [maxWatches]futexWaitv
 	n := uintptr(0)
@@ -46,8 +52,13 @@ func waitAny(d time.Duration, ws []Watch) WaitResult {
 		return TimedOut
 	}
 	start := monotonic()
-	until := start + int64(min(d, longestRawWait))
-	for raw := true; ; raw = false {
+	until := start + int64(d)
+	raw := sleepers.Add(1) == 1
+	defer sleepers.Add(-1)
+	if raw {
+		until = start + int64(min(d, longestRawWait))
+	}
+	for ; ; raw = false {
 		ts := kernelTimespec{until / 1e9, until % 1e9}
 		var e syscall.Errno
 		if raw {
