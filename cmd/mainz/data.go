@@ -49,7 +49,11 @@ func changing(cmd *cobra.Command, f func(ctx context.Context, cmd *cobra.Command
 		if !*create {
 			opts = append(opts, mainz.MustExist())
 		}
-		db, err := c.Open(ctx, args[0], mainz.KV, opts...)
+		mode := mainz.KV
+		if cmd.Flags().Changed("hold") {
+			mode = mainz.Pieces
+		}
+		db, err := c.Open(ctx, args[0], mode, opts...)
 		if err == nil {
 			err = f(ctx, cmd, db, args[1:])
 		}
@@ -119,23 +123,37 @@ func putCommand() *cobra.Command {
 
 func appendCommand() *cobra.Command {
 	var condition uint32
+	var hold time.Duration
 	cmd := changing(&cobra.Command{
 		Use:   "append DATABASE KEY VALUE",
 		Short: "Append to a value if a condition holds",
 		Long: `Appends under condition 0 (always) unless --condition says otherwise, and ends
-with 9 if that is false. For databases of mode kv: pieces would go with this
-process.`,
+with 9 if that is false. In a database of mode pieces the value is a piece, which
+goes with the process that appended it: there --hold says how long this one stays,
+an interrupt ends it before.`,
 		Example: `  mainz append locking door closed
-  mainz append --condition 1 locking leader me`,
+  mainz append --condition 1 locking leader me
+  mainz append --hold 10m --condition 1 open-files /etc/motd maintenance`,
 		Args: cobra.ExactArgs(3),
 	}, func(ctx context.Context, cmd *cobra.Command, db *mainz.DB, args []string) error {
 		v, err := valueOf(cmd, args[1])
-		if err == nil {
-			_, err = db.ConditionalAppend(ctx, mainz.ConditionID(condition), []byte(args[0]), v)
+		if err != nil {
+			return err
 		}
-		return done(cmd, err)
+		piece, err := db.ConditionalAppend(ctx, mainz.ConditionID(condition), []byte(args[0]), v)
+		if err = done(cmd, err); err != nil || hold == 0 {
+			return err
+		}
+		select {
+		case <-cmd.Context().Done():
+		case <-time.After(hold):
+		}
+		end, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		return db.RemoveAndTrigger(end, []byte(args[0]), piece)
 	})
 	cmd.Flags().Uint32Var(&condition, "condition", 0, "`number` of the condition")
+	cmd.Flags().DurationVar(&hold, "hold", 0, "append a piece, and take it out after this `time`")
 	return cmd
 }
 
