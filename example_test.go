@@ -318,3 +318,46 @@ func ExampleClient_Stats() {
 	fmt.Println(c.Stats().Stores, c.Stats().Ring)
 	// Output: 1 0
 }
+
+func ExampleWithEvents() {
+	lost := func(e mainz.Epoch) {
+		if !e.Kept || e.Left != 0 {
+			log.Printf("epoch %d of nodes %v: records may be gone", e.Number, e.Members)
+		}
+	}
+	c, end := exampleNode(mainz.WithEvents(lost))
+	defer end()
+	check(c.Ping(context.Background())) // told by now of what has happened before
+	// Output:
+}
+
+func ExampleClear() {
+	c, end := exampleNode()
+	defer end()
+	ctx := context.Background()
+	db, err := c.Open(ctx, "example", mainz.KV)
+	check(err)
+	check(db.Store(ctx, []byte("door"), []byte("open")))
+	check(c.Close()) // or it crashes
+	c, err = mainz.Attach(ctx, c.Dir())
+	check(err)
+	defer c.Close()
+	db, err = c.Open(ctx, "example", mainz.KV, mainz.Clear(), mainz.LockTimeout(time.Second))
+	check(err)
+	_, err = db.Fetch(ctx, []byte("door"))
+	fmt.Println(errors.Is(err, mainz.ErrNotFound))
+	// Output: true
+}
+
+func ExampleAppendShareMode() {
+	db, end := exampleDB(mainz.Pieces)
+	defer end()
+	ctx := context.Background()
+	reader := mainz.AppendShareMode(nil, mainz.ShareRead, mainz.ShareRead, [16]byte{1}) // lets others read
+	writer := mainz.AppendShareMode(nil, mainz.ShareWrite, mainz.ShareRead, [16]byte{2})
+	_, err := db.ConditionalAppend(ctx, mainz.ShareModes, []byte("file"), reader)
+	check(err)
+	_, err = db.ConditionalAppend(ctx, mainz.ShareModes, []byte("file"), writer)
+	fmt.Println(errors.Is(err, mainz.ErrCondition))
+	// Output: true
+}
