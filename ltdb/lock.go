@@ -120,9 +120,10 @@ func spinFor(spin *shm.Spin, at *spot) bool {
 // a newcomer steps back for who starves.
 const starvesAfter = time.Millisecond
 
-// starvedAfter is how long a waiter may have been overtaken before all others who have
-// waited go first as well, as long as one of them has waited for so long.
-const starvedAfter = 10 * time.Millisecond
+// starvedAfter is how long a waiter may have been overtaken, its wait for the turn
+// included, before all others who have slept go before newcomers as well, as long as
+// who takes the lock has waited for so long.
+const starvedAfter = 5 * time.Millisecond
 
 // contended waits for the record's lock in the kernel and calls then with it.
 // It holds no actor meanwhile unless it was given one: whoever has the lock
