@@ -268,6 +268,8 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 	}
 	for limit := d.time() + stopLimit; d.turn() && d.now < limit; {
 	}
+	d.scan() // clients that left just before us: nobody may come after us for long
+	d.taken()
 	return nil
 }
 
