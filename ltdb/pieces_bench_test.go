@@ -3,14 +3,41 @@ package ltdb
 import (
 	"encoding/binary"
 	"math/rand/v2"
+	"path/filepath"
+	"slices"
 	"testing"
+
+	"github.com/mainzdb/mainz/internal/testenv"
+	"github.com/mainzdb/mainz/shm"
 )
+
+// spread takes the times of a benchmark's turns, the last 65,536 of them.
+type spread struct {
+	ticks [1 << 16]uint32
+	n     int
+}
+
+func (s *spread) add(since uint64) {
+	s.ticks[s.n%len(s.ticks)] = uint32(shm.Ticks() - since)
+	s.n++
+}
+
+func (s *spread) report(b *testing.B) {
+	t := s.ticks[:min(s.n, len(s.ticks))]
+	slices.Sort(t)
+	ns := 1e9 / shm.TickRate()
+	p50, p99 := float64(t[len(t)/2])*ns, float64(t[len(t)*99/100])*ns
+	b.ReportMetric(p50, "p50-ns")
+	b.ReportMetric(p99, "p99-ns")
+	b.ReportMetric(p99/p50, "p99/p50")
+}
 
 // BenchmarkPieces: a conditional append and its removal by bypass, of an entry
 // of ShareModes (24 bytes), on one key and on 100,000, beside a lock and a
 // store of a record of that size in mode kv.
 func BenchmarkPieces(b *testing.B) {
-	s, err := OpenHeap(Config{Size: 128 << 20, Slots: 8})
+	testenv.Need(b, testenv.Linux)
+	s, err := Open(bg, filepath.Join(testenv.ShmDir(b), "cluster", "0", "v1"), Options{Create: true, Config: Config{Size: 128 << 20, Slots: 8}})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -53,16 +80,20 @@ func BenchmarkPieces(b *testing.B) {
 	}{{"hot", hot}, {"uniform", uniform}} {
 		b.Run("append and remove, "+c.name, func(b *testing.B) {
 			b.ReportAllocs()
+			var times spread
 			for b.Loop() {
 				c.pick()
+				start := shm.Ticks()
 				p, err := h.ConditionalAppend(bg, ShareModes, key, piece)
 				if err == nil {
 					err = h.RemoveAndTrigger(bg, key, p)
 				}
+				times.add(start)
 				if err != nil {
 					b.Fatal(err)
 				}
 			}
+			times.report(b)
 		})
 		b.Run("refused append, "+c.name, func(b *testing.B) {
 			b.ReportAllocs()
@@ -76,16 +107,20 @@ func BenchmarkPieces(b *testing.B) {
 		})
 		b.Run("lock and store, "+c.name, func(b *testing.B) {
 			b.ReportAllocs()
+			var times spread
 			for b.Loop() {
 				c.pick()
+				start := shm.Ticks()
 				r, err := k.FetchLocked(bg, key)
 				if err == nil {
 					err = r.StoreUnlock(piece)
 				}
+				times.add(start)
 				if err != nil {
 					b.Fatal(err)
 				}
 			}
+			times.report(b)
 		})
 	}
 }
