@@ -31,6 +31,8 @@ func TestMain(m *testing.M) {
 		daemon.Main()
 	case "client":
 		tortureClient()
+	case "attach":
+		attachClient()
 	default:
 		os.Exit(m.Run())
 	}
