@@ -69,12 +69,6 @@ func (d *Dispatcher) serve(slot, generation uint32, adopt bool) (*client, error)
 	return c, nil
 }
 
-// alive reports whether the client is the tenant of its slot still.
-func (d *Dispatcher) alive(slot, generation uint32) bool {
-	g, ok := d.d.Store().Tenant(slot)
-	return ok && uint32(g) == generation
-}
-
 // gone ends all that a client had under way. Its slot is recovered already, maybe
 // by somebody else, who may have it by now: so its pieces are looked for here.
 func (d *Dispatcher) gone(c *client) {

@@ -142,7 +142,7 @@ func (d *Dispatcher) open(ctx context.Context) (err error) {
 		time.Sleep(100 * time.Microsecond)
 	}
 	d.calls.settle(d.store, func(slot, generation uint32) bool {
-		return slot >= 1 && slot <= d.seg.Slots() && d.node.Attached[slot].Load() == generation && d.alive(slot, generation)
+		return slot >= 1 && slot <= d.seg.Slots() && d.node.Attached[slot].Load() == generation && d.store.alive(slot, generation)
 	})
 	d.d.ReleaseUnlisted(func(uint32, []byte) bool { return false })
 	d.load(warm)
@@ -165,7 +165,7 @@ func (d *Dispatcher) open(ctx context.Context) (err error) {
 		if g == 0 {
 			continue
 		}
-		if d.alive(slot, g) {
+		if d.store.alive(slot, g) {
 			if _, err := d.serve(slot, g, true); err == nil {
 				continue
 			} else {
@@ -372,7 +372,7 @@ func (d *Dispatcher) scan() {
 		d.log.Error("recovery of a dead client", "error", err)
 	}
 	for i := len(d.clients) - 1; i >= 0; i-- {
-		if c := d.clients[i]; !d.alive(c.slot, c.generation) {
+		if c := d.clients[i]; !d.store.alive(c.slot, c.generation) {
 			d.Stats.Gone++
 			d.gone(c)
 		}

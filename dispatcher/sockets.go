@@ -110,7 +110,7 @@ func (d *Dispatcher) hello(p *peer, m *attach.Message) error {
 }
 
 func (d *Dispatcher) joined(p *peer, m *attach.Message) error {
-	if !d.alive(m.Slot, m.Generation) {
+	if !d.store.alive(m.Slot, m.Generation) {
 		return p.Refuse(attach.CodeOther, fmt.Sprintf("nobody of generation %d is in slot %d; attach again", m.Generation, m.Slot))
 	}
 	// If the kernel knows who it is, it must be the slot's client.

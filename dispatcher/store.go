@@ -115,6 +115,11 @@ func (s *store) Publish(db uint32, key []byte, r *protocol.Record, arriving bool
 	if r.Cookie == 0 {
 		return s.d.Publish(db, key, &h, arriving)
 	}
+	// Its client may have died, and somebody else recovered it, since the last scan:
+	// then its piece is taken for one that is in no record, and would never be found.
+	if st := s.calls.find(r.Cookie); st != nil && !s.alive(st.client.slot, st.client.generation) {
+		return false
+	}
 	line := s.calls.intend(r.Cookie, db, key, r.RSN)
 	if line < 0 {
 		return false
@@ -122,6 +127,12 @@ func (s *store) Publish(db uint32, key []byte, r *protocol.Record, arriving bool
 	ok := s.d.Publish(db, key, &h, arriving)
 	s.calls.did(r.Cookie, line, ok)
 	return ok
+}
+
+// alive reports whether the client is the tenant of its slot still.
+func (s *store) alive(slot, generation uint32) bool {
+	g, ok := s.d.Store().Tenant(slot)
+	return ok && uint32(g) == generation
 }
 
 func (s *store) Remove(db uint32, key []byte) { s.d.Remove(db, key) }
