@@ -361,3 +361,17 @@ func ExampleAppendShareMode() {
 	fmt.Println(errors.Is(err, mainz.ErrCondition))
 	// Output: true
 }
+
+func ExampleResupply() {
+	c, end := exampleNode()
+	defer end()
+	ctx := context.Background()
+	db, err := c.Open(ctx, "example", mainz.KV, mainz.Resupply(func(_ context.Context, put func(key, data []byte) error) error {
+		return put([]byte("door"), []byte("open")) // from what the program has kept
+	}))
+	check(err)
+	v, err := db.Fetch(ctx, []byte("door"))
+	check(err)
+	fmt.Printf("%s\n", v)
+	// Output: open
+}

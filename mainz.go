@@ -209,6 +209,15 @@ func MustExist() OpenOption { return func(o *openOptions) { o.MustExist = true }
 // clearing, they end with their clients.
 func Clear() OpenOption { return func(o *openOptions) { o.Clear = true } }
 
+// Resupply (the plan's callback) rebuilds a kv database whose records are gone, as
+// they are when a node starts anew: f is called by Open if no other client has the
+// database open and nothing is in it, and puts back what this client knows; others who
+// open wait for that. Its error ends Open, and leaves the database empty. f must not
+// open databases.
+func Resupply(f func(ctx context.Context, put func(key, data []byte) error) error) OpenOption {
+	return func(o *openOptions) { o.DatabaseOptions.Resupply = f }
+}
+
 // LockTimeout (the plan's LCKTIMEOUT) is how long a record's lock may be held by a
 // client of another node than the record's; default 10 s. After that the record is
 // unlocked, and its holder's calls say ErrNotLocked. On one node it has no effect: who

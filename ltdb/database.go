@@ -3,8 +3,10 @@ package ltdb
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math/bits"
+	"time"
 
 	"github.com/zeebo/xxh3"
 
@@ -41,6 +43,12 @@ type DatabaseOptions struct {
 	// Clear deletes all records if no other client has the database open. In
 	// mode Pieces there is nothing to do: pieces end with their clients.
 	Clear bool
+	// Resupply is called if no other client has the database open and nothing is in
+	// it, as after the loss of the node's memory: it puts back what the caller knows,
+	// and others who open wait for that. With its error the database is empty again,
+	// and not open. It must not open databases of this store. ErrMode: only records
+	// of mode KV are put.
+	Resupply func(ctx context.Context, put func(key, data []byte) error) error
 }
 
 // DB is one database of a store. It is safe for many goroutines: each call
@@ -131,7 +139,7 @@ func (s *Store) Database(ctx context.Context, name string, mode Mode, opts Datab
 			db, err = s.createDatabase(ctx, name, mode, opts)
 		}
 		if err == nil && db.mode == mode {
-			err = s.use(ctx, db, opts.Clear)
+			err = s.use(ctx, db, opts)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("database %q: %w", name, err)
@@ -145,23 +153,60 @@ func (s *Store) Database(ctx context.Context, name string, mode Mode, opts Datab
 }
 
 // use notes that this client has the database open, which the kernel forgets when the
-// client ends, however it ends. If it is the only one it may clear it first; others
-// who open wait for that.
-func (s *Store) use(ctx context.Context, db *DB, clear bool) error {
+// client ends, however it ends. If it is the only one it may clear it first, and fill
+// it; others who open wait for that.
+func (s *Store) use(ctx context.Context, db *DB, opts DatabaseOptions) error {
 	if s.c == nil {
 		return nil // an observer
 	}
-	if clear {
-		alone, err := s.seg.TryAlone(db.place)
-		if alone && err == nil && db.mode == KV {
-			err = db.clear(ctx)
+	if opts.Resupply != nil && db.mode != KV {
+		return ErrMode
+	}
+	for {
+		if opts.Clear || opts.Resupply != nil {
+			alone, err := s.seg.TryAlone(db.place)
+			if alone {
+				err = db.prepare(ctx, opts)
+			}
+			if err != nil {
+				s.seg.Unshare(db.place)
+				return err
+			}
 		}
-		if err != nil {
-			s.seg.Unshare(db.place)
+		if shared, err := s.seg.TryShare(db.place); shared || err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(time.Millisecond):
+		}
+	}
+}
+
+// prepare does what the only one that has the database open may do.
+func (db *DB) prepare(ctx context.Context, opts DatabaseOptions) error {
+	if opts.Clear && db.mode == KV {
+		if err := db.clear(ctx); err != nil {
 			return err
 		}
 	}
-	return s.seg.Share(ctx, db.place)
+	if opts.Resupply != nil {
+		return db.resupply(ctx, opts.Resupply)
+	}
+	return nil
+}
+
+// resupply fills the database if it is empty.
+func (db *DB) resupply(ctx context.Context, f func(context.Context, func(key, data []byte) error) error) error {
+	for _, err := range db.Traverse(ctx) {
+		return err // nil: something is there
+	}
+	err := f(ctx, func(key, data []byte) error { return db.Store(ctx, key, data) })
+	if err != nil {
+		return errors.Join(err, db.clear(context.WithoutCancel(ctx)))
+	}
+	return nil
 }
 
 // clear deletes all records.

@@ -251,10 +251,67 @@ func TestClearWaits(t *testing.T) {
 	if _, err := other.Database(ctx, "db", KV, DatabaseOptions{}); !errors.Is(err, context.DeadlineExceeded) {
 		t.Fatalf("opened while it was being cleared: %v", err)
 	}
-	if err := s.seg.Share(bg, db.place); err != nil {
-		t.Fatal(err)
+	if shared, err := s.seg.TryShare(db.place); !shared || err != nil {
+		t.Fatalf("shared: %v %v", shared, err)
 	}
 	if _, err := other.Database(bg, "db", KV, DatabaseOptions{}); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// A database that is empty is filled by the first that opens it, before others see it.
+func TestResupply(t *testing.T) {
+	dir := ramdisk(t)
+	open := func() *Store {
+		s, err := Open(bg, dir, Options{Create: true, Config: small()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	a, b := open(), open()
+	defer a.Close()
+	defer b.Close()
+	key := []byte("key")
+	calls, inside, fail := 0, make(chan struct{}), errors.New("nothing known")
+	options := func(err error) DatabaseOptions {
+		return DatabaseOptions{Records: 100, Resupply: func(_ context.Context, put func(key, data []byte) error) error {
+			calls++
+			if err := put(key, []byte("known")); err != nil {
+				return err
+			}
+			if calls == 2 {
+				close(inside)
+				time.Sleep(10 * time.Millisecond) // the other one may come meanwhile
+			}
+			return err
+		}}
+	}
+	if _, err := a.Database(bg, "db", KV, options(fail)); !errors.Is(err, fail) {
+		t.Fatalf("opened in spite of an error: %v", err)
+	}
+	if _, err := a.Database(bg, "pieces", Pieces, options(nil)); !errors.Is(err, ErrMode) {
+		t.Fatalf("pieces put back: %v", err)
+	}
+	seen := make(chan string, 1)
+	go func() {
+		<-inside
+		db, err := b.Database(bg, "db", KV, DatabaseOptions{Resupply: func(context.Context, func(key, data []byte) error) error { panic("a second time") }})
+		if err != nil {
+			seen <- err.Error()
+			return
+		}
+		v, err := db.Fetch(bg, key)
+		seen <- string(v)
+	}()
+	if _, err := a.Database(bg, "db", KV, options(nil)); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-seen; got != "known" {
+		t.Errorf("the second that opened saw %q", got)
+	}
+	if calls != 2 {
+		t.Errorf("called %d times", calls)
+	}
+	mustCheck(t, a)
 }

@@ -103,7 +103,7 @@
 // Beside its slot a client holds a lock (OFD) on one byte of the segment's
 // file, at slot | generation << 12; byte 0 is locked by who takes over a dead
 // slot without having one, and those from 1 on are shared by the users of the
-// upper layers' parts (Share, TryAlone).
+// upper layers' parts (TryShare, TryAlone).
 //
 // # A slot's life
 //

@@ -2,14 +2,12 @@ package shm
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"os"
 	"strconv"
 	"strings"
 	"sync"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -206,39 +204,22 @@ func partLock(n int) int64 { return 1 + int64(n) }
 // TryAlone makes the caller the only one that uses part n of the segment, 0 to 4,095;
 // false: others use it. What a part is, is the upper layers' affair. The use ends with
 // Unshare, when the segment is closed, or when the process ends, however it ends.
-func (s *Segment) TryAlone(n int) (bool, error) {
+func (s *Segment) TryAlone(n int) (bool, error) { return s.tryPart(unix.F_WRLCK, n) }
+
+// TryShare makes the caller one of those that use part n; false: somebody has it alone.
+func (s *Segment) TryShare(n int) (bool, error) { return s.tryPart(unix.F_RDLCK, n) }
+
+func (s *Segment) tryPart(kind int16, n int) (bool, error) {
 	if s.InHeap() {
 		return true, nil
 	}
-	switch err := s.fileLock(unix.F_WRLCK, partLock(n)); err {
+	switch err := s.fileLock(kind, partLock(n)); err {
 	case nil:
 		return true, nil
 	case unix.EAGAIN, unix.EACCES:
 		return false, nil
 	default:
 		return false, fmt.Errorf("shm: %s: lock part %d: %w", s.dir, n, err)
-	}
-}
-
-// Share makes the caller one of those that use part n, and waits while somebody has it
-// alone.
-func (s *Segment) Share(ctx context.Context, n int) error {
-	if s.InHeap() {
-		return nil
-	}
-	for {
-		switch err := s.fileLock(unix.F_RDLCK, partLock(n)); err {
-		case nil:
-			return nil
-		case unix.EAGAIN, unix.EACCES:
-		default:
-			return fmt.Errorf("shm: %s: share part %d: %w", s.dir, n, err)
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(time.Millisecond):
-		}
 	}
 }
 

@@ -59,8 +59,8 @@ func (l *OwnerLock) Release() error { return nil }
 // it always is.
 func (s *Segment) TryAlone(int) (bool, error) { return true, nil }
 
-// Share makes the caller one of those that use part n.
-func (s *Segment) Share(context.Context, int) error { return nil }
+// TryShare makes the caller one of those that use part n.
+func (s *Segment) TryShare(int) (bool, error) { return true, nil }
 
 // Unshare ends the use of part n.
 func (s *Segment) Unshare(int) {}
