@@ -33,7 +33,8 @@
 //
 // It starts the guardian of package shm. Beside that it starts goroutines only
 // when mainzd was started again, or was not there when a call was given up, until
-// that is settled. It logs nothing.
+// that is settled, and one that stays if it is to be told of recoveries
+// (WithEvents). It logs nothing.
 //
 // # Who may call what
 //
