@@ -2,6 +2,7 @@ package ltdb
 
 import (
 	"sync/atomic"
+	"time"
 
 	"github.com/mainzdb/mainz/shm"
 )
@@ -30,7 +31,16 @@ type actor struct {
 	held      *lock // records locked through the Handle that has the actor, the last first
 
 	_   [64]byte // keeps use off the lines that the owner writes
-	use atomic.Uint32
+	use useWord
+}
+
+// useWord is who uses an actor.
+type useWord struct{ v uint32 }
+
+func (w *useWord) Load() uint32 { return atomic.LoadUint32(&w.v) }
+
+func (w *useWord) CompareAndSwap(from, to uint32) bool {
+	return atomic.CompareAndSwapUint32(&w.v, from, to)
 }
 
 // States of actor.use.
@@ -78,7 +88,12 @@ func (s *Store) borrowSlow(at int) (*actor, error) {
 		s.wanted.Add(1)
 		a := s.anyIdle(at) // one may have come back before wanted was seen
 		if a == nil && !s.closed.Load() {
-			<-s.idle
+			// Who gives one back looks at wanted without a barrier behind its
+			// store: both may have missed the other.
+			select {
+			case <-s.idle:
+			case <-time.After(time.Millisecond):
+			}
 		}
 		if s.wanted.Add(-1) > 0 {
 			s.nudge()
