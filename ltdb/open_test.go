@@ -274,7 +274,7 @@ func TestResupply(t *testing.T) {
 	defer b.Close()
 	key := []byte("key")
 	calls, inside, fail := 0, make(chan struct{}), errors.New("nothing known")
-	options := func(err error) DatabaseOptions {
+	options := func(end error) DatabaseOptions {
 		return DatabaseOptions{Records: 100, Resupply: func(_ context.Context, put func(key, data []byte) error) error {
 			calls++
 			if err := put(key, []byte("known")); err != nil {
@@ -284,7 +284,7 @@ func TestResupply(t *testing.T) {
 				close(inside)
 				time.Sleep(10 * time.Millisecond) // the other one may come meanwhile
 			}
-			return err
+			return end
 		}}
 	}
 	if _, err := a.Database(bg, "db", KV, options(fail)); !errors.Is(err, fail) {
@@ -301,7 +301,7 @@ func TestResupply(t *testing.T) {
 			seen <- err.Error()
 			return
 		}
-		v, err := db.Fetch(bg, key)
+		v, _ := db.Fetch(bg, key)
 		seen <- string(v)
 	}()
 	if _, err := a.Database(bg, "db", KV, options(nil)); err != nil {
