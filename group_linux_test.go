@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -52,8 +51,7 @@ func TestGroup(t *testing.T) {
 	want(t, err, nil)
 	defer os.RemoveAll(base)
 	want(t, os.Chmod(base, 0o755), nil)
-	program := filepath.Join(base, "program") // where anybody may run it
-	want(t, copyFile(program, os.Args[0]), nil)
+	program := testenv.Program(t)
 	dir := filepath.Join(base, "v1")
 	d := child(t, "mainzd", "--config", os.DevNull, "--dir", dir, "--group", fmt.Sprint(group), "--size", "32MiB", "--slots", "8", "--log-level", "warn")
 	want(t, d.Start(), nil)
@@ -84,18 +82,4 @@ func TestGroup(t *testing.T) {
 	if string(got) != fmt.Sprint(nobody) {
 		t.Errorf("stored %q", got)
 	}
-}
-
-func copyFile(to, from string) error {
-	in, err := os.Open(from)
-	if err != nil {
-		return err
-	}
-	defer in.Close()
-	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o755)
-	if err != nil {
-		return err
-	}
-	_, err = io.Copy(out, in)
-	return errors.Join(err, out.Close())
 }

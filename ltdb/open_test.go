@@ -157,16 +157,19 @@ func TestSecondOwner(t *testing.T) {
 	mustCheck(t, wiped)
 }
 
+func openSmall(t testing.TB, dir string) *Store {
+	t.Helper()
+	s, err := Open(bg, dir, Options{Create: true, Config: small()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
 // A database is cleared by who opens it while no other client has it open.
 func TestClear(t *testing.T) {
 	dir := ramdisk(t)
-	open := func() *Store {
-		s, err := Open(bg, dir, Options{Create: true, Config: small()})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return s
-	}
+	open := func() *Store { return openSmall(t, dir) }
 	records := func(s *Store, name string, opts DatabaseOptions) int {
 		db, err := s.Database(bg, name, KV, opts)
 		if err != nil {
@@ -262,13 +265,7 @@ func TestClearWaits(t *testing.T) {
 // A database that is empty is filled by the first that opens it, before others see it.
 func TestResupply(t *testing.T) {
 	dir := ramdisk(t)
-	open := func() *Store {
-		s, err := Open(bg, dir, Options{Create: true, Config: small()})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return s
-	}
+	open := func() *Store { return openSmall(t, dir) }
 	a, b := open(), open()
 	defer a.Close()
 	defer b.Close()

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -296,20 +295,7 @@ func TestOtherUser(t *testing.T) {
 	cfg.Group = fmt.Sprint(gid)
 	s := newSegment(t, dir, cfg)
 	c := join(t, s, nil)
-	// The test binary lies where only we can go.
-	exe, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	tmp, err := os.MkdirTemp("", "mainz-exe-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer os.RemoveAll(tmp)
-	public := filepath.Join(tmp, "shm.test")
-	if err := errors.Join(os.Chmod(tmp, 0o755), copyFile(public, exe)); err != nil {
-		t.Fatal(err)
-	}
+	public := testenv.Program(t)
 	stranger := spawnExe(t, public, "attach", dir, &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 54321, Gid: 54321}})
 	stranger.says("refused true")
 	if msg := stranger.out.Text(); !strings.Contains(msg, "usermod -aG 12345 54321") {
@@ -343,20 +329,6 @@ func (s *Segment) killAs(_ error, slot uint32) error {
 	defer sl.PIDNS.Store(ns)
 	sl.PIDNS.Store(ns + 1)
 	return s.fence(slot, sl)
-}
-
-func copyFile(to, from string) error {
-	in, err := os.Open(from)
-	if err != nil {
-		return err
-	}
-	defer in.Close()
-	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o755)
-	if err != nil {
-		return err
-	}
-	_, err = io.Copy(out, in)
-	return errors.Join(err, out.Close())
 }
 
 // A ramdisk that is too small is an error when the segment is made or
