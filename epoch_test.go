@@ -20,10 +20,10 @@ func (e *epochs) tell(x Epoch) {
 	e.mu.Unlock()
 }
 
-func (e *epochs) n() int {
+func (e *epochs) told() []Epoch {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return len(e.all)
+	return slices.Clone(e.all)
 }
 
 // A client is told of each recovery once, before a call returns that has seen it, by
@@ -50,26 +50,27 @@ func TestEvents(t *testing.T) {
 			n.start()
 			restarts++
 			want(t, call(), nil)
-			if got := e.n(); got != restarts {
+			if got := len(e.told()); got != restarts {
 				t.Fatalf("told of %d of %d recoveries", got, restarts)
 			}
 			_, err := ring.Fetch(ctx, []byte("k"))
 			want(t, err, nil)
-			if got := other.n(); got != restarts {
+			if got := len(other.told()); got != restarts {
 				t.Fatalf("through the ring: told of %d of %d recoveries", got, restarts)
 			}
 		}
 	}
 	n.end()
 	n.start()
-	for e.n() == restarts && ctx.Err() == nil {
-		time.Sleep(time.Millisecond)
+	for len(e.told()) == restarts && ctx.Err() == nil {
+		time.Sleep(time.Millisecond) // nobody calls
 	}
-	if len(e.all) != restarts+1 || len(other.all) < restarts {
-		t.Errorf("told of %d and %d recoveries", len(e.all), len(other.all))
+	all := e.told()
+	if len(all) != restarts+1 || len(other.told()) < restarts {
+		t.Errorf("told of %d and %d recoveries", len(all), len(other.told()))
 	}
 	last := uint64(0)
-	for _, x := range e.all {
+	for _, x := range all {
 		if x.Number <= last || !x.Kept || fmt.Sprint(x.Members, x.Joined, x.Left) != "{0} {} {}" {
 			t.Errorf("%+v after epoch %d", x, last)
 		}
