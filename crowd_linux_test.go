@@ -25,7 +25,10 @@ func TestManyClients(t *testing.T) {
 }
 
 // TestFairness: goroutines that want one record again and again wait for no more than
-// some times as many others as they do on average: twice, on a quiet machine.
+// some times as many others as they do on average. Ten times is what is wanted, and 1.4
+// by bypass and 2.3 through the ring what a quiet machine gives; beside two busy loops
+// it was up to 8.2. Tests share their machine with others, so 20 are allowed; it was 37
+// before there was a rule.
 func TestFairness(t *testing.T) {
 	crowds(t, 8, 16, 100)
 }
@@ -108,7 +111,7 @@ func crowd(t *testing.T, clients, each, rounds int, opts []Option) {
 		want(t, c.Close(), nil)
 	}
 	for end := time.Now().Add(time.Minute); runtime.NumGoroutine() > before && time.Now().Before(end); {
-		time.Sleep(time.Millisecond)
+		time.Sleep(time.Millisecond) // polls: goroutines end after Close
 	}
 	if now := runtime.NumGoroutine(); now > before {
 		t.Errorf("%d goroutines are left, of %d", now, before)
@@ -116,7 +119,7 @@ func crowd(t *testing.T, clients, each, rounds int, opts []Option) {
 	s, err := ltdb.Open(ctx, n.dir, ltdb.Options{ReadOnly: true})
 	want(t, err, nil)
 	defer s.Close()
-	for end := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) { // polls: slots are recovered by and by
 		slots := 0
 		for slot := uint32(1); slot <= s.Segment().Slots(); slot++ {
 			if s.Segment().Slot(slot).Live.Load() != 0 {

@@ -232,10 +232,7 @@ func TestClear(t *testing.T) {
 // Who opens a database waits while another clears it.
 func TestClearWaits(t *testing.T) {
 	dir := ramdisk(t)
-	s, err := Open(bg, dir, Options{Create: true, Config: small()})
-	if err != nil {
-		t.Fatal(err)
-	}
+	s := openSmall(t, dir)
 	defer s.Close()
 	db, err := s.Database(bg, "db", KV, DatabaseOptions{})
 	if err != nil {
