@@ -57,7 +57,8 @@ type DB struct {
 // borrowing: the hot path.
 type Handle struct {
 	l       *ltdb.Handle
-	special bool // the DB's
+	quick   *ltdb.Handle // l, or one that refuses always if special
+	special bool         // the DB's
 	db      *DB
 	ring    []Record // locked through the ring, which are no locks of l
 }
@@ -117,7 +118,11 @@ func (db *DB) Handle() (*Handle, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Handle{l: l, special: db.special, db: db}, nil
+	h := &Handle{l: l, quick: l, special: db.special, db: db}
+	if h.special {
+		h.quick = new(ltdb.Handle)
+	}
+	return h, nil
 }
 
 // Close gives the handle back and unlocks what it still holds.

@@ -176,10 +176,21 @@ func (h *Handle) Fetch(ctx context.Context, key []byte) ([]byte, error) {
 
 // AppendFetch: see Ops.
 func (h *Handle) AppendFetch(ctx context.Context, dst, key []byte) ([]byte, error) {
+	// The store's AppendFetch, with the half of it that mostly is enough right here: a
+	// call, and the stores of nine registers for what may follow it, are a tenth of a
+	// hot fetch.
+	n := h.quick.Quick(&dst, &key)
+	if n >= 0 {
+		return dst[:len(dst)+n], nil
+	}
+	return h.quickMissed(ctx, dst, key, n)
+}
+
+func (h *Handle) quickMissed(ctx context.Context, dst, key []byte, why int) ([]byte, error) {
 	if h.special {
 		return special(ctx, h.db, func() ([]byte, error) { return h.db.fetch(ctx, dst, key) }, func() ([]byte, error) { return h.l.AppendFetch(ctx, dst, key) })
 	}
-	v, err := h.l.AppendFetch(ctx, dst, key)
+	v, err := h.l.QuickMissed(ctx, dst, key, why)
 	if err != nil && h.db.must(err) {
 		return h.db.fetch(ctx, dst, key)
 	}

@@ -27,7 +27,7 @@ type pieceClient struct {
 
 func pieces(c *client) *pieceClient {
 	pdb := must(c.s.Database(bg, piecesWorldDB, Pieces, DatabaseOptions{Records: 1}))
-	return &pieceClient{c, pdb, &Handle{pdb, c.h.a}}
+	return &pieceClient{c, pdb, newHandle(pdb, c.h.a)}
 }
 
 // one piece is one letter: upper case is exclusive, lower case lets others in.

@@ -11,8 +11,9 @@ import (
 // Handle does what its DB does, for one goroutine at a time, without
 // borrowing one of the client's handles for each call: the hot path.
 type Handle struct {
-	db *DB
-	a  *actor
+	db    *DB
+	a     *actor
+	quick *actor // a, if Quick may look for it
 }
 
 // Handle reserves one of the client's handles until its Close. ErrNoHandles
@@ -36,7 +37,7 @@ func (db *DB) Handle() (*Handle, error) {
 		// another one is most likely free.
 		if a.use.CompareAndSwap(actorIdle, actorReserved) {
 			s.reserved++
-			return &Handle{db, a}, nil
+			return newHandle(db, a), nil
 		}
 	}
 	for i := range s.actors {
@@ -44,12 +45,20 @@ func (db *DB) Handle() (*Handle, error) {
 		for a.use.Load() != actorReserved {
 			if a.use.CompareAndSwap(actorIdle, actorReserved) {
 				s.reserved++
-				return &Handle{db, a}, nil
+				return newHandle(db, a), nil
 			}
 			runtime.Gosched()
 		}
 	}
 	return nil, ErrNoHandles
+}
+
+func newHandle(db *DB, a *actor) *Handle {
+	h := &Handle{db: db, a: a}
+	if vectors {
+		h.quick = a
+	}
+	return h
 }
 
 // DB returns the handle's database.
@@ -70,7 +79,7 @@ func (h *Handle) Close() error {
 	s.mu.Lock()
 	s.reserved--
 	h.a.use.Store(actorIdle)
-	h.a = nil
+	h.a, h.quick = nil, nil
 	s.mu.Unlock()
 	if s.wanted.Load() > 0 {
 		s.nudge()
@@ -97,16 +106,28 @@ func (h *Handle) Fetch(ctx context.Context, key []byte) ([]byte, error) {
 // AppendFetch appends the value to dst and returns the extended slice. It
 // does not allocate if dst has room; on an error it returns dst as it was.
 func (h *Handle) AppendFetch(ctx context.Context, dst, key []byte) ([]byte, error) {
-	// The usual case without calls but one: a third of a hot Fetch. Everything
-	// else is elsewhere, or the compiler would save more registers for it.
-	if a, db := h.a, h.db; uint(len(key)-9) < 8 && a != nil && vectors && !db.s.closed.Load() {
-		if a.h.counters[countFetches].Next()%sampleEvery == 0 {
-			return a.sampledFetch(ctx, db, dst, key)
-		}
-		if n := quickFetch(&db.probe, &dst, &key); n >= 0 {
-			return dst[:len(dst)+n], nil
-		}
-		return a.fetchMiss(ctx, db, dst, key)
+	n := quickFetch(h, &dst, &key)
+	if n >= 0 {
+		return dst[:len(dst)+n], nil
+	}
+	return h.QuickMissed(ctx, dst, key, n)
+}
+
+// Quick is the first half of AppendFetch, for the client package, which has a call
+// less so: it returns the length of the value that it has copied behind dst, or a
+// negative number, with which QuickMissed goes on. The Handle{} always refuses.
+func (h *Handle) Quick(dst, key *[]byte) int { return quickFetch(h, dst, key) }
+
+// What Quick returns if it did not find the value.
+const (
+	missed  = -1 // it has looked, and counted the call
+	refused = -2
+)
+
+// QuickMissed is the second half of AppendFetch: why is what Quick returned.
+func (h *Handle) QuickMissed(ctx context.Context, dst, key []byte, why int) ([]byte, error) {
+	if why == missed {
+		return h.db.fetchMiss(ctx, h.a, dst, key, h.db.hash(key))
 	}
 	return h.appendFetch(ctx, dst, key)
 }
@@ -123,11 +144,6 @@ func (h *Handle) appendFetch(ctx context.Context, dst, key []byte) ([]byte, erro
 		return h.a.sampledFetch(ctx, h.db, dst, key)
 	}
 	return h.db.fetch(ctx, h.a, dst, key, h.db.hash(key))
-}
-
-// fetchMiss goes on where quickRead said no.
-func (a *actor) fetchMiss(ctx context.Context, db *DB, dst, key []byte) ([]byte, error) {
-	return db.fetchMiss(ctx, a, dst, key, db.hash(key))
 }
 
 func (a *actor) sampledFetch(ctx context.Context, db *DB, dst, key []byte) ([]byte, error) {
@@ -223,11 +239,11 @@ func (db *DB) AppendFetch(ctx context.Context, dst, key []byte) ([]byte, error) 
 	if s.c == nil {
 		return db.observe(ctx, dst, key)
 	}
+	hash := db.hash(key)
 	a, err := s.borrow()
 	if err != nil {
 		return dst, err
 	}
-	hash := db.hash(key)
 	var start uint64
 	if a.h.counters[countFetches].Next()%sampleEvery == 0 {
 		start = shm.Ticks()
@@ -286,6 +302,23 @@ func (db *DB) FetchBatch(ctx context.Context, b *Batch) (int, error) {
 // hold the lock, as long as ctx allows: then its error is that of ctx.
 // ErrTooManyLocks, ErrNoSpace: nothing has changed.
 func (db *DB) FetchLocked(ctx context.Context, key []byte) (Record, error) {
+	if uint(len(key)-1) >= maxKey {
+		return Record{}, errBadKey
+	}
+	hash := db.hash(key) // here the CPU has done it by the time the swap in borrow is
+	a, err := db.s.borrow()
+	if err != nil {
+		return Record{}, err
+	}
+	if l := a.free; l != nil { // the common case, as in Handle
+		if a.fetchLocked(db, key, hash, l) == nil {
+			a.free = l.next
+			a.nfree--
+			db.s.giveBack(a)
+			return Record{l, l.gen}, nil
+		}
+	}
+	db.s.giveBack(a)
 	return db.lockRecord(ctx, nil, key, true)
 }
 

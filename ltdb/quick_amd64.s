@@ -146,17 +146,34 @@ tiny: \
 	JMP	again; \
 no: \
 	VZEROUPPER; \
-	MOVQ	$-1, ret; \
+	MOVQ	$const_missed, ret; \
 	RET
 
-// func quickFetch(p *probe, dst, key *[]byte) int
+// func quickFetch(h *Handle, dst, key *[]byte) int
 //
 // The hash is hash9to16, line by line.
 TEXT ·quickFetch(SB), NOSPLIT, $0-32
-	MOVQ	p+0(FP), DI
+	MOVQ	h+0(FP), DX
+	MOVQ	Handle_quick(DX), AX
+	TESTQ	AX, AX
+	JZ	refuse
 	MOVQ	key+16(FP), R9
-	MOVQ	0(R9), R15
 	MOVQ	8(R9), R14
+	LEAQ	-9(R14), CX
+	CMPQ	CX, $8
+	JAE	refuse
+	MOVQ	Handle_db(DX), DI
+	MOVQ	DB_s(DI), CX
+	CMPL	Store_closed(CX), $0
+	JNE	refuse
+	MOVQ	actor_h(AX), CX
+	MOVQ	(handle_counters+8*const_countFetches)(CX), DX
+	INCQ	DX
+	TESTL	$(const_sampleEvery-1), DX
+	JZ	refuse
+	MOVQ	DX, (handle_counters+8*const_countFetches)(CX)
+	MOVQ	0(R9), R15
+	ADDQ	$DB_probe, DI
 	MOVQ	probe_flip(DI), AX
 	XORQ	(R15), AX
 	MOVQ	probe_flip+8(DI), CX
@@ -177,6 +194,9 @@ TEXT ·quickFetch(SB), NOSPLIT, $0-32
 	SHRQ	$32, R8
 	XORQ	AX, R8
 	READ(ret+24(FP))
+refuse:
+	MOVQ	$const_refused, ret+24(FP)
+	RET
 
 // func quickRead(p *probe, dst, key *[]byte, hash uint64) int
 TEXT ·quickRead(SB), NOSPLIT, $0-40

@@ -27,10 +27,12 @@ var vectors = shm.HasAVX2
 //go:noescape
 func quickRead(p *probe, dst, key *[]byte, hash uint64) int
 
-// quickFetch is quickRead for keys of 9 to 16 bytes, whose hash it makes itself.
+// quickFetch is quickRead for keys of 9 to 16 bytes, whose hash it makes itself. It
+// counts the call, unless it returns refused: h is closed, the key has another length,
+// or the call is one of those whose time is taken.
 //
 //go:noescape
-func quickFetch(p *probe, dst, key *[]byte) int
+func quickFetch(h *Handle, dst, key *[]byte) int
 
 // quick tries to read a record in one go; see quickSlow for what that means.
 func (db *DB) quick(dst, key []byte, hash uint64) ([]byte, bool) {

@@ -68,7 +68,7 @@ func (db *DB) with(f func(h *Handle) error) error {
 	if err != nil {
 		return err
 	}
-	err = f(&Handle{db, a})
+	err = f(newHandle(db, a))
 	db.s.giveBack(a)
 	return err
 }
