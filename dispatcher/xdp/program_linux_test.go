@@ -160,10 +160,10 @@ func TestMembers(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer p.close()
-	peer := func(i byte) transport.Peer {
-		return transport.Peer{ID: transport.PeerID(i), Addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 1, 1, i}), 4379)}
+	peer := func(i byte) transport.Peer { // 4 and 5 have the same last byte as 2 and 3
+		return transport.Peer{ID: transport.PeerID(i), Addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 1, i / 4, 2 + i%2}), 4379)}
 	}
-	for _, list := range [][]byte{{2}, {2, 3}, {3, 4}, {}, {2, 3, 4}} {
+	for _, list := range [][]byte{{2}, {2, 3}, {3, 4}, {}, {2, 3, 4}, {4, 2}, {2}, {4}} {
 		var peers []transport.Peer
 		in := map[byte]bool{}
 		for _, i := range list {

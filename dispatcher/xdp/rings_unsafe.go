@@ -3,6 +3,7 @@
 package xdp
 
 import (
+	"encoding/binary"
 	"sync/atomic"
 	"unsafe"
 
@@ -90,6 +91,22 @@ func (r *ring) consumed() { atomic.StoreUint32(r.consumer, r.cons) }
 // needsWakeup tells whether the kernel sleeps.
 func (r *ring) needsWakeup() bool {
 	return atomic.LoadUint32(r.flags)&unix.XDP_RING_NEED_WAKEUP != 0
+}
+
+// setNear stores what the program finds without its hash table. It may look at any
+// moment: a slot that changes is empty meanwhile.
+func (p *filterProgram) setNear(near *[nearSlots][16]byte) {
+	slots := (*[nearSlots][2]uint64)(unsafe.Pointer(unsafe.SliceData(p.nearMem)))
+	for i, a := range near {
+		s := &slots[i]
+		first, second := binary.NativeEndian.Uint64(a[:]), binary.NativeEndian.Uint64(a[8:])
+		if atomic.LoadUint64(&s[0]) == first && atomic.LoadUint64(&s[1]) == second {
+			continue
+		}
+		atomic.StoreUint64(&s[1], 0)
+		atomic.StoreUint64(&s[0], first)
+		atomic.StoreUint64(&s[1], second)
+	}
 }
 
 // passed is how many of our datagrams the program has passed to the kernel.

@@ -219,6 +219,9 @@ func (u *umem) openSender() (s *socket, err error) {
 	if err := ringSize(s.fd, unix.XDP_TX_RING, txSize); err != nil {
 		return s, err
 	}
+	// How many datagrams one call sends, from Linux 6.17 on. Before it is 32, and we
+	// call again.
+	_ = ringSize(s.fd, unix.XDP_MAX_TX_SKB_BUDGET, txSize)
 	off, err := ringOffsets(s.fd)
 	if err != nil {
 		return s, err

@@ -117,12 +117,12 @@ func Ping(ctx context.Context, t transport.Transport, o PingOptions) (*Pinged, e
 	}
 	// A thread that got no CPU all the time sends one all the same.
 	over := func() bool {
-		return limit > 0 && (r.Sent > 0 && clock() >= limit || clock() >= limit+uint64(o.Patience))
+		return limit > 0 && (r.Sent > 0 && turnTime() >= limit || turnTime() >= limit+uint64(o.Patience))
 	}
 	stopping := false
 	turn := func(now time.Duration) (busy, done bool) {
 		stamp = 0
-		busy = t.Poll(32, take) > 0
+		busy = t.Poll(batch, take) > 0
 		if !busy && underWay > 0 && !stopping && underWay >= o.Window {
 			// Only while nothing comes is the time of interest.
 			if uint64(now) > heard && clock() > heard+uint64(o.Patience) {
@@ -185,7 +185,7 @@ func answers(ctx context.Context, t transport.Transport, o PingOptions) error {
 			}
 		}
 		late = now > o.WaitFor
-		busy = t.Poll(32, back) > 0
+		busy = t.Poll(batch, back) > 0
 		// A peer that answers through the kernel alone gets some more time.
 		return busy, late || ok && (t.Path().Proven || now > o.WaitFor/2)
 	})
