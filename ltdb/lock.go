@@ -109,7 +109,10 @@ func (db *DB) still(key []byte, at *spot) bool {
 // than a wake-up takes. It reports whether a new attempt may do.
 func spinFor(spin *shm.Spin, at *spot) bool {
 	for spin.Again() {
-		if e := at.entry.Load(); e&identity != at.e&identity || isFree(e, false) {
+		// That the entry names another block says nothing: each store of the holder
+		// makes one. To look for the record anew then took block and bucket from a
+		// holder who was busy with them, 1.7 times tdb's throughput in place of 2.
+		if isFree(at.entry.Load(), false) {
 			return true
 		}
 	}

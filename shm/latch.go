@@ -102,7 +102,7 @@ type Spin struct{ n, left uint32 }
 
 const (
 	spinPauses   = 1024 // PAUSEs in all: 13 ns each where it was measured
-	spinLongest  = 64   // PAUSEs at a time
+	spinLongest  = 24   // PAUSEs at a time: more give two updaters of one record more throughput and a longer p99
 	waitSlice    = 20 * time.Millisecond
 	spinDisabled = ^uint32(0)
 )
