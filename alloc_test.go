@@ -1,20 +1,20 @@
 package mainz
 
 import (
-	"context"
 	"testing"
 
 	"github.com/mainzdb/mainz/internal/testenv"
 )
 
 // TestAllocations: what goes by bypass allocates nothing, through a Handle or the DB,
-// and neither do calls through the ring that ask for nothing or fetch.
+// and neither do calls through the ring that ask for nothing or fetch, also if they
+// have to sleep.
 func TestAllocations(t *testing.T) {
 	if testenv.Race {
 		t.Log("the detector allocates as well: nothing is counted")
 	}
 	n := startNode(t)
-	ctx := context.Background() // to sleep until one is cancelled takes two allocations
+	ctx := t.Context()
 	c, through := n.attach(), n.attach(ThroughRing())
 	db, pieces, ring := c.open(t, "db", KV), c.open(t, "pieces", Pieces), through.open(t, "db", KV)
 	key, value, buf := []byte("0123456789abcdef"), make([]byte, 64), make([]byte, 0, 64)

@@ -153,6 +153,7 @@ func openRing(seg *shm.Segment, slot uint32, bell *ring.Bell, tell func(Epoch)) 
 func (r *callRing) close() {
 	r.end()
 	r.recv.Lock() // nobody reads the ring any more
+	r.in.Stop()
 }
 
 // call sends a request and waits for its reply. late is called, by another

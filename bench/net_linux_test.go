@@ -58,7 +58,7 @@ func TestStarvedSlices(t *testing.T) {
 	// The first round has no C and the third none of ours; Go was never measured.
 	ratios := netRatios("rtt", 64, map[string][]netSlice{
 		peerC: at(0, 10, 10), peerUDP: at(10, 20, 10), peerGeneric: at(9, 5, 0), peerGo: at(0, 0, 0)})
-	if len(ratios) != 2 || ratios[0].Pairs != 1 || ratios[0].Value != 0.5 || ratios[1].Pairs != 2 {
+	if len(ratios) != 3 || ratios[0].Pairs != 1 || ratios[0].Value != 0.5 || ratios[1].Pairs != 1 || ratios[2].Pairs != 2 {
 		t.Errorf("%+v", ratios)
 	}
 	ratios = netRatios("rate", 64, map[string][]netSlice{peerUDP: at(10, 20), peerGeneric: at(5, 5)})

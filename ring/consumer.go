@@ -16,7 +16,12 @@ type Consumer struct {
 	off  shm.Offset
 	took bool    // messages since the last Wait
 	msg  Message // of the cell being looked at: off the stack and out of the producers' reach
+
+	sleeper sleeper
 }
+
+// Stop ends the use of c: it forgets the context of the last Wait.
+func (c *Consumer) Stop() { c.sleeper.stop() }
 
 // OpenConsumer opens the end of a ring that messages are taken out, where the
 // consumer before it had left off.
@@ -141,9 +146,8 @@ func (c *Consumer) sleep(ctx context.Context) error {
 		disarm(w, v)
 		return nil
 	}
-	var s sleeper
-	err := c.opts.Wait(shm.Watch{W: w, Val: v}, s.cancel(ctx))
-	s.stop()
+	err := c.opts.Wait(shm.Watch{W: w, Val: v}, c.sleeper.cancel(ctx))
+	c.sleeper.waited()
 	disarm(w, v)
 	if err != nil {
 		return fmt.Errorf("ring: wait for a message: %w", err)

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/mainzdb/mainz/internal/testenv"
 	"github.com/mainzdb/mainz/shm"
 )
 
@@ -557,5 +558,45 @@ func TestAllocations(t *testing.T) {
 		if n := testing.AllocsPerRun(100, call); n != 0 {
 			t.Errorf("%s: %v allocations", name, n)
 		}
+	}
+}
+
+// TestWaitKeepsContext: waits with one context allocate nothing after the second one, a
+// wait with another context is ended by that one alone, and one with a context that was
+// kept is ended by it.
+func TestWaitKeepsContext(t *testing.T) {
+	var cancelled *shm.Word32 // by this word's being 1
+	opts := Options{Idle: Sleep, Wait: func(_ shm.Watch, cancel *shm.Word32) error { cancelled = cancel; return nil }}
+	_, c := ends(t, newRing(t, 16, 0), 16, opts)
+	defer c.Stop()
+	kept, end := context.WithCancel(t.Context())
+	wait := func(ctx context.Context) { _ = c.Wait(ctx) }
+	wait(kept)
+	first := cancelled
+	wait(kept)
+	second := cancelled
+	if n := testing.AllocsPerRun(100, func() { wait(kept) }); n != 0 && !testenv.Race {
+		t.Errorf("a wait with the same context allocates %g times", n)
+	}
+	if cancelled != second || first == second {
+		t.Error("the context is not kept from the second wait on")
+	}
+	once, endOnce := context.WithCancel(t.Context())
+	wait(once)
+	word := cancelled
+	endOnce()
+	wait(kept)
+	wait(kept)
+	if word == cancelled || word.Load() != 0 {
+		t.Error("a context of one wait is listened to after it")
+	}
+	end()
+	until(t, "the kept context's end is seen", func() bool { return cancelled.Load() == 1 })
+	if err := c.Wait(kept); err != context.Canceled {
+		t.Errorf("a wait with it returns %v", err)
+	}
+	wait(context.Background())
+	if cancelled != nil {
+		t.Error("a wait without end has something to be ended by")
 	}
 }

@@ -28,28 +28,45 @@ func waitSlice(w shm.Watch, cancel *shm.Word32) error {
 	return nil
 }
 
-// sleeper ends a wait when its context ends. The zero sleeper has none yet.
+// sleeper ends waits when their context ends. The zero sleeper has none yet.
 type sleeper struct {
 	word *shm.Word32
-	end  func() bool
+	end  func() bool     // forgets it, nil if there is nothing to forget
+	done <-chan struct{} // of the context before
+	keep bool            // there were two waits with it, so there may be more
 }
 
 // cancel returns a word that becomes 1 when ctx ends, nil if it never does.
 func (s *sleeper) cancel(ctx context.Context) *shm.Word32 {
-	if s.word == nil && ctx.Done() != nil {
-		w := new(shm.Word32)
-		s.word = w
-		s.end = context.AfterFunc(ctx, func() {
-			w.Swap(1)
-			w.Wake(shm.All)
-		})
+	done := ctx.Done()
+	if s.keep = done == s.done; s.keep && s.end != nil {
+		return s.word
 	}
-	return s.word
+	s.stop()
+	if s.done = done; done == nil {
+		return nil
+	}
+	w := new(shm.Word32)
+	s.word = w
+	s.end = context.AfterFunc(ctx, func() {
+		w.Swap(1)
+		w.Wake(shm.All)
+	})
+	return w
+}
+
+// waited forgets a context that was waited with for the first time: most are of one
+// call, and to forget them later takes a goroutine.
+func (s *sleeper) waited() {
+	if !s.keep {
+		s.stop()
+	}
 }
 
 func (s *sleeper) stop() {
 	if s.end != nil {
 		s.end()
+		s.end = nil
 	}
 }
 
