@@ -63,7 +63,7 @@ func TestEvents(t *testing.T) {
 	n.end()
 	n.start()
 	for len(e.told()) == restarts && ctx.Err() == nil {
-		time.Sleep(time.Millisecond) // nobody calls
+		time.Sleep(time.Millisecond) // polls: it comes without a call
 	}
 	all := e.told()
 	if len(all) != restarts+1 || len(other.told()) < restarts {

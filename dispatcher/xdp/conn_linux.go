@@ -506,8 +506,8 @@ func (c *Conn) Flush() error {
 }
 
 // flush publishes the queue and kicks the kernel until it has taken all of it.
-// In copy mode one call takes some 32 descriptors and then wants to be called
-// again.
+// In copy mode before Linux 6.17 one call takes some 32 descriptors and then
+// wants to be called again.
 func (c *Conn) flush() (err error) {
 	s := c.u.out
 	if c.txQueued > 0 {

@@ -151,7 +151,7 @@ func TestProgram(t *testing.T) {
 	}
 }
 
-// TestMembers: the map follows the list.
+// TestMembers: the map follows the list, and so does the look before it.
 func TestMembers(t *testing.T) {
 	testenv.Need(t, testenv.AFXDP)
 	us := netip.MustParseAddrPort("10.1.1.1:4379")
@@ -182,5 +182,12 @@ func TestMembers(t *testing.T) {
 				t.Errorf("members %v: verdict %d on %d", list, got, i)
 			}
 		}
+	}
+	// The last list has one member, which is found without the hash table.
+	if err := p.members.Delete(peer(4).Addr.Addr().As16()); err != nil {
+		t.Fatal(err)
+	}
+	if got, _, err := p.prog.Test(wireFrame(peer(4).Addr, us, "x")); err != nil || got != xdpPass {
+		t.Errorf("a member that is near: verdict %d, %v", got, err)
 	}
 }

@@ -117,7 +117,11 @@ func Ping(ctx context.Context, t transport.Transport, o PingOptions) (*Pinged, e
 	}
 	// A thread that got no CPU all the time sends one all the same.
 	over := func() bool {
-		return limit > 0 && (r.Sent > 0 && turnTime() >= limit || turnTime() >= limit+uint64(o.Patience))
+		if limit == 0 {
+			return false
+		}
+		t := turnTime()
+		return r.Sent > 0 && t >= limit || t >= limit+uint64(o.Patience)
 	}
 	stopping := false
 	turn := func(now time.Duration) (busy, done bool) {
