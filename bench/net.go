@@ -1,17 +1,16 @@
 package bench
 
 import (
-	"io"
 	"time"
 )
 
 // NetOptions are how to measure the transports.
 type NetOptions struct {
 	Quick    bool
-	Rounds   int           // of all contestants; default 9
-	Slice    time.Duration // of one contestant; default 300 ms, quick 100 ms
-	Window   int           // datagrams under way for the rate; default 64
-	Progress io.Writer     // nil: none
+	Rounds   int                // of all contestants; default 9
+	Slice    time.Duration      // of one contestant; default 300 ms, quick 100 ms
+	Window   int                // datagrams under way for the rate; default 64
+	Progress func(where string) // may be nil
 }
 
 func (o *NetOptions) defaults() {
@@ -28,7 +27,7 @@ func (o *NetOptions) defaults() {
 		o.Window = 64
 	}
 	if o.Progress == nil {
-		o.Progress = io.Discard
+		o.Progress = func(string) {}
 	}
 }
 

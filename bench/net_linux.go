@@ -124,7 +124,7 @@ func Net(ctx context.Context, o NetOptions) (*Report, error) {
 						got[p] = append(got[p], netSlice{}) // it is out
 						continue
 					}
-					fmt.Fprintf(o.Progress, "\r%s, %d bytes, round %d of %d: %-12s", op.name, size, round+1, o.Rounds, p)
+					o.Progress(fmt.Sprintf("%s, %d bytes, round %d of %d: %s", op.name, size, round+1, o.Rounds, p))
 					s, err := retried(ctx, func() (netSlice, error) { return b.slice(ctx, p, size, op.window) })
 					if ctx.Err() != nil {
 						return nil, ctx.Err()
@@ -144,7 +144,6 @@ func Net(ctx context.Context, o NetOptions) (*Report, error) {
 			report.Ratios = append(report.Ratios, netRatios(op.name, size, got)...)
 		}
 	}
-	fmt.Fprintln(o.Progress)
 	if len(report.Results) == 0 {
 		return nil, fmt.Errorf("nothing was measured; the last slice: %w", lastErr)
 	}

@@ -1,7 +1,6 @@
 package bench
 
 import (
-	"io"
 	"strings"
 	"time"
 )
@@ -9,10 +8,10 @@ import (
 // RingOptions are how to measure rings.
 type RingOptions struct {
 	Quick    bool
-	Dir      string        // a ramdisk; default /dev/shm
-	Rounds   int           // of all contestants; default 15, quick 5
-	Slice    time.Duration // of one contestant; default 200 ms, quick 100 ms
-	Progress io.Writer     // nil: none
+	Dir      string             // a ramdisk; default /dev/shm
+	Rounds   int                // of all contestants; default 15, quick 5
+	Slice    time.Duration      // of one contestant; default 200 ms, quick 100 ms
+	Progress func(where string) // may be nil
 }
 
 func (o *RingOptions) defaults() {
@@ -30,7 +29,7 @@ func (o *RingOptions) defaults() {
 		}
 	}
 	if o.Progress == nil {
-		o.Progress = io.Discard
+		o.Progress = func(string) {}
 	}
 }
 

@@ -66,7 +66,7 @@ func Ring(ctx context.Context, o RingOptions) (report *Report, err error) {
 	got := map[string][]netSlice{}
 	for round := range o.Rounds {
 		for _, p := range peers {
-			fmt.Fprintf(o.Progress, "\rround %d of %d: %-14s", round+1, o.Rounds, p)
+			o.Progress(fmt.Sprintf("round %d of %d: %s", round+1, o.Rounds, p))
 			s, err := b.slice(ctx, p)
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", p, err)
@@ -74,7 +74,6 @@ func Ring(ctx context.Context, o RingOptions) (report *Report, err error) {
 			got[p] = append(got[p], s)
 		}
 	}
-	fmt.Fprintln(o.Progress)
 	if stolen := cpuTimes().stolenSince(before); stolen > 0.02 {
 		env.Warnings = append(env.Warnings, fmt.Sprintf("the host took %.0f %% of the CPUs' time", 100*stolen))
 	}

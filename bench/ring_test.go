@@ -1,7 +1,6 @@
 package bench
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"flag"
@@ -38,11 +37,12 @@ func ringWorkerMain(args []string) error {
 // A whole run, small: that everybody's figures are there and make sense.
 func TestRingMeasuresEverybody(t *testing.T) {
 	testenv.Need(t, testenv.Linux, testenv.Ramdisk, testenv.TwoCPUs, testenv.NoRace)
-	var progress bytes.Buffer
+	var progress []string
 	dir := testenv.ShmDir(t)
-	report, err := Ring(t.Context(), RingOptions{Dir: dir, Rounds: 1, Slice: 2 * time.Millisecond, Progress: &progress})
+	report, err := Ring(t.Context(), RingOptions{Dir: dir, Rounds: 1, Slice: 2 * time.Millisecond,
+		Progress: func(where string) { progress = append(progress, where) }})
 	if err != nil {
-		t.Fatalf("%v\n%s", err, &progress)
+		t.Fatalf("%v\n%q", err, progress)
 	}
 	peers := ringPeers
 	if _, err := exec.LookPath("cc"); err != nil {
@@ -53,6 +53,9 @@ func TestRingMeasuresEverybody(t *testing.T) {
 		if ofC(p) {
 			c++
 		}
+	}
+	if len(progress) != len(peers) {
+		t.Errorf("progress of %d contestants: %q", len(peers), progress)
 	}
 	if len(report.Results) != len(peers) {
 		t.Errorf("%d results of %d contestants", len(report.Results), len(peers))

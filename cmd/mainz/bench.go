@@ -88,10 +88,13 @@ slices. Needs root, two CPUs, and for the C side a compiler.`,
   mainz bench net -o json >net.json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			var line *progressLine
 			if !jsonOutput(cmd) {
-				opts.Progress = cmd.ErrOrStderr()
+				line = newProgressLine(cmd.ErrOrStderr())
+				opts.Progress = func(text string) { line.print(text, false) }
 			}
 			report, err := bench.Net(cmd.Context(), opts)
+			line.end()
 			if err != nil {
 				return err
 			}
@@ -150,10 +153,13 @@ CPUs, and for the C side a compiler.`,
   mainz bench ring -o json >ring.json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			var line *progressLine
 			if !jsonOutput(cmd) {
-				opts.Progress = cmd.ErrOrStderr()
+				line = newProgressLine(cmd.ErrOrStderr())
+				opts.Progress = func(text string) { line.print(text, false) }
 			}
 			report, err := bench.Ring(cmd.Context(), opts)
+			line.end()
 			if err != nil {
 				return err
 			}
