@@ -38,7 +38,7 @@ const (
 	// answered, and none over the path, for the path to be given up.
 	failedAfter = 8
 
-	maxJumbo = 9000 // of a datagram over several frames
+	maxJumbo = 9000 // of a datagram that we send over several frames
 )
 
 // Conn is an AF_XDP transport with the kernel's beside it.
@@ -59,16 +59,15 @@ type Conn struct {
 	kernelPeers int // reached through the kernel
 	elsewhere   int // of these, not by this interface
 
-	looks      int    // to come at the kernel's socket
-	strays     int    // ticks to come during which every turn looks there
-	passed     uint64 // by the program, when last asked
-	open       int    // bytes that Buf gave away, -1: none, -2: ask the kernel's
-	openTo     int    // index of a peer
-	openFrame  uint64 // on top of the free list still
-	bounce     []byte // a datagram over several frames, received or to be sent
-	bounceLen  int    // of what was received so far
-	bounceSkip bool   // it is too large
-	txQueued   int    // descriptors not published
+	turn      int    // the queue that the next Poll begins with
+	looks     int    // to come at the kernel's socket
+	strays    int    // ticks to come during which every turn looks there
+	passed    uint64 // by the program, when last asked
+	open      int    // bytes that Buf gave away, -1: none, -2: ask the kernel's
+	openTo    int    // index of a peer
+	openFrame uint64 // on top of the free list still
+	bounce    []byte // a datagram to be sent over several frames
+	txQueued  int    // descriptors not published
 
 	token   uint64
 	serial  uint64
@@ -282,20 +281,29 @@ func (c *Conn) Poll(max int, f func(p []byte, from transport.PeerID)) int {
 	if c.u == nil {
 		return c.kernel.Poll(max, f)
 	}
-	n := 0
-	for _, s := range c.u.sockets {
-		if n >= max {
-			return n
-		}
-		if got := s.rx.available(); got > 0 {
-			s.waiting(got)
-			n += c.take(s, min(got, max-n), f)
-		}
-	}
 	if p := c.prog.passed(); p != c.passed {
 		c.passed, c.looks = p, looksAfterPass
 	}
-	if c.looks|c.strays|c.elsewhere != 0 && n < max {
+	// More than max may come all the time. So each queue has its turn to be first,
+	// and one of several is left for the kernel's socket.
+	n, room, kernel := 0, max, c.looks|c.strays|c.elsewhere != 0
+	if kernel && max > 1 {
+		room--
+	}
+	for range c.u.sockets {
+		if n >= room {
+			break
+		}
+		if c.turn++; c.turn >= len(c.u.sockets) {
+			c.turn = 0
+		}
+		s := c.u.sockets[c.turn]
+		if got := s.rx.available(); got > 0 {
+			s.waiting(got)
+			n += c.take(s, min(got, room-n), f)
+		}
+	}
+	if kernel && n < max {
 		n += c.pollKernel(max-n, f)
 	}
 	return n
@@ -335,8 +343,10 @@ func (c *Conn) take(s *socket, n int, f func(p []byte, from transport.PeerID)) i
 			panic(fmt.Sprintf("xdp: descriptor %#x+%d is outside %d bytes of frames", d.Addr, d.Len, len(c.u.mem)))
 		}
 		b := c.u.mem[d.Addr : d.Addr+uint64(d.Len)]
-		if d.Options&unix.XDP_PKT_CONTD != 0 || c.bounceLen > 0 || c.bounceSkip {
-			b = c.gather(b, d.Options&unix.XDP_PKT_CONTD == 0)
+		if more := d.Options&unix.XDP_PKT_CONTD != 0; more || s.more {
+			if b = s.gather(b, more); b == nil && !more {
+				c.stats.Drops[transport.DropTooBig]++
+			}
 		}
 		if b != nil {
 			found += c.judge(b, f)
@@ -345,32 +355,16 @@ func (c *Conn) take(s *socket, n int, f func(p []byte, from transport.PeerID)) i
 	}
 	s.rx.consumed()
 	s.fill.publish()
+	c.wake(s)
+	return found
+}
+
+// wake wakes the driver of a queue, if it sleeps for want of frames.
+func (c *Conn) wake(s *socket) {
 	if s.fill.needsWakeup() {
 		c.stats.RxCalls++
 		wake(s.fd)
 	}
-	return found
-}
-
-// gather puts a packet together that came in several frames, one after the
-// other. It returns the packet with its last frame.
-func (c *Conn) gather(b []byte, last bool) []byte {
-	if len(b) > len(c.bounce)-c.bounceLen {
-		c.bounceSkip = true
-	}
-	if !c.bounceSkip {
-		c.bounceLen += copy(c.bounce[c.bounceLen:], b)
-	}
-	if !last {
-		return nil
-	}
-	p := c.bounce[:c.bounceLen]
-	if c.bounceSkip {
-		c.stats.Drops[transport.DropTooBig]++
-		p = nil
-	}
-	c.bounceLen, c.bounceSkip = 0, false
-	return p
 }
 
 func (c *Conn) judge(b []byte, f func(p []byte, from transport.PeerID)) int {
@@ -734,6 +728,10 @@ func (c *Conn) Tick(now time.Duration) error {
 	}
 	if c.u == nil {
 		return nil
+	}
+	for _, s := range c.u.sockets {
+		// It may have gone to sleep after Poll looked, and then nothing comes.
+		c.wake(s)
 	}
 	for i := range c.peers {
 		c.ask(i, now)

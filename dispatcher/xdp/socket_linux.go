@@ -30,6 +30,9 @@ const (
 
 	maxQueues = 16
 
+	// maxPacket is the largest that one can receive, over all its frames.
+	maxPacket = ethLen + vlanLen + 1<<16
+
 	// rxOffset is where the kernel puts a packet into a frame.
 	rxOffset = unix.XDP_PACKET_HEADROOM
 	// txPayload is where we put the payload of one.
@@ -53,6 +56,10 @@ type socket struct {
 	round int      // frames that go round
 	most  int      // that waited for us at one time, since the last look at round
 	spare []uint64 // frames that do not
+
+	parts  []byte // of a packet that comes in several frames, one after the other
+	more   bool   // its last frame is still to come
+	tooBig bool   // for parts
 }
 
 // giveBack gives a frame back to the kernel, if it is to go round.
@@ -84,6 +91,24 @@ func (s *socket) calm(least int) {
 		s.round = max(s.round/2, least)
 	}
 	s.most = 0
+}
+
+// gather adds a frame to the packet that it is a part of. It returns the packet with
+// its last frame, valid until the next call, or nil if it is too large.
+func (s *socket) gather(b []byte, more bool) []byte {
+	if !s.more {
+		s.parts, s.tooBig = s.parts[:0], false
+	}
+	if s.more = more; len(b) > maxPacket-len(s.parts) {
+		s.tooBig = true
+	}
+	if !s.tooBig {
+		s.parts = append(s.parts, b...)
+	}
+	if more || s.tooBig {
+		return nil
+	}
+	return s.parts
 }
 
 // socketOptions are what all sockets of one interface have in common.
