@@ -149,19 +149,31 @@ next:;
 		}
 	} else {
 		int under = 0;
-		/* It ends with its time, but not before the first answer. */
-		while ((t = now()) - start < slice || (!got && t - start < patience)) {
-			int want = window - under < batch ? window - under : batch;
-			for (int i = 0; i < want; i++)
-				out_iov[i].iov_len = size;
-			int k = want > 0 ? sendmmsg(fd, out, want, MSG_DONTWAIT) : 0;
-			if (k > 0)
-				sent += k, under += k;
-			k = recvmmsg(fd, in, batch, MSG_DONTWAIT, NULL);
+		/* One look at the clock a turn, which stands for all datagrams of it, as
+		 * in Go. It ends with its time, but not before the first answer. */
+		for (;;) {
+			int k = recvmmsg(fd, in, batch, MSG_DONTWAIT, NULL);
+			t = now();
+			for (int i = 0; i < k; i++) {
+				uint64_t then;
+				memcpy(&then, mem[i], sizeof then);
+				if (then >= start && n < max_samples)
+					sample[n++] = t - then;
+			}
 			if (k > 0)
 				got += k, under = under > k ? under - k : 0, heard = t;
 			else if (t - heard > 1000000000ull)
 				lost += under, under = 0, heard = t;
+			if (t - start >= slice && (got || t - start >= patience))
+				break;
+			int want = window - under < batch ? window - under : batch;
+			for (int i = 0; i < want; i++) {
+				out_iov[i].iov_len = size;
+				memcpy(mem[i], &t, sizeof t);
+			}
+			k = want > 0 ? sendmmsg(fd, out, want, MSG_DONTWAIT) : 0;
+			if (k > 0)
+				sent += k, under += k;
 		}
 	}
 	double seconds = (t - start) / 1e9;

@@ -128,8 +128,9 @@ func Ping(ctx context.Context, t transport.Transport, o PingOptions) (*Pinged, e
 		stamp = 0
 		busy = t.Poll(batch, take) > 0
 		if !busy && underWay > 0 && !stopping && underWay >= o.Window {
-			// Only while nothing comes is the time of interest.
-			if uint64(now) > heard && clock() > heard+uint64(o.Patience) {
+			// The loop's time will do, though it began a little later: a look at the
+			// clock here made the look for the next datagram late.
+			if uint64(now) > heard+uint64(o.Patience) {
 				r.Lost += uint64(underWay)
 				underWay, first, heard = 0, next, clock()
 			}
