@@ -199,45 +199,42 @@ func netResult(op, peer string, size int, all []netSlice) (r Result, ok bool) {
 }
 
 // netRatios compares slices of the same round: the way that auto picks on veth
-// with the best kernel UDP and with Go's own. A round in which one of those
-// compared was not measured is left out; so is, from all rounds, a peer that
-// never was.
+// with the best kernel UDP and with each of the others. The best is the one with
+// the best median of the run. (The best of each round would be another one: where
+// two are equal and noisy, the better of two slices is better than either of them
+// is, by 5 to 10 % on a busy machine.) A round in which one of the two compared was
+// not measured is left out, and so is who never was.
 func netRatios(op string, size int, got map[string][]netSlice) (out []Ratio) {
-	value, best := func(s netSlice) float64 { return s.P50 }, func(v []float64) float64 { return slices.Min(v) }
+	value := func(s netSlice) float64 { return s.P50 }
+	better := func(a, b float64) bool { return a < b }
 	if op != "rtt" {
-		value, best = func(s netSlice) float64 { return s.PerSec }, func(v []float64) float64 { return slices.Max(v) }
+		value, better = func(s netSlice) float64 { return s.PerSec }, func(a, b float64) bool { return a > b }
 	}
-	values := func(peers ...string) (v []float64) {
-		peers = slices.DeleteFunc(peers, func(p string) bool { return !slices.ContainsFunc(got[p], netSlice.ok) })
-		if len(peers) == 0 {
-			return nil
-		}
-		for i := range got[peerGeneric] {
-			var of []float64
-			whole := true
-			for _, p := range peers {
-				whole = whole && got[p][i].ok()
-				of = append(of, value(got[p][i]))
+	values := func(peer string) (v []float64) {
+		for _, s := range got[peer] {
+			if s.ok() {
+				v = append(v, value(s))
+			} else {
+				v = append(v, 0) // which no ratio is taken of
 			}
-			if !whole {
-				of = []float64{0} // which no ratio is taken of
-			}
-			v = append(v, best(of))
 		}
 		return v
 	}
-	add := func(over string, peers ...string) {
-		name := fmt.Sprintf("%s %d: %s / %s", op, size, peerGeneric, over)
-		if r, ok := newRatio(name, values(peerGeneric), values(peers...)); ok {
+	best, bestValue := "", 0.0
+	for _, p := range []string{peerC, peerUDP} {
+		v := slices.DeleteFunc(values(p), func(x float64) bool { return x == 0 })
+		if _, m, _ := quartiles(v); len(v) > 0 && (best == "" || better(m, bestValue)) {
+			best, bestValue = p, m
+		}
+	}
+	for _, of := range []struct{ over, peer string }{
+		{"best kernel UDP", best}, {peerC, peerC}, {peerGo, peerGo}, {peerUDP, peerUDP},
+	} {
+		name := fmt.Sprintf("%s %d: %s / %s", op, size, peerGeneric, of.over)
+		if r, ok := newRatio(name, values(peerGeneric), values(of.peer)); ok {
 			out = append(out, r)
 		}
 	}
-	// The best of two is more than either of them where both are noisy, so C stands for
-	// itself as well: recvmmsg and sendmmsg in the rate.
-	add("best kernel UDP", peerC, peerUDP)
-	add(peerC, peerC)
-	add(peerGo, peerGo)
-	add(peerUDP, peerUDP)
 	return out
 }
 
