@@ -7,7 +7,7 @@ import (
 // NetOptions are how to measure the transports.
 type NetOptions struct {
 	Quick    bool
-	Rounds   int                // of all contestants; default 9
+	Rounds   int                // of all contestants, twice as many for the rate; default 9
 	Slice    time.Duration      // of one contestant; default 300 ms, quick 100 ms
 	Window   int                // datagrams under way for the rate; default 64
 	Progress func(where string) // may be nil

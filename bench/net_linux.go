@@ -117,14 +117,18 @@ func Net(ctx context.Context, o NetOptions) (*Report, error) {
 			if o.Quick && op.window > 1 && size > netSizes[0] {
 				continue
 			}
+			rounds := o.Rounds
+			if op.window > 1 {
+				rounds *= 2 // rates vary twice as much from slice to slice
+			}
 			got := map[string][]netSlice{}
-			for round := range o.Rounds {
+			for round := range rounds {
 				for _, p := range peers {
 					if round > 0 && !got[p][round-1].ok() {
 						got[p] = append(got[p], netSlice{}) // it is out
 						continue
 					}
-					o.Progress(fmt.Sprintf("%s, %d bytes, round %d of %d: %s", op.name, size, round+1, o.Rounds, p))
+					o.Progress(fmt.Sprintf("%s, %d bytes, round %d of %d: %s", op.name, size, round+1, rounds, p))
 					s, err := retried(ctx, func() (netSlice, error) { return b.slice(ctx, p, size, op.window) })
 					if ctx.Err() != nil {
 						return nil, ctx.Err()

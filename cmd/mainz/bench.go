@@ -105,8 +105,8 @@ slices. Needs root, two CPUs, and for the C side a compiler.`,
 		},
 	}
 	f := cmd.Flags()
-	f.BoolVar(&opts.Quick, "quick", false, "shorter slices, and the rate for 64 bytes only: half a minute")
-	f.IntVar(&opts.Rounds, "rounds", 0, "rounds of all contestants (default 9)")
+	f.BoolVar(&opts.Quick, "quick", false, "shorter slices, and the rate for 64 bytes only: under a minute")
+	f.IntVar(&opts.Rounds, "rounds", 0, "rounds of all contestants, twice as many for the rate (default 9)")
 	f.DurationVar(&opts.Slice, "slice", 0, "length of a slice (default 300ms, quick 100ms)")
 	f.IntVar(&opts.Window, "window", 64, "datagrams under way for the rate")
 	return cmd
