@@ -59,7 +59,7 @@ type Conn struct {
 	kernelPeers int // reached through the kernel
 	elsewhere   int // of these, not by this interface
 
-	turn      int    // the queue that the next Poll begins with
+	turn      int    // the queue that was looked at last
 	looks     int    // to come at the kernel's socket
 	strays    int    // ticks to come during which every turn looks there
 	passed    uint64 // by the program, when last asked
