@@ -176,7 +176,7 @@ func (c *Conn) refuse(kind transport.Kind, err error) {
 // openKind attaches the program and opens the sockets, in this order: a driver
 // makes its rings anew when a program comes.
 func (c *Conn) openKind(kind transport.Kind) (err error) {
-	o := socketOptions{ifindex: c.dev.index, queues: min(c.dev.rxq, maxQueues), zeroCopy: kind == transport.KindXDPZeroCopy}
+	o := socketOptions{ifindex: c.dev.index, queues: min(queuesOf(c.dev), maxQueues), zeroCopy: kind == transport.KindXDPZeroCopy}
 	o.frame, o.sg = frameFor(c.dev.mtu, o.zeroCopy && largeFrames(ethtoolDriver(c.dev.name)))
 	if c.prog, err = loadProgram(c.opts.Listen, c.opts.Filter, o.queues, o.sg); err != nil {
 		return err
@@ -515,6 +515,9 @@ func (c *Conn) flush() (err error) {
 		c.stats.TxCalls++
 		errno := kick(s.fd)
 		c.u.reap()
+		if c.u.zeroCopy && errno == 0 {
+			break // the driver sends when it gets to it; the next Flush looks again
+		}
 		switch errno {
 		case 0, unix.EINTR:
 		case unix.EAGAIN:
@@ -555,17 +558,18 @@ func (c *Conn) failed(errno unix.Errno) error {
 func (c *Conn) SetPeers(peers []transport.Peer) error {
 	c.open = -1
 	_ = c.Flush()
-	if err := c.kernel.SetPeers(peers); err != nil {
-		return err
-	}
 	table, err := transport.NewTable(peers, c.opts.Listen.Addr().Is6())
 	if err != nil {
 		return err
 	}
 	if c.prog != nil {
 		if err := c.prog.setMembers(table.Peers); err != nil {
-			return err
+			return errors.Join(err, c.prog.setMembers(c.table.Peers))
 		}
+	}
+	// It wants of peers what the table did, and takes these.
+	if err := c.kernel.SetPeers(peers); err != nil {
+		return err
 	}
 	old, was := c.peers, c.table
 	c.table, c.peers = table, make([]peer, len(peers))

@@ -43,9 +43,9 @@ func (e *Examination) look(r *routes, d device) {
 	if name := ethtoolDriver(d.name); name != "" {
 		e.Driver = name
 	}
-	e.RxQueues, e.TxQueues = d.rxq, d.rxq
-	if c, err := channels(d.name); err == nil && c.rx+c.combined > 0 {
-		e.RxQueues, e.TxQueues = int(c.rx+c.combined), int(c.tx+c.combined)
+	e.RxQueues, e.TxQueues = queuesOf(d), d.rxq
+	if c, err := channels(d.name); err == nil && c.tx+c.combined > 0 {
+		e.TxQueues = int(c.tx + c.combined)
 	}
 	if n, err := rings(d.name); err == nil {
 		e.RxRing, e.RxRingMax, e.TxRing, e.TxRingMax = int(n.rx), int(n.rxMax), int(n.tx), int(n.txMax)
@@ -115,7 +115,8 @@ func (e *Examination) kernel() {
 		name string
 		bit  uint
 	}{{"CAP_NET_ADMIN", unix.CAP_NET_ADMIN}, {"CAP_NET_RAW", unix.CAP_NET_RAW}, {"CAP_BPF", unix.CAP_BPF}} {
-		if caps[c.bit/32].Effective>>(c.bit%32)&1 == 0 {
+		has := func(bit uint) bool { return caps[bit/32].Effective>>(bit%32)&1 != 0 }
+		if !has(c.bit) && (c.bit != unix.CAP_BPF || !has(unix.CAP_SYS_ADMIN)) { // which stands for it
 			e.Capabilities = append(e.Capabilities, c.name)
 		}
 	}
@@ -127,9 +128,10 @@ func (e *Examination) memory(d device) {
 	if unix.Getrlimit(unix.RLIMIT_MEMLOCK, &lim) == nil {
 		e.MemlockBytes = lim.Cur
 	}
-	frame, sg := frameFor(d.mtu, largeFrames(e.Driver))
+	zeroCopy := e.features&featZeroCopy != 0
+	frame, sg := frameFor(d.mtu, zeroCopy && largeFrames(e.Driver))
 	e.Frame, e.MultiBuffer = int(frame), sg
-	e.NeedBytes = uint64(frame) * uint64(min(e.RxQueues, maxQueues)*rxFramesZeroCopy+txFrames)
+	e.NeedBytes = uint64(umemBytes(frame, min(e.RxQueues, maxQueues), zeroCopy))
 }
 
 func (e *Examination) advise(d device, noEthernet error) {
@@ -138,8 +140,22 @@ func (e *Examination) advise(d device, noEthernet error) {
 		say("this is no Ethernet interface: the kernel's UDP is used")
 		return
 	}
+	flow := "udp4"
+	if addr, err := netip.ParseAddr(e.Address); err == nil && addr.Unmap().Is6() {
+		flow = "udp6"
+	}
+	steer := fmt.Sprintf("ethtool -N %s flow-type %s dst-port PORT action 0", d.name, flow)
 	if !d.up {
 		say("the interface is down: ip link set %s up", d.name)
+	}
+	if e.AFXDP != "ok" {
+		say("AF_XDP sockets can't be had: a kernel with CONFIG_XDP_SOCKETS, and CAP_NET_RAW")
+	}
+	if e.BPF != "ok" {
+		say("the XDP program can't be loaded: a kernel with CONFIG_BPF_SYSCALL, and CAP_BPF and CAP_NET_ADMIN")
+	}
+	if e.RxRing > 0 && e.RxRing < min(rxSize, e.RxRingMax) || e.TxRing > 0 && e.TxRing < min(txSize, e.TxRingMax) {
+		say("short rings lose packets of a burst: ethtool -G %s rx %d tx %d", d.name, min(rxSize, e.RxRingMax), min(txSize, e.TxRingMax))
 	}
 	if len(e.Capabilities) > 0 {
 		say("grant the missing capabilities (AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW CAP_BPF in the unit); they are dropped after opening")
@@ -151,9 +167,9 @@ func (e *Examination) advise(d device, noEthernet error) {
 		say("program %d is attached: only one can be, so auto takes the kernel's UDP; bpftool prog show id %[1]d tells whose it is", e.Program)
 	}
 	if e.RxQueues > maxQueues {
-		say("%d receive queues, of which %d get a socket: steer our port to one of them (ethtool -N %s flow-type udp4 dst-port 4379 action 0), or have fewer (ethtool -L %[3]s combined %[2]d)", e.RxQueues, maxQueues, d.name)
+		say("%d receive queues, of which %d get a socket: steer our port to one of them (%s), or have fewer (ethtool -L %s combined %[2]d)", e.RxQueues, maxQueues, steer, d.name)
 	} else if e.RxQueues > 1 {
-		say("%d receive queues are looked at in turn: steering our port to one (ethtool -N %s flow-type udp4 dst-port 4379 action 0) makes that cheaper", e.RxQueues, d.name)
+		say("%d receive queues are looked at in turn: steering our port to one (%s) makes that cheaper", e.RxQueues, steer)
 	}
 	if e.MultiBuffer {
 		say("an MTU of %d needs several frames a packet, which costs a copy: 3500 or less does not", e.MTU)

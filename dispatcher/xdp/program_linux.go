@@ -30,6 +30,8 @@ const (
 	xdpRedirect = 4
 
 	maxMembers = 4096
+	// memberSlots is for two whole lists: new members come in before old ones go out.
+	memberSlots = 2 * maxMembers
 	// nearSlots is how many members the program finds without its hash table: one for
 	// each last byte of an address. Nodes of one network have different ones.
 	nearSlots = 256
@@ -57,7 +59,7 @@ func loadProgram(listen netip.AddrPort, f transport.Filter, queues int, frags bo
 		spec ebpf.MapSpec
 	}{
 		{&p.sockets, ebpf.MapSpec{Name: "mainz_sockets", Type: ebpf.XSKMap, KeySize: 4, ValueSize: 4, MaxEntries: uint32(queues)}},
-		{&p.members, ebpf.MapSpec{Name: "mainz_members", Type: ebpf.Hash, KeySize: 16, ValueSize: 4, MaxEntries: maxMembers}},
+		{&p.members, ebpf.MapSpec{Name: "mainz_members", Type: ebpf.Hash, KeySize: 16, ValueSize: 4, MaxEntries: memberSlots}},
 		{&p.near, ebpf.MapSpec{Name: "mainz_near", Type: ebpf.Array, KeySize: 4, ValueSize: nearSlots * 16, MaxEntries: 1, Flags: unix.BPF_F_MMAPABLE}},
 		{&p.counters, ebpf.MapSpec{Name: "mainz_counters", Type: ebpf.PerCPUArray, KeySize: 4, ValueSize: 8, MaxEntries: numCounters}},
 		{&p.passes, ebpf.MapSpec{Name: "mainz_passes", Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 1, Flags: unix.BPF_F_MMAPABLE}},
@@ -337,6 +339,9 @@ func (p *filterProgram) instructions(listen netip.AddrPort, f transport.Filter, 
 // setMembers makes members hold exactly these addresses. New ones come in
 // before old ones go out.
 func (p *filterProgram) setMembers(peers []transport.Peer) error {
+	if len(peers) > maxMembers {
+		return fmt.Errorf("%w: %d of them, AF_XDP takes %d", transport.ErrPeer, len(peers), maxMembers)
+	}
 	want := make(map[[16]byte]bool, len(peers))
 	var near [nearSlots][16]byte
 	for _, q := range peers {

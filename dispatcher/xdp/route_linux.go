@@ -65,7 +65,7 @@ type device struct {
 	mtu    int
 	mac    [6]byte
 	up     bool
-	rxq    int // receive queues, at most
+	rxq    int // receive queues that it was made with
 }
 
 var errNoEthernet = errors.New("not an Ethernet interface")
@@ -104,6 +104,15 @@ func (r *routes) device(index int) (device, error) {
 	}
 	copy(d.mac[:], a.HardwareAddr)
 	return d, nil
+}
+
+// queuesOf is how many receive queues of the device are in use, by its driver's word;
+// it may have been made with many more.
+func queuesOf(d device) int {
+	if c, err := channels(d.name); err == nil && c.rx+c.combined > 0 {
+		return min(int(c.rx+c.combined), d.rxq)
+	}
+	return d.rxq
 }
 
 // gone tells whether err says that the interface does not exist.

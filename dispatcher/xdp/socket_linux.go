@@ -130,16 +130,26 @@ type umem struct {
 	free     []uint64 // frames for sending
 }
 
+// rxFramesOf is how many frames a queue has.
+func rxFramesOf(zeroCopy bool) int {
+	if zeroCopy {
+		return rxFramesZeroCopy
+	}
+	return rxFramesCopy
+}
+
+// umemBytes is how much memory all frames take, which is locked.
+func umemBytes(frame uint32, queues int, zeroCopy bool) int {
+	return int(frame) * (queues*rxFramesOf(zeroCopy) + txFrames)
+}
+
 // openUMEM opens a socket on each of the queues; those above the interface's
 // last one are left out.
 func openUMEM(o socketOptions) (*umem, error) {
 	u := &umem{socketOptions: o}
 	u.queues = min(o.queues, maxQueues)
-	u.rxFrames = rxFramesCopy
-	if o.zeroCopy {
-		u.rxFrames = rxFramesZeroCopy
-	}
-	size := int(o.frame) * (u.queues*u.rxFrames + txFrames)
+	u.rxFrames = rxFramesOf(o.zeroCopy)
+	size := umemBytes(o.frame, u.queues, o.zeroCopy)
 	mem, err := unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_POPULATE)
 	if err != nil {
 		return nil, fmt.Errorf("map %d MiB of frames: %w", size>>20, err)
