@@ -51,7 +51,7 @@ func TestGroup(t *testing.T) {
 	want(t, err, nil)
 	defer os.RemoveAll(base)
 	want(t, os.Chmod(base, 0o755), nil)
-	program := testenv.Program(t)
+	program := testenv.Program(t, "program")
 	dir := filepath.Join(base, "v1")
 	d := child(t, "mainzd", "--config", os.DevNull, "--dir", dir, "--group", fmt.Sprint(group), "--size", "32MiB", "--slots", "8", "--log-level", "warn")
 	want(t, d.Start(), nil)

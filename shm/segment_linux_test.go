@@ -295,7 +295,7 @@ func TestOtherUser(t *testing.T) {
 	cfg.Group = fmt.Sprint(gid)
 	s := newSegment(t, dir, cfg)
 	c := join(t, s, nil)
-	public := testenv.Program(t)
+	public := testenv.Program(t, "program")
 	stranger := spawnExe(t, public, "attach", dir, &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 54321, Gid: 54321}})
 	stranger.says("refused true")
 	if msg := stranger.out.Text(); !strings.Contains(msg, "usermod -aG 12345 54321") {

@@ -1,6 +1,9 @@
 package main
 
 import (
+	"errors"
+	"fmt"
+	"io/fs"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -8,14 +11,15 @@ import (
 	"github.com/mainzdb/mainz/bench"
 )
 
-// benchCommand measures: `mainz bench local`, and the worker processes that
-// it starts.
+// benchCommand measures: `mainz bench local`, ring and net, and the worker
+// processes that they start.
 func benchCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "bench",
-		Short: "Measure the store beside its peers",
+		Short: "Measure store, ring and transports beside their peers",
 		Example: `  mainz bench local --quick
   mainz bench ring --quick
+  mainz bench net --quick
   mainz bench local -o json >result.json`,
 		Args: cobra.NoArgs,
 	}
@@ -93,8 +97,14 @@ slices. Needs root, two CPUs, and for the C side a compiler.`,
 				line = newProgressLine(cmd.ErrOrStderr())
 				opts.Progress = func(text string) { line.print(text, false) }
 			}
+			if opts.Rounds < 0 || opts.Slice < 0 || opts.Window < 2 {
+				return &problem{kind: usage, err: fmt.Errorf("--rounds %d, --slice %v, --window %d: want none below 0, and a window of at least 2", opts.Rounds, opts.Slice, opts.Window)}
+			}
 			report, err := bench.Net(cmd.Context(), opts)
 			line.end()
+			if errors.Is(err, fs.ErrPermission) {
+				return &problem{kind: permission, err: err, hint: "sudo mainz bench net"}
+			}
 			if err != nil {
 				return err
 			}

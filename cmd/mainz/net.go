@@ -3,12 +3,15 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net/netip"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -58,6 +61,12 @@ func (f *netFlags) add(cmd *cobra.Command) {
 	s.BoolVarP(&f.verbose, "verbose", "v", false, "log the choice of the path on standard error")
 }
 
+// forced tells whether one AF_XDP path was asked for and no other.
+func (f *netFlags) forced() bool {
+	m, err := xdp.ParseMode(f.mode)
+	return err == nil && m != xdp.Auto && m != xdp.UDP
+}
+
 // open opens the transport with these peers, and drops what only that needed.
 func (f *netFlags) open(cmd *cobra.Command, peers []string) (transport.Transport, drive.Options, error) {
 	o := drive.Options{CPU: f.cpu}
@@ -82,7 +91,7 @@ func (f *netFlags) open(cmd *cobra.Command, peers []string) (transport.Transport
 	}
 	t, err := xdp.Open(opts)
 	if err != nil {
-		return nil, o, err
+		return nil, o, netProblem(err)
 	}
 	var list []transport.Peer
 	for i, s := range peers {
@@ -95,15 +104,34 @@ func (f *netFlags) open(cmd *cobra.Command, peers []string) (transport.Transport
 	}
 	if err := t.SetPeers(list); err != nil {
 		t.Close()
-		return nil, o, err
+		return nil, o, netProblem(err)
 	}
-	if !f.keep && mode != xdp.UDP {
-		if err := xdp.DropPrivileges(); err != nil {
+	if !f.keep {
+		switch err := xdp.DropPrivileges(); {
+		case errors.Is(err, transport.ErrNotSupported) && mode == xdp.UDP:
+			// It needed none. Who built it with cgo keeps what there was.
+		case errors.Is(err, transport.ErrNotSupported):
+			t.Close()
+			return nil, o, &problem{kind: failure, err: err, hint: "or keep them here: --keep-privileges"}
+		case err != nil:
 			t.Close()
 			return nil, o, err
 		}
 	}
 	return t, o, nil
+}
+
+// netProblem says what to do about an error of a transport.
+func netProblem(err error) error {
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return &problem{kind: permission, err: err, hint: "AF_XDP wants root, or CAP_NET_ADMIN, CAP_NET_RAW and CAP_BPF: see mainz doctor net"}
+	case errors.Is(err, syscall.EADDRINUSE):
+		return &problem{kind: busy, err: err, hint: "another program has the port: end it, or give another one, --listen ADDRESS:PORT"}
+	case errors.Is(err, transport.ErrPeer):
+		return &problem{kind: usage, err: err, hint: "give each peer once, as an address of the IP version that --listen has"}
+	}
+	return err
 }
 
 func addrPort(s string) (netip.AddrPort, error) {
@@ -153,6 +181,9 @@ func (r *netResult) print(w io.Writer, asJSON bool) error {
 	}
 	s := r.Stats
 	fmt.Fprintf(w, "received %d (%d by the kernel), sent %d (%d by the kernel)", s.RxPackets, s.RxKernel, s.TxPackets, s.TxKernel)
+	if r.Unechoed > 0 {
+		fmt.Fprintf(w, ", not echoed %d", r.Unechoed)
+	}
 	for d, n := range s.Drops {
 		if n > 0 {
 			fmt.Fprintf(w, ", %s %d", transport.Drop(d), n)
@@ -211,7 +242,13 @@ func netPingCommand() *cobra.Command {
 				p.Duration = 0
 			}
 			got, err := drive.Ping(cmd.Context(), t, p)
-			if err != nil {
+			switch {
+			case errors.Is(err, drive.ErrOptions):
+				return &problem{kind: usage, err: err}
+			case errors.Is(err, drive.ErrNoAnswer):
+				return &problem{kind: timeout, err: fmt.Errorf("%s: %w (path: %v)", args[0], err, t.Path()),
+					hint: "does mainz net echo run there, and does it name this node's address as a peer?"}
+			case err != nil:
 				return fmt.Errorf("%w (path: %v)", err, t.Path())
 			}
 			r := newNetResult(t)
@@ -221,6 +258,10 @@ func netPingCommand() *cobra.Command {
 			}
 			if got.Received == 0 && cmd.Context().Err() != context.Canceled {
 				return &problem{kind: degraded, err: fmt.Errorf("none of %d datagrams came back", got.Sent)}
+			}
+			if f.forced() && !r.Proven {
+				return &problem{kind: degraded, err: fmt.Errorf("%s did not answer over %s, and was reached through the kernel", args[0], r.Kind),
+					hint: "its route may lead by another interface, or its hardware address is unknown: ip route get, ip neigh; and mainz doctor net at both ends"}
 			}
 			return nil
 		},

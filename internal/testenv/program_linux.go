@@ -9,8 +9,8 @@ import (
 )
 
 // Program copies the test's binary to where every user may run it, and returns the
-// path: the go command puts it where only we can go.
-func Program(t testing.TB) string {
+// path, which ends with name: the go command puts it where only we can go.
+func Program(t testing.TB, name string) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "mainz-program-")
 	if err != nil {
@@ -21,7 +21,7 @@ func Program(t testing.TB) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	to := filepath.Join(dir, "program")
+	to := filepath.Join(dir, name)
 	if err := errors.Join(os.Chmod(dir, 0o755), copyFile(to, exe)); err != nil {
 		t.Fatal(err)
 	}

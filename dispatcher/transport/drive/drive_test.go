@@ -2,9 +2,9 @@ package drive_test
 
 import (
 	"context"
+	"errors"
 	"math/rand/v2"
 	"net/netip"
-	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -80,14 +80,26 @@ func TestLoss(t *testing.T) {
 func TestNobody(t *testing.T) {
 	m := serve(t, &transport.Net{Lose: func(from, to netip.AddrPort, p []byte) bool { return true }})
 	_, err := drive.Ping(context.Background(), m, drive.PingOptions{To: 1, Count: 1, WaitFor: 1_000_000, Options: drive.Options{Idle: drive.Busy, CPU: -1}})
-	if err == nil || !strings.Contains(err.Error(), "has not answered") {
+	if !errors.Is(err, drive.ErrNoAnswer) {
 		t.Errorf("nobody answers: %v", err)
 	}
-	for _, o := range []drive.PingOptions{{To: 1}, {To: 1, Count: 1, Size: 15}, {To: 1, Count: 1, Size: 1 << 20}, {To: 1, Count: 1, Window: -1}, {To: 9, Count: 1}} {
-		if _, err := drive.Ping(context.Background(), m, o); err == nil {
+	for _, o := range []drive.PingOptions{{To: 1}, {To: 1, Count: 1, Size: 15}, {To: 1, Count: 1, Size: 1 << 20}, {To: 1, Count: 1, Window: -1}, {To: 9, Count: 1},
+		{To: 1, Count: -1}, {To: 1, Duration: -1}, {To: 1, Count: 1, Duration: -1}} {
+		if _, err := drive.Ping(context.Background(), m, o); !errors.Is(err, drive.ErrOptions) {
 			t.Errorf("%+v was taken", o)
 		}
 	}
+}
+
+// sleeper counts how often somebody goes to sleep.
+type sleeper struct {
+	*transport.Memory
+	slept int
+}
+
+func (s *sleeper) Fds() []int {
+	s.slept++
+	return s.Memory.Fds()
 }
 
 // TestIdle: every way to be idle finds what comes.
@@ -100,6 +112,19 @@ func TestIdle(t *testing.T) {
 		}
 		if r.Received != 20 || r.Lost != 0 {
 			t.Errorf("%s: %+v", idle, r)
+		}
+	}
+	// And each idles in its way: descriptors are asked for to sleep on them.
+	for idle, want := range map[drive.Idle]bool{drive.Adaptive: true, drive.Busy: false, drive.Sleep: true} {
+		m, err := new(transport.Net).Open(addrs[0], transport.Filter{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := &sleeper{Memory: m}
+		err = drive.Loop(context.Background(), s, drive.Options{Idle: idle, Spin: time.Millisecond, CPU: -1},
+			func(now time.Duration) (busy, done bool) { return false, now > 30*time.Millisecond })
+		if err != nil || s.slept > 0 != want {
+			t.Errorf("%s slept %d times, %v", idle, s.slept, err)
 		}
 	}
 	if _, err := drive.ParseIdle("never"); err == nil {

@@ -3,6 +3,7 @@ package drive
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math/bits"
 	"time"
@@ -24,6 +25,13 @@ type PingOptions struct {
 	// WaitFor is how long the first answer may take. Default: 5 s.
 	WaitFor time.Duration
 }
+
+var (
+	// ErrOptions says that this load can't be made.
+	ErrOptions = errors.New("unusable load")
+	// ErrNoAnswer says that the peer, or an echo server there, was not heard of.
+	ErrNoAnswer = errors.New("no answer")
+)
 
 // MinSize is the smallest datagram of a pinger: a number and a time.
 const MinSize = 16
@@ -63,11 +71,13 @@ func (o *PingOptions) check(t transport.Transport) error {
 	}
 	switch mtu := t.MTU(o.To); {
 	case o.Size < MinSize || o.Size > mtu:
-		return fmt.Errorf("size %d: want %d to %d, which is the path's MTU", o.Size, MinSize, mtu)
+		return fmt.Errorf("%w: size %d: want %d to %d, which is the path's MTU", ErrOptions, o.Size, MinSize, mtu)
 	case o.Window < 1:
-		return fmt.Errorf("window %d: want at least 1", o.Window)
+		return fmt.Errorf("%w: window %d: want at least 1", ErrOptions, o.Window)
+	case o.Count < 0 || o.Duration < 0:
+		return fmt.Errorf("%w: a count of %d, %v: want none below 0", ErrOptions, o.Count, o.Duration)
 	case o.Count == 0 && o.Duration == 0:
-		return fmt.Errorf("neither a count nor a duration")
+		return fmt.Errorf("%w: neither a count nor a duration", ErrOptions)
 	}
 	return nil
 }
@@ -195,7 +205,7 @@ func answers(ctx context.Context, t transport.Transport, o PingOptions) error {
 		return busy, late || ok && (t.Path().Proven || now > o.WaitFor/2)
 	})
 	if err == nil && !ok && ctx.Err() == nil {
-		err = fmt.Errorf("peer %d has not answered within %v: does mainz net echo run there, and does it name this node as a peer?", o.To, o.WaitFor)
+		err = fmt.Errorf("%w within %v", ErrNoAnswer, o.WaitFor)
 	}
 	return err
 }

@@ -1,0 +1,6 @@
+//go:build !cgo
+
+package testenv
+
+// Cgo tells whether this binary was built with cgo.
+const Cgo = false
