@@ -38,7 +38,8 @@ type Environment struct {
 }
 
 // Result is one contestant doing one thing. Latencies are of a whole call and
-// include the time stamps (see operation nop), over all slices together.
+// include the time stamps (see operation nop), over all slices together; in suites net
+// and ring they are the medians of those of the slices.
 type Result struct {
 	Suite      string  `json:"suite"`
 	Op         string  `json:"op"`

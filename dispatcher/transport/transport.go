@@ -110,7 +110,7 @@ type Refusal struct {
 // Path is the way in force.
 type Path struct {
 	Kind      Kind
-	Interface string // "" where the kernel chooses by route
+	Interface string // whose queues are taken, or were to be; "" where none was asked for
 	Queues    int    // AF_XDP sockets, one per receive queue
 	Proven    bool   // a peer has answered over this very path
 	Refused   []Refusal

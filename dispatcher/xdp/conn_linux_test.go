@@ -5,7 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -90,7 +93,9 @@ func (n inNS) SetPeers(p []transport.Peer) error {
 func (w *wire) open(t testing.TB, i int, o Options) (transport.Transport, error) {
 	t.Helper()
 	o.Listen = w.addr(i)
-	o.Log = slog.New(slog.NewTextHandler(testLog{t}, nil))
+	if o.Log == nil {
+		o.Log = slog.New(slog.NewTextHandler(testLog{t}, nil))
+	}
 	var tr transport.Transport
 	err := w.ns(i).Do(func() (err error) {
 		tr, err = Open(o)
@@ -218,9 +223,15 @@ func TestLargeMTU(t *testing.T) {
 
 func TestAuto(t *testing.T) {
 	w := newWire(t, false, 1)
-	tr, err := w.open(t, 0, Options{})
+	var log strings.Builder
+	tr, err := w.open(t, 0, Options{Log: slog.New(slog.NewTextHandler(&log, nil))})
 	if err != nil {
 		t.Fatal(err)
+	}
+	for _, want := range []string{`"transport: no xdp-zerocopy" interface=` + nameA + ` reason=`, `path="xdp-generic on ` + nameA + ` (not proven yet); not xdp-zerocopy: `} {
+		if !strings.Contains(log.String(), want) {
+			t.Errorf("the log lacks %s:\n%s", want, &log)
+		}
 	}
 	p := tr.Path()
 	if p.Kind != transport.KindXDPGeneric || p.Interface != nameA || p.Proven || len(p.Refused) != 1 ||
@@ -234,6 +245,162 @@ func TestAuto(t *testing.T) {
 	defer lo.Close()
 	if p := lo.Path(); p.Kind != transport.KindUDP || len(p.Refused) != 1 {
 		t.Errorf("path on lo is %v", p)
+	}
+}
+
+// TestOrder: the ways that are tried, the best one first.
+func TestOrder(t *testing.T) {
+	const zc, native, generic = transport.KindXDPZeroCopy, transport.KindXDPNative, transport.KindXDPGeneric
+	for _, c := range []struct {
+		mode   Mode
+		driver string
+		want   []transport.Kind
+	}{
+		{Auto, "device", []transport.Kind{zc, native, generic}}, {Auto, "veth", []transport.Kind{zc, generic, native}}, {Auto, "lo", nil},
+		{UDP, "device", nil}, {XDP, "device", []transport.Kind{zc}}, {Copy, "veth", []transport.Kind{native}}, {Generic, "device", []transport.Kind{generic}},
+	} {
+		if got := c.mode.kinds(c.driver); !slices.Equal(got, c.want) {
+			t.Errorf("%s on %s: %v, want %v", c.mode, c.driver, got, c.want)
+		}
+	}
+}
+
+// TestQueues: each receive queue in use has a socket, and what comes by the second one
+// is received there.
+func TestQueues(t *testing.T) {
+	w := newWire(t, false, 2)
+	a, _ := w.net(Copy).Open2(t, transport.Filter{})
+	c := conn(a)
+	if p := a.Path(); p.Queues != 2 || len(c.u.sockets) != 2 || len(c.u.mem) != umemBytes(c.u.frame, 2, false) {
+		t.Fatalf("%d sockets, %d bytes of frames: %v", len(c.u.sockets), len(c.u.mem), p)
+	}
+	// The kernel spreads its flows over the queues. From other ports they are strangers.
+	for port := uint16(20_000); c.u.sockets[1].rx.cons == 0; port++ {
+		if port == 20_500 {
+			t.Fatal("500 flows, and none by the second queue")
+		}
+		err := w.b.Do(func() error {
+			k, err := net.DialUDP("udp", &net.UDPAddr{IP: w.addr(1).Addr().AsSlice(), Port: int(port)}, net.UDPAddrFromAddrPort(w.addr(0)))
+			if err != nil {
+				return err
+			}
+			defer k.Close()
+			_, err = k.Write([]byte("by any queue"))
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 100 {
+			a.Poll(64, func([]byte, transport.PeerID) { t.Error("a stranger's datagram") })
+		}
+	}
+	if a.Stats().Drops[transport.DropStranger] == 0 {
+		t.Error("strangers were not counted")
+	}
+}
+
+// TestManyPeers: more than the program has room for are refused, and change nothing.
+func TestManyPeers(t *testing.T) {
+	w := newWire(t, false, 1)
+	a, b := w.net(Generic).Open2(t, transport.Filter{})
+	var list []transport.Peer
+	for i := range maxMembers + 1 {
+		list = append(list, transport.Peer{ID: transport.PeerID(i), Addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 9, byte(i >> 8), byte(i)}), 1)})
+	}
+	if err := a.SetPeers(list); !errors.Is(err, transport.ErrPeer) {
+		t.Fatalf("%d peers: %v", len(list), err)
+	}
+	for range 3 {
+		a.Send(t, 1, "to")
+		b.Send(t, 0, "fro")
+	}
+	transporttest.Eventually(t, "three datagrams each", func() bool { return len(a.Got) == 3 && len(b.Got) == 3 }, a, b)
+	// As many as there may be, twice, none of them the same.
+	for round := range 2 {
+		for i := range list {
+			list[i].Addr = netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(20 + round), byte(i >> 8), byte(i)}), 1)
+		}
+		if err := conn(a).prog.setMembers(list[:maxMembers]); err != nil {
+			t.Errorf("%d peers: %v", maxMembers, err)
+		}
+	}
+}
+
+// TestSleep: who sleeps on the descriptors is woken by what comes, and then finds it.
+func TestSleep(t *testing.T) {
+	for _, mode := range []Mode{UDP, Copy, Generic} {
+		t.Run(string(mode), func(t *testing.T) {
+			w := newWire(t, false, 1)
+			a, b := w.net(mode).Open2(t, transport.Filter{})
+			ready := func(ms int) bool {
+				var fds []unix.PollFd
+				for _, fd := range b.Fds() {
+					fds = append(fds, unix.PollFd{Fd: int32(fd), Events: unix.POLLIN})
+				}
+				n, err := unix.Poll(fds, ms)
+				for err == unix.EINTR {
+					n, err = unix.Poll(fds, ms)
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				return n > 0
+			}
+			came := 0
+			look := func() { b.Poll(64, func([]byte, transport.PeerID) { came++ }) }
+			for tries := 0; ready(0); tries++ { // answers to probes
+				if look(); tries > 10_000 {
+					t.Fatal("readable all the time")
+				}
+			}
+			came = 0
+			a.Send(t, 1, "wake up")
+			if !ready(60_000) {
+				t.Fatal("nobody was woken")
+			}
+			for range 10_000 {
+				if look(); came == 1 {
+					return
+				}
+			}
+			t.Errorf("%d datagrams found", came)
+		})
+	}
+}
+
+// TestBatches: a batch takes one system call to send, and few to receive.
+func TestBatches(t *testing.T) {
+	for _, mode := range []Mode{UDP, Copy, Generic} {
+		t.Run(string(mode), func(t *testing.T) {
+			const batch = 32
+			w := newWire(t, false, 1)
+			a, b := w.net(mode).Open2(t, transport.Filter{})
+			few := false
+			for range 100 { // the receiver may be called when half of them are there
+				for range batch {
+					a.Queue(t, 1, "one of many")
+				}
+				sent, received := a.Stats().TxCalls, b.Stats().RxCalls
+				if err := a.Flush(); err != nil {
+					t.Fatal(err)
+				}
+				if calls := a.Stats().TxCalls - sent; calls > 2 { // 2: Linux before 6.17
+					t.Fatalf("%d calls for %d datagrams", calls, batch)
+				}
+				for came, looks := 0, 0; came < batch; looks++ {
+					if came += b.Poll(64, func([]byte, transport.PeerID) {}); looks > 1_000_000 {
+						t.Fatalf("%d of %d came", came, batch)
+					}
+				}
+				if few = b.Stats().RxCalls-received <= 8; few {
+					break
+				}
+			}
+			if !few {
+				t.Errorf("never less than 8 calls to receive %d datagrams", batch)
+			}
+		})
 	}
 }
 
@@ -261,8 +428,8 @@ func TestTwoDaemons(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, mode := range []Mode{Generic, Copy} {
-		if _, err := w.open(t, 2, Options{Mode: mode}); err == nil {
-			t.Errorf("%s: two programs on one interface", mode)
+		if _, err := w.open(t, 2, Options{Mode: mode}); err == nil || !strings.Contains(err.Error(), "is attached there") {
+			t.Errorf("%s: two programs on one interface: %v", mode, err)
 		}
 	}
 	second, err := w.open(t, 2, Options{})

@@ -22,8 +22,6 @@ type Net struct {
 	// Ready is called with transports 0 and 1 that know each other, before
 	// the first datagram. nil: they are ready at once.
 	Ready func(t *testing.T, a, b transport.Transport)
-	// MayAllocate excuses Poll, Buf, Commit and Flush from not allocating.
-	MayAllocate bool
 }
 
 // waitLimit bounds every wait. Nothing is measured by it: a test that needs it
@@ -489,9 +487,6 @@ func peers(t *testing.T, net Net) {
 }
 
 func allocations(t *testing.T, net Net) {
-	if net.MayAllocate {
-		t.Skip("this transport may allocate")
-	}
 	a, b := net.Open2(t, transport.Filter{})
 	var got int
 	count := func(p []byte, from transport.PeerID) { got++ }
