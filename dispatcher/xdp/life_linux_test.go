@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -408,6 +410,9 @@ func unprivileged(tr transport.Transport, peer netip.AddrPort) string {
 		unix.Close(fd)
 		return "an AF_XDP socket without privileges"
 	}
+	if left := capabilitiesLeft(); left != "" {
+		return left
+	}
 	if err := tr.SetPeers([]transport.Peer{{ID: 5, Addr: peer}}); err != nil {
 		return err.Error()
 	}
@@ -422,6 +427,32 @@ func unprivileged(tr transport.Transport, peer netip.AddrPort) string {
 		}
 	}
 	return fmt.Sprintf("nothing came: %v %+v", tr.Path(), tr.Stats())
+}
+
+// capabilitiesLeft names a thread that has one of those that were to be dropped, or
+// may take it back.
+func capabilitiesLeft() string {
+	const dropped = 1<<unix.CAP_NET_ADMIN | 1<<unix.CAP_NET_RAW | 1<<unix.CAP_BPF | 1<<unix.CAP_PERFMON | 1<<unix.CAP_SYS_ADMIN
+	files, err := filepath.Glob("/proc/self/task/*/status")
+	if err != nil || len(files) == 0 {
+		return fmt.Sprint("no threads: ", err)
+	}
+	for _, name := range files {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			continue // a thread that has ended
+		}
+		for line := range strings.Lines(string(text)) {
+			key, value, _ := strings.Cut(strings.TrimSpace(line), ":\t")
+			if key != "CapEff" && key != "CapPrm" && key != "CapInh" {
+				continue
+			}
+			if set, err := strconv.ParseUint(value, 16, 64); err != nil || set&dropped != 0 {
+				return fmt.Sprintf("%s: %s %v", name, line, err)
+			}
+		}
+	}
+	return ""
 }
 
 // TestDropPrivileges: a transport works on without them, and new members get in.
