@@ -43,6 +43,7 @@ var (
 	ErrNotRunning   = shm.ErrNotRunning
 	ErrIncompatible = shm.ErrIncompatible
 	ErrStale        = shm.ErrStale
+	ErrCopied       = shm.ErrCopied
 	ErrPermission   = shm.ErrPermission
 	ErrCorrupt      = shm.ErrCorrupt
 	ErrClosed       = shm.ErrClosed

@@ -18,8 +18,8 @@
 // there and never a SIGBUS later. (Unless somebody cuts the file or punches
 // holes into it while it is mapped, which nothing can stop.)
 //
-// A file is looked at before it is mapped: one that is cut, foreign, of another
-// version, layout or boot of the kernel is an error that names both sides and
+// A file is looked at before it is mapped: one that is cut, foreign, copied, of
+// another version, layout or boot of the kernel is an error that names both sides and
 // what to do. A directory or file that a stranger could have put there, by a
 // link, by a mode or as its owner, is not used.
 //
@@ -97,7 +97,7 @@
 //	 176  16 areas: offset, size             8  progress of the recovery
 //	 432  cluster                           64  PID, user, PID namespace, start, joined at
 //	 496  creator                           96  generation
-//	                                       128  name
+//	 560  device, inode, birth, random id  128  name
 //	                                      1024  the layers above
 //
 // Beside its slot a client holds a lock (OFD) on one byte of the segment's

@@ -14,6 +14,9 @@ var (
 	ErrIncompatible = errors.New("incompatible segment")
 	// ErrStale: the segment is from an earlier boot of the kernel.
 	ErrStale = errors.New("segment of another boot")
+	// ErrCopied: the file is a copy of a segment, with the locks of the
+	// original's clients in it.
+	ErrCopied = errors.New("copied segment")
 	// ErrPermission: a file or directory may not be used, or is not safe to use.
 	ErrPermission = errors.New("no permission")
 	// ErrNoSpace: the file system can't hold the segment.

@@ -2,7 +2,9 @@ package shm
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -47,6 +49,9 @@ func newHeader(cfg *Config, boot [16]byte, unit uint64) (*Header, error) {
 	}
 	copy(h.cluster[:], cfg.Cluster)
 	copy(h.creator[:nameSize-1], program())
+	// A name, not a secret: it only has to be another one each time.
+	binary.LittleEndian.PutUint64(h.ID[:], rand.Uint64())
+	binary.LittleEndian.PutUint64(h.ID[8:], rand.Uint64())
 
 	at := uint64(firstArea)
 	slots := (uint64(cfg.Slots) + 1) * SlotSize

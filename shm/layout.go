@@ -12,7 +12,7 @@ import (
 
 // Versions and sizes of the format.
 const (
-	ABIMajor = 1 // another major is another format: refused
+	ABIMajor = 2 // another major is another format: refused
 	ABIMinor = 0 // a higher minor adds what older programs may ignore
 
 	HeaderSize   = 4096
@@ -82,7 +82,13 @@ type Header struct {
 	Areas        [maxAreas]struct{ Off, Size uint64 }
 	cluster      [nameSize]byte
 	creator      [nameSize]byte
-	_            [HeaderSize - 560]byte
+	// Which file this is: a copy has these words of the original, and another
+	// inode. All 0 in the heap.
+	Device uint64   // st_dev
+	Inode  uint64   // st_ino
+	Birth  uint64   // of the inode, nanoseconds since 1970; 0: the file system does not say
+	ID     [16]byte // random: no two segments that were created have the same
+	_      [HeaderSize - 600]byte
 }
 
 var _ [HeaderSize]byte = [unsafe.Sizeof(Header{})]byte{}
@@ -92,6 +98,8 @@ const _ = -(unsafe.Offsetof(Header{}.Checksum) ^ 24)
 const _ = -(unsafe.Offsetof(Header{}.Params) ^ 112)
 const _ = -(unsafe.Offsetof(Header{}.Areas) ^ 176)
 const _ = -(unsafe.Offsetof(Header{}.cluster) ^ 432)
+const _ = -(unsafe.Offsetof(Header{}.Device) ^ 560)
+const _ = -(unsafe.Offsetof(Header{}.ID) ^ 584)
 
 // Features that this program knows. There are none yet.
 const knownFeatures = 0
@@ -187,9 +195,9 @@ const (
 // layoutHash is FNV-1a over the description of this package's structs and of
 // the upper layer's.
 func layoutHash(upper string) uint64 {
-	own := fmt.Sprintf("shm header %d gate %d@%d lease %d@%d slot %d+%d areas %d@%d live@%d claim@%d pid@%d handles %d; ",
+	own := fmt.Sprintf("shm header %d gate %d@%d lease %d@%d slot %d+%d areas %d@%d identity@%d live@%d claim@%d pid@%d handles %d; ",
 		unsafe.Sizeof(Header{}), unsafe.Sizeof(GateLine{}), gateOffset, unsafe.Sizeof(LeaseLine{}), leaseOffset,
-		SlotHeadSize, SlotSize, maxAreas, unsafe.Offsetof(Header{}.Areas), unsafe.Offsetof(Slot{}.Live),
+		SlotHeadSize, SlotSize, maxAreas, unsafe.Offsetof(Header{}.Areas), unsafe.Offsetof(Header{}.Device), unsafe.Offsetof(Slot{}.Live),
 		unsafe.Offsetof(Slot{}.Claim), unsafe.Offsetof(Slot{}.PID), HandlesPerSlot)
 	return fnv(own + upper)
 }

@@ -91,6 +91,10 @@ func (p *place) create(ctx context.Context, cfg *Config, h *Header, fi *fsInfo, 
 		return nil, err
 	}
 	s := &Segment{h: h, dir: p.path, file: f, fs: *fi, boot: h.BootID}
+	if err := h.setFile(f); err != nil {
+		_ = f.Close()
+		return nil, err
+	}
 	if err := p.fillFile(ctx, s, cfg, fill); err != nil {
 		if s.r != nil {
 			_ = s.Close()
@@ -299,6 +303,9 @@ func attach(dir, layout string, ro bool) (*Segment, error) {
 	}
 	s := &Segment{dir: p.path, file: f, ro: ro, boot: boot}
 	if s.h, err = readHeader(f, uint64(st.Size), layout, boot); err == nil {
+		err = s.h.checkFile(f)
+	}
+	if err == nil {
 		if s.fs, err = fileSystem(int(f.Fd()), p.path); err == nil {
 			err = s.mapFile(p, false)
 		}
@@ -355,7 +362,11 @@ var bootID = sync.OnceValues(func() (id [16]byte, err error) {
 })
 
 // oldSegment is the one that Create replaces, as far as it is one.
-type oldSegment struct{ s *Segment }
+type oldSegment struct {
+	s *Segment
+	// copied: its slots are those of the original's clients, who are not here.
+	copied bool
+}
 
 func (p *place) openOld(boot [16]byte) oldSegment {
 	f, st, err := p.open(segmentName, unix.O_RDWR, 0)
@@ -364,6 +375,7 @@ func (p *place) openOld(boot [16]byte) oldSegment {
 	}
 	s := &Segment{dir: p.path, file: f}
 	s.h, err = readHeader(f, uint64(st.Size), anyLayout, boot)
+	copied := err == nil && s.h.checkFile(f) != nil
 	if err == nil {
 		err = s.mapFile(p, false)
 	}
@@ -373,7 +385,7 @@ func (p *place) openOld(boot [16]byte) oldSegment {
 		f.Close()
 		return oldSegment{}
 	}
-	return oldSegment{s}
+	return oldSegment{s, copied}
 }
 
 func (o oldSegment) close() {
@@ -383,7 +395,7 @@ func (o oldSegment) close() {
 }
 
 func (o oldSegment) hasClients() bool {
-	if o.s == nil {
+	if o.s == nil || o.copied {
 		return false
 	}
 	n := 0

@@ -149,7 +149,7 @@ func TestBadFiles(t *testing.T) {
 		{"a page too long", append(bytes.Clone(good), make([]byte, HeaderSize)...), ErrCorrupt, "its header says"},
 		{"zeros", make([]byte, size), ErrCorrupt, "not one of our segments"},
 		{"foreign", bytes.Repeat([]byte("TDB file\n"), 10_000), ErrCorrupt, "not one of our segments"},
-		{"a later version", edit(func(h *Header) { h.ABIMajor++; h.ABIMinor = 7 }), ErrIncompatible, "is 2.7"},
+		{"a later version", edit(func(h *Header) { h.ABIMajor++; h.ABIMinor = 7 }), ErrIncompatible, fmt.Sprintf("is %d.7", ABIMajor+1)},
 		{"an earlier version", edit(func(h *Header) { h.ABIMajor-- }), ErrIncompatible, "upgrade the segment's owner"},
 		{"another layout", edit(func(h *Header) { h.LayoutHash++ }), ErrIncompatible, "same version"},
 		{"a feature we don't know", edit(func(h *Header) { h.MustFeatures = 1 << 40 }), ErrIncompatible, "upgrade this program"},
@@ -165,6 +165,7 @@ func TestBadFiles(t *testing.T) {
 		{"an area too long", edit(func(h *Header) { h.Areas[AreaData].Size = 1<<64 - 4096 }), ErrCorrupt, "area"},
 		{"an area over the header", edit(func(h *Header) { h.Areas[AreaNode].Off = 0 }), ErrCorrupt, "area"},
 		{"an area at an odd place", edit(func(h *Header) { h.Areas[AreaNode].Off++ }), ErrCorrupt, "area"},
+		{"a copy", good, ErrCopied, "mainz dump"},
 		{"areas that overlap", edit(func(h *Header) { h.Areas[AreaData].Off = h.Areas[AreaNode].Off }), ErrCorrupt, "overlap"},
 	} {
 		other := filepath.Join(testenv.ShmDir(t), "v1")

@@ -27,6 +27,7 @@ var (
 	notRunning   = &kind{3, "not_running", "start mainzd for it; or is this not the directory of the node? see --dir and MAINZ_DIR"}
 	permission   = &kind{4, "permission", "run as a member of the group that owns the directory"}
 	incompatible = &kind{5, "incompatible", "upgrade the side that the message names, or create the segment anew"}
+	copied       = &kind{5, "incompatible", ""} // the message says what to do
 	timeout      = &kind{6, "timeout", ""}
 	degraded     = &kind{7, "degraded", ""}
 	notFound     = &kind{8, "not_found", ""}
@@ -44,6 +45,7 @@ var kinds = []struct {
 	{ltdb.ErrStale, notRunning},
 	{ltdb.ErrPermission, permission},
 	{ltdb.ErrIncompatible, incompatible},
+	{ltdb.ErrCopied, copied},
 	{ltdb.ErrCorrupt, degraded},
 	{ltdb.ErrNotFound, notFound},
 	{ltdb.ErrNoDatabase, noDatabase},

@@ -73,7 +73,7 @@ func exitCode(err error) int {
 		code   int
 	}{
 		{errUsage, 2}, {ltdb.ErrNotRunning, 3}, {ltdb.ErrStale, 3}, {ltdb.ErrPermission, 4}, {os.ErrPermission, 4},
-		{ltdb.ErrIncompatible, 5}, {ltdb.ErrInUse, 9}, {ltdb.ErrNoSpace, 10},
+		{ltdb.ErrIncompatible, 5}, {ltdb.ErrCopied, 5}, {ltdb.ErrInUse, 9}, {ltdb.ErrNoSpace, 10},
 	} {
 		if errors.Is(err, k.target) {
 			return k.code
