@@ -252,7 +252,11 @@ func attends(b bounds) *scenario {
 
 func TestExploreDispatcher(t *testing.T) {
 	var sum tally
+	n, part := parts(t)
 	for i, k := range dispatchCases {
+		if n > 1 && i != part%len(dispatchCases) {
+			continue
+		}
 		t.Run(fmt.Sprint(i), func(t *testing.T) {
 			bs := []bounds{{2, 0}, {1, 1}}
 			if *exploreFull {
@@ -305,6 +309,7 @@ func TestExploreDispatcherKill(t *testing.T) {
 		}},
 	}
 	var sum tally
+	n, part := parts(t)
 	for _, name := range slices.Sorted(maps.Keys(cases)) {
 		t.Run(strings.ReplaceAll(name, " ", "_"), func(t *testing.T) {
 			for deaths := 1; deaths <= 2; deaths++ {
@@ -316,10 +321,11 @@ func TestExploreDispatcherKill(t *testing.T) {
 					sc.clients = append(sc.clients, actorDef{name: "repairer", dies: true, do: (*client).recover, warm: warmUp})
 				}
 				if sc.c.Sequential = true; deaths > 1 && !*exploreFull {
-					sc.c.MaxRuns = piecesRuns
+					sc.c.MaxRuns = piecesRuns / n
 				}
+				sc.c.Slices, sc.c.Slice = n, part
 				r := sound(t, sc.explore(t))
-				if r.Deaths == 0 || !r.Complete && sc.c.MaxRuns == 0 {
+				if r.Deaths == 0 && n == 1 || !r.Complete && sc.c.MaxRuns == 0 {
 					t.Error("not complete, or nobody died")
 				}
 				sum.add(r)
@@ -389,9 +395,10 @@ func (c *disp) resupply(when string) {
 }
 
 func TestExploreFreeze(t *testing.T) {
+	n, _ := parts(t)
 	for _, b := range []bounds{{2, 0}, {1, 1}} {
 		sc := freezes(b)
-		sc.c.MaxRuns = 20_000
+		sc.c.MaxRuns = 20_000 / n
 		sound(t, sc.explore(t))
 	}
 }

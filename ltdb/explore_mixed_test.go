@@ -89,6 +89,10 @@ func TestExploreMixed(t *testing.T) {
 	if *exploreFull {
 		first, programs, runs = uint64(time.Now().UnixNano()), 20_000, 500
 	}
+	if n, part := parts(t); n > 1 {
+		programs = (programs + uint64(n) - 1) / uint64(n)
+		first += uint64(part) * programs
+	}
 	t.Logf("seeds from %d", first)
 	var sum tally
 	start := time.Now()

@@ -248,16 +248,18 @@ func gone(l string) func(v value) (value, bool) {
 // who repairs it and removes its pieces.
 func TestExplorePiecesKill(t *testing.T) {
 	var sum tally
+	n, part := parts(t)
 	for _, k := range piecesKillCases {
 		t.Run(strings.ReplaceAll(k.name, " ", "_"), func(t *testing.T) {
 			for deaths := 1; deaths <= 2; deaths++ {
 				sc := k.scenario(bounds{0, deaths}, true)
 				sc.c.EveryAccess = *exploreFull
 				if deaths == 2 && !*exploreFull {
-					sc.c.MaxRuns = piecesRuns
+					sc.c.MaxRuns = piecesRuns / n
 				}
+				sc.c.Slices, sc.c.Slice = n, part
 				r := sound(t, sc.explore(t))
-				if r.Deaths == 0 || !r.Complete && sc.c.MaxRuns == 0 {
+				if r.Deaths == 0 && n == 1 || !r.Complete && sc.c.MaxRuns == 0 {
 					t.Error("not complete, or nobody died")
 				}
 				sum.add(r)
@@ -294,7 +296,11 @@ var piecesRaceCases = []piecesCase{
 
 func TestExplorePiecesRace(t *testing.T) {
 	var sum tally
-	for _, k := range piecesRaceCases {
+	n, part := parts(t)
+	for i, k := range piecesRaceCases {
+		if n > 1 && i != part%len(piecesRaceCases) {
+			continue
+		}
 		t.Run(strings.ReplaceAll(k.name, " ", "_"), func(t *testing.T) {
 			bs := []bounds{{2, 0}, {1, 1}}
 			if *exploreFull {
@@ -352,13 +358,15 @@ func TestExplorePlain(t *testing.T) {
 		{name: "removal", start: map[string]string{"k": "abc"}, warm: warmUp, do: func(c *client) { c.unplain("k", "b") }},
 		{name: "removal of all", start: map[string]string{"k": "b"}, warm: warmUp, do: func(c *client) { c.unplain("k", "b") }},
 	}
+	n, part := parts(t)
 	for _, k := range kills {
 		for deaths := 1; deaths <= 2; deaths++ {
 			sc := k.scenario(deaths)
 			if deaths == 2 && !*exploreFull {
-				sc.c.MaxRuns = piecesRuns
+				sc.c.MaxRuns = piecesRuns / n
 			}
-			if r := sound(t, sc.explore(t)); !r.Complete && sc.c.MaxRuns == 0 || r.Deaths == 0 {
+			sc.c.Slices, sc.c.Slice = n, part
+			if r := sound(t, sc.explore(t)); !r.Complete && sc.c.MaxRuns == 0 || r.Deaths == 0 && n == 1 {
 				t.Error("not complete, or nobody died")
 			}
 		}
@@ -371,7 +379,10 @@ func TestExplorePlain(t *testing.T) {
 		{name: "append, lock and delete", start: map[string]string{"k": "ab"}, do: []func(c *client){
 			func(c *client) { c.plain("k", IfAbsent, "c") }, func(c *client) { c.storeUnlock("k", c.lock("k"), "") }}},
 	}
-	for _, k := range races {
+	for i, k := range races {
+		if n > 1 && i != part%len(races) {
+			continue
+		}
 		for _, b := range []bounds{{2, 0}, {1, 1}} {
 			sc := k.scenario(b)
 			sc.c.MaxRuns = 3000

@@ -8,6 +8,7 @@ import (
 	"flag"
 	"fmt"
 	"maps"
+	"math/rand/v2"
 	"os"
 	"runtime/debug"
 	"slices"
@@ -32,6 +33,26 @@ var (
 	exploreFull = flag.Bool("explore.full", false, "explore: the long form, some hours")
 	exploreTime = flag.Duration("explore.time", 2*time.Minute, "explore: limit of one case in the long form")
 )
+
+// shortParts is into how many parts the explorer's work is cut. The short form
+// does one of them, in seconds; without -short every run does all.
+const shortParts = 16
+
+var explorePart = flag.Int("explore.part", -1, fmt.Sprintf("explore: with -short, which of the %d parts of the work to do; -1: one by chance", shortParts))
+
+// parts returns into how many parts the work is cut in this run, and which of
+// them is to be done.
+func parts(t *testing.T) (n, part int) {
+	if !testing.Short() {
+		return 1, 0
+	}
+	part = *explorePart
+	if part < 0 {
+		part = rand.IntN(shortParts)
+	}
+	t.Logf("part %d of %d (-explore.part=%d)", part, shortParts, part)
+	return shortParts, part % shortParts
+}
 
 func TestMain(m *testing.M) {
 	flag.Parse()

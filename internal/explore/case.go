@@ -47,6 +47,12 @@ type Case struct {
 	// states that differ only in what tasks had seen that have ended are one.
 	Forget bool
 
+	// Slices cuts the search of a Sequential case into that many parts, of which
+	// this one is number Slice, from 0. A part tries the first death only before
+	// each Slices-th access; all parts together try what the whole search tries.
+	// 0 and 1 mean the whole.
+	Slices, Slice int
+
 	MaxRuns  int
 	MaxTime  time.Duration // of the real clock
 	MaxSteps int           // accesses of one run, more is a livelock; 0: 1,000,000

@@ -168,6 +168,9 @@ func in(t *testing.T, c *Case, f func(x *explorer)) Result {
 	if c.MaxSteps == 0 {
 		c.MaxSteps = 1_000_000
 	}
+	if c.Slices > 1 && (!c.Sequential || c.Slice < 0 || c.Slice >= c.Slices) {
+		panic(fmt.Sprintf("explore: part %d of %d: a part from 0 on, of a Sequential case", c.Slice, c.Slices))
+	}
 	x := &explorer{c: c, ends: map[uint64]struct{}{}}
 	x.res.Bound = noBound
 	start := time.Now()
@@ -462,6 +465,7 @@ func (x *explorer) replay(p *playback) *Run {
 	// Offer more than was offered: what is not in the schedule is not done.
 	c.EveryAccess, c.DieWoken, c.FewBytes = true, false, false
 	c.Deaths, c.EarlySlices = maxTasks, 1<<20
+	c.Slices = 0
 	own := x.c
 	x.c, x.bound = &c, Unbounded
 	log := &tracer{}

@@ -439,6 +439,37 @@ func TestDeathInAllocator(t *testing.T) {
 	}
 }
 
+// TestSlices: the parts of a search try together what the whole search tries,
+// and each finds what is to be found with it.
+func TestSlices(t *testing.T) {
+	whole := good(t, Exhaust(t, shelves(true, 2, true)))
+	for _, n := range []int{2, 5} {
+		first, last, deaths := 0, 0, 0
+		for i := range n {
+			c := shelves(true, 2, true)
+			c.Slices, c.Slice = n, i
+			deaths += good(t, Exhaust(t, c)).Deaths
+			c = shelves(false, 1, true)
+			c.Slices, c.Slice = n, i
+			if r := Exhaust(t, c); r.Violation != nil {
+				if again := Replay(t, c, r.Violation.Schedule); again == nil {
+					t.Errorf("part %d of %d: its schedule does not repeat the violation", i, n)
+				}
+				first, last = first+1, i
+			}
+		}
+		// A part that dies nowhere in common with another repeats only the runs
+		// after the first death, and a state that two parts meet is two.
+		if deaths < whole.Deaths {
+			t.Errorf("%d parts: %d deaths, the whole search %d", n, deaths, whole.Deaths)
+		}
+		if first == 0 {
+			t.Errorf("%d parts: none finds the leak", n)
+		}
+		t.Logf("%d parts: %d deaths of %d, %d parts find the leak, the last is part %d", n, deaths, whole.Deaths, first, last)
+	}
+}
+
 // stack is Treiber's: right with a count in the head, wrong (ABA) without.
 type stack struct {
 	head shm.Word64 // node + 1 | count << 32
