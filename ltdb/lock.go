@@ -450,10 +450,7 @@ func (s *Store) canceller(ctx context.Context) (*shm.Word32, func() bool) {
 		return nil, func() bool { return true }
 	}
 	w := new(shm.Word32)
-	return w, context.AfterFunc(ctx, func() {
-		w.Swap(1)
-		w.Wake(shm.All)
-	})
+	return w, context.AfterFunc(ctx, w.Raise)
 }
 
 // turns lets one goroutine at a time wait for a record in the kernel.

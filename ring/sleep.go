@@ -48,10 +48,7 @@ func (s *sleeper) cancel(ctx context.Context) *shm.Word32 {
 	}
 	w := new(shm.Word32)
 	s.word = w
-	s.end = context.AfterFunc(ctx, func() {
-		w.Swap(1)
-		w.Wake(shm.All)
-	})
+	s.end = context.AfterFunc(ctx, w.Raise)
 	return w
 }
 

@@ -28,6 +28,15 @@ func (w *Word32) Swap(x uint32) uint32 {
 	return atomic.SwapUint32(&w.v, x)
 }
 
+// Raise makes the word 1 and wakes who sleeps on it. The word lies in memory of
+// this process alone, where it ends a wait (WaitAny). Any goroutine may call it,
+// also one that no task of the explorer has started: it is no access to shared
+// memory, and the explorer is not asked.
+func (w *Word32) Raise() {
+	atomic.StoreUint32(&w.v, 1)
+	wake(w, All)
+}
+
 // Load returns the word; no later load or store of this thread is seen before it.
 func (w *Word64) Load() uint64 {
 	access(OpLoad, w)

@@ -3,6 +3,7 @@
 package explore
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -661,3 +662,64 @@ func benchmark(b *testing.B, on bool) {
 		w.end()
 	}
 }
+
+// TestPrivateWord: goroutines of one process wait for each other by a word of its own.
+func TestPrivateWord(t *testing.T) {
+	private := func(raise bool) Case {
+		return Case{Name: "private word", Preemptions: Unbounded, Setup: func(r *Run) {
+			m := share[struct{ n, other shm.Word64 }](r)
+			mine := new(shm.Word32)
+			p := r.Process("p", nil)
+			p.Go(func(*Task) {
+				for mine.Load() == 0 {
+					shm.WaitAny(time.Second, shm.Watch{W: mine, Val: 0})
+				}
+				m.n.Store(m.n.Load() * 2)
+			})
+			p.Go(func(*Task) {
+				m.n.Store(1)
+				if raise {
+					mine.Raise()
+				}
+			})
+			r.Check(func() error {
+				if got := m.n.Load(); got != 2 {
+					return fmt.Errorf("%d, not 2", got)
+				}
+				return nil
+			})
+		}}
+	}
+	good(t, Exhaust(t, private(true)))
+	bad(t, private(false), Exhaust(t, private(false)), "everybody waits")
+}
+
+// TestForeignGoroutine: a context that ends when nobody runs the case any more sets a
+// word in a goroutine of its own. That is no access, whatever the explorer is at.
+func TestForeignGoroutine(t *testing.T) {
+	asked := 0
+	shm.Sim = counting{&asked}
+	defer func() { shm.Sim = nil }()
+	ctx, cancel := context.WithCancel(context.Background())
+	w := new(shm.Word32)
+	done := make(chan struct{})
+	context.AfterFunc(ctx, func() {
+		w.Raise()
+		close(done)
+	})
+	cancel()
+	<-done
+	if asked != 0 {
+		t.Errorf("the explorer was asked %d times", asked)
+	}
+	if w.Load() != 1 || asked != 1 {
+		t.Error("the word was not set, or a load goes unseen")
+	}
+}
+
+type counting struct{ n *int }
+
+func (c counting) Access(shm.Op, unsafe.Pointer)      { *c.n++ }
+func (c counting) Spin()                              { *c.n++ }
+func (c counting) WaitAny([]shm.Watch) shm.WaitResult { *c.n++; return shm.TimedOut }
+func (c counting) Wake(unsafe.Pointer, int)           { *c.n++ }

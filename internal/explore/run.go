@@ -203,15 +203,36 @@ func (r *Run) next() bool {
 				return false
 			}
 		case runs:
-			r.cur = r.tasks[o.task]
-			r.cur.state = ready
+			r.resume(r.tasks[o.task])
 			return true
 		}
 	}
 }
 
 func (t *Task) runnable() bool {
-	return t.state == ready || t.state == spinning && t.r.changed >= t.turn
+	return t.state == ready || t.state == spinning && t.r.changed >= t.turn || t.released()
+}
+
+// released reports whether the task's wait has ended by a word of private memory.
+func (t *Task) released() bool {
+	if t.state != blocked {
+		return false
+	}
+	for _, w := range t.ws[:t.nws] {
+		if t.r.granule(unsafe.Pointer(w.W)) == private && t.r.peek32(w.W) != w.Val {
+			return true
+		}
+	}
+	return false
+}
+
+// resume makes the task the one that runs.
+func (r *Run) resume(t *Task) {
+	if t.state == blocked {
+		r.wakeUp(t, shm.Woken)
+	}
+	t.state = ready
+	r.cur = t
 }
 
 // endSlice offers the waits that a slice may end, when nobody can run.
@@ -438,8 +459,7 @@ func (r *Run) point(t *Task, op shm.Op, g uint64) {
 			}
 		case runs:
 			r.preempts--
-			r.cur = r.tasks[o.task]
-			r.cur.state = ready
+			r.resume(r.tasks[o.task])
 			t.yield()
 			return
 		}
@@ -527,17 +547,21 @@ func (r *Run) WaitAny(ws []shm.Watch) shm.WaitResult {
 	r.settle()
 	t.nws = 0
 	for _, w := range ws {
-		if w.W != nil && r.granule(unsafe.Pointer(w.W)) != private {
+		if w.W != nil {
 			t.ws[t.nws] = w
 			t.nws++
 		}
 	}
 	g := uint64(eventGranule)
-	if t.nws > 0 {
-		g = r.granule(unsafe.Pointer(t.ws[0].W))
-	}
 	for _, w := range t.ws[:t.nws] { // switch if any of the words is shared
-		if h := r.granule(unsafe.Pointer(w.W)); r.x.isShared(h) {
+		h := r.granule(unsafe.Pointer(w.W))
+		if h == private {
+			continue
+		}
+		if g == eventGranule {
+			g = h
+		}
+		if r.x.isShared(h) {
 			g = h
 			break
 		}
@@ -545,7 +569,9 @@ func (r *Run) WaitAny(ws []shm.Watch) shm.WaitResult {
 	r.point(t, opWait, g)
 	same := true
 	for _, w := range t.ws[:t.nws] {
-		r.record(t, opWait, r.granule(unsafe.Pointer(w.W)), unsafe.Pointer(w.W))
+		if h := r.granule(unsafe.Pointer(w.W)); h != private {
+			r.record(t, opWait, h, unsafe.Pointer(w.W))
+		}
 		same = same && r.peek32(w.W) == w.Val
 	}
 	if !same {
@@ -649,9 +675,9 @@ func (r *Run) granule(p unsafe.Pointer) uint64 {
 	return private
 }
 
-// private is memory that the tasks do not share. A wait may watch a word
-// there, such as one that ends it when its context ends; the explorer's tasks
-// see it not change.
+// private is memory that the processes do not share. A wait may watch a word
+// there: one that ends it when its context ends, or that another goroutine of
+// the process sets. The wait can go on as soon as that word has changed.
 const private = ^uint64(0)
 
 // offset returns where in the run's memories p points: they count as if they
@@ -763,7 +789,9 @@ func (r *Run) state(print uint64) uint64 {
 				s = 16
 			}
 		case blocked:
-			if t.slept >= r.changed {
+			if t.released() {
+				s = 18
+			} else if t.slept >= r.changed {
 				s = 17
 			}
 		case ready:
