@@ -31,6 +31,8 @@ func TestMain(m *testing.M) {
 		daemon.Main()
 	case "client":
 		tortureClient()
+	case "pieces":
+		piecesClient()
 	case "attach":
 		attachClient()
 	default:

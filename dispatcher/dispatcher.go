@@ -62,9 +62,11 @@ type Dispatcher struct {
 	eff         protocol.Effects
 	msg         wire.Message
 	gate        protocol.Gate // as it stands in the segment
-	pass        ltdb.Pass
 	passNum     uint64
 	passing     bool
+	left        ltdb.Left        // of the dispatchers before this one
+	leftOver    bool             // nothing of it is to be done any more
+	leftAt      protocol.Instant // when to go on with it if there is other work
 	orphans     bool
 	stuck       int // sleeps since a client that is behind with its replies took some
 	rung        func(db uint32, key []byte)
@@ -123,28 +125,15 @@ func (d *Dispatcher) open(ctx context.Context) (err error) {
 	d.calls = &calls{seg: d.seg, node: d.node}
 	d.store = newStore(d.d, d.calls)
 
-	// What the dispatcher before us has left. The gate is closed before the
-	// records are walked; clients wait for a moment.
+	// What the dispatcher before us has left. The gate stays open: a node that is
+	// alone gives no record away, so nothing that a client is in the middle of has
+	// to be over before the node opens, and a client that is stopped there keeps
+	// nobody. (Where other nodes are, a promise to them needs that: ltdb's Freeze
+	// and Pass.) Locks and flags of that dispatcher are released by the loop.
 	warm := d.node.Magic.Load() == call.Magic
-	d.d.Freeze()
-	var pass ltdb.Pass
-	for limit := time.Now().Add(10 * time.Second); ; {
-		busy, err := d.d.Pass(&pass)
-		if err != nil {
-			return err
-		}
-		if len(busy) == 0 {
-			break
-		}
-		if time.Now().After(limit) {
-			return fmt.Errorf("dispatcher: client in slot %d (%s) is stopped in the middle of a change; end it", busy[0], d.seg.SlotName(busy[0]))
-		}
-		time.Sleep(100 * time.Microsecond)
-	}
 	d.calls.settle(d.store, func(slot, generation uint32) bool {
 		return slot >= 1 && slot <= d.seg.Slots() && d.node.Attached[slot].Load() == generation && d.store.alive(slot, generation)
 	})
-	d.d.ReleaseUnlisted(func(uint32, []byte) bool { return false })
 	d.load(warm)
 	d.core = protocol.New(d.time(), protocol.Config{
 		Self: 0, Nodes: 1, Incarnation: uint64(d.incarnation), Seed: binary.LittleEndian.Uint64(seed[4:]),
@@ -178,7 +167,7 @@ func (d *Dispatcher) open(ctx context.Context) (err error) {
 	if d.listener, err = attach.Listen(d.opts.Dir, d.opts.Store.Config.Group); err != nil {
 		return err
 	}
-	// Until the gate is open nobody is served: it takes a few turns.
+	// Until the core has opened nobody is served: it takes a few turns.
 	for d.gate.State != protocol.GateOpen {
 		if err := ctx.Err(); err != nil {
 			return fmt.Errorf("dispatcher: opening the node: %w", err)
@@ -296,6 +285,10 @@ func (d *Dispatcher) turn() bool {
 	}
 	replies := d.Stats.Replies
 	d.taken()
+	if !d.leftOver && (!did || d.now >= d.leftAt) {
+		d.releaseLeft()
+		did = true
+	}
 	return did || d.Stats.Rung != rung || d.Stats.Replies != replies
 }
 
@@ -320,9 +313,7 @@ func (d *Dispatcher) taken() {
 	d.core.Take(e)
 	d.next = e.Next
 	if e.Freeze {
-		d.d.Freeze()
-		d.gate.State = protocol.GateFrozen
-		d.pass, d.passNum, d.passing = ltdb.Pass{}, e.PassNum, true
+		d.passNum, d.passing = e.PassNum, true
 	}
 	if e.Gate != d.gate {
 		d.setGate(e.Gate)
@@ -347,21 +338,34 @@ func (d *Dispatcher) setGate(g protocol.Gate) {
 		d.d.Mapped(uint64(g.Epoch), uint32(g.VNN), 1, 0)
 		d.d.Lease(shm.NoLease, shm.NoLease)
 		d.d.Open()
-	} else if d.gate.State == protocol.GateOpen {
-		d.d.Freeze()
 	}
 	d.gate = g
 }
 
-// goOn looks again at the handles that were busy when the gate was closed.
+// goOn ends the pass that the core has asked for: see open.
 func (d *Dispatcher) goOn() {
-	busy, err := d.d.Pass(&d.pass)
-	if err != nil {
-		d.log.Error("pass", "error", err)
-	}
-	if err == nil && len(busy) == 0 {
-		d.passing = false
-		d.core.Frozen(d.now, d.passNum)
+	d.passing = false
+	d.core.Frozen(d.now, d.passNum)
+}
+
+// sliceLimit is how long the loop works in a row on what can be interrupted, while
+// requests wait.
+const sliceLimit = 500 * time.Microsecond
+
+// slice returns a function that says, when the work on it is to be interrupted.
+func slice() (goOn func() bool) {
+	limit := time.Now().Add(sliceLimit)
+	return func() bool { return time.Now().Before(limit) }
+}
+
+// releaseLeft goes on with the walk over what the dispatchers before this one have
+// left. While there are requests it gets half of the time.
+func (d *Dispatcher) releaseLeft() {
+	released := d.left.Released()
+	d.leftOver = d.d.ReleaseLeft(&d.left, nil, slice())
+	d.leftAt = d.time() + 2*protocol.Instant(sliceLimit)
+	if d.left.Released() && !released {
+		d.log.Debug("locks of the last dispatcher are released", "after", time.Since(d.start))
 	}
 }
 
@@ -396,8 +400,7 @@ func (d *Dispatcher) Close() error {
 	if d.d != nil {
 		if d.node != nil {
 			d.node.Incarnation.Store(0)
-			// Nobody is to hand records over to who isn't there.
-			d.d.ReleaseUnlisted(func(uint32, []byte) bool { return false })
+			d.d.Leave()
 		}
 		errs = append(errs, d.d.Close())
 		d.d = nil

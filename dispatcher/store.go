@@ -3,7 +3,6 @@ package dispatcher
 import (
 	"github.com/mainzdb/mainz/ltdb"
 	"github.com/mainzdb/mainz/protocol"
-	"github.com/mainzdb/mainz/protocol/wire"
 )
 
 // store presents the segment's records to the core. It notes in the segment
@@ -163,21 +162,22 @@ func (s *store) Scan(db uint32, cursor uint64, f func(key []byte, r *protocol.Re
 	})
 }
 
-func (s *store) Each(f func(db uint32, key []byte, rsn uint64)) { s.d.Each(f) }
+// Each tells the core of no record: it asks in order to tell other nodes, and to
+// release what the dispatcher before this one had locked, which the loop does. A
+// walk over all records here would keep every request for as long.
+func (s *store) Each(func(db uint32, key []byte, rsn uint64)) {}
 
-func (s *store) Sweep(keep func(o protocol.OPID) bool) {
-	s.d.Sweep(func(o ltdb.OPID) bool { return keep(opid(o)) })
-}
-
-func opid(o ltdb.OPID) wire.OPID {
-	return wire.OPID{PNN: wire.PNN(o.PNN), Life: o.Life, Counter: o.Counter}
-}
+// Sweep has nothing to do for the same reason: no other node's clients, and none of
+// another life of this node, have pieces here.
+func (s *store) Sweep(func(o protocol.OPID) bool) {}
 
 func (s *store) Provisional(db uint32, key []byte, o protocol.OPID, piece []byte, epoch protocol.Epoch) bool {
 	return s.d.Provisional(db, key, ltdb.OPID{PNN: uint32(o.PNN), Life: o.Life, Counter: o.Counter}, piece, uint64(epoch))
 }
 
-func (s *store) DropProvisional() { s.d.DropProvisional() }
+// DropProvisional has nothing to do: a recovery of a node that is alone makes no
+// records.
+func (s *store) DropProvisional() {}
 
 // OpenProvisional has nothing to do: the epoch that the gate opens with makes
 // them normal.

@@ -15,7 +15,7 @@ import (
 // what can't be had now is told by Rung later.
 //
 // What the dispatcher has locked stays locked when it dies. Its successor
-// releases what nobody remembers (ReleaseUnlisted).
+// releases what nobody remembers (ReleaseLeft).
 type Dispatcher struct {
 	s     *Store
 	a     *actor
@@ -52,6 +52,8 @@ type watch struct {
 	waits    bool // for the lock
 	later    bool // tell at the next Rung in any case
 	overdue  bool // it was starving others when it was last tried
+	left     bool // what an earlier dispatcher has left there is still to be taken off
+	entry    *shm.Word64
 }
 
 type seenAt struct {
@@ -682,6 +684,7 @@ func (d *Dispatcher) Attend(id uint32, key []byte, on bool) {
 // bit is set in the entry or its block.
 func (d *Dispatcher) watched(db *DB, key []byte, entry *shm.Word64) *watch {
 	w := d.watchOf(db, key)
+	w.entry = entry
 	bit := rungBit(shm.OffsetOf(d.s.r, entry))
 	if w.listed && w.bit == bit {
 		return w
@@ -719,7 +722,7 @@ func (d *Dispatcher) unlist(w *watch) {
 
 // drop forgets a watch that nobody needs.
 func (d *Dispatcher) drop(w *watch) {
-	if !w.attended && !w.waits && !w.later && !w.overdue {
+	if !w.attended && !w.waits && !w.later && !w.overdue && !w.left {
 		d.unlist(w)
 		if k := (watchKey{w.db.id, string(w.key)}); d.watch[k] == w {
 			delete(d.watch, k)
@@ -763,6 +766,11 @@ func (d *Dispatcher) Rung(f func(db uint32, key []byte)) {
 			continue // another record with the same bit
 		}
 		w.waits = false
+		if w.left {
+			if w.left = false; !w.attended {
+				d.unattend(w.db, w.key)
+			}
+		}
 		f(w.db.id, w.key)
 		w.overdue = false
 	}

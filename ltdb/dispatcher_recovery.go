@@ -8,8 +8,8 @@ import (
 	"github.com/mainzdb/mainz/shm"
 )
 
-// What a recovery of the cluster, and a start of the dispatcher, need of the
-// store. Only then are all records walked; the gate is closed.
+// What a recovery of the cluster needs of the store. All records are walked
+// then; the gate is closed.
 
 // Freeze closes the gate: who has not yet locked what it is about to change
 // gives it back, and waits. The freeze is complete after a pass.
@@ -22,7 +22,8 @@ func (d *Dispatcher) Freeze() {
 // one store: a death leaves all of them as they were, or none.
 func (d *Dispatcher) OpenProvisional() { d.s.gate.OpenedEpoch.Store(d.s.gate.Epoch.Load()) }
 
-// Open opens the gate for the epoch taken, after OpenProvisional.
+// Open opens the gate for the epoch taken, after OpenProvisional. A gate that is
+// open gets a new generation, so that nobody takes one epoch for the other.
 func (d *Dispatcher) Open() {
 	d.OpenProvisional()
 	gate := d.s.gate
@@ -33,7 +34,7 @@ func (d *Dispatcher) Open() {
 
 // Mapped notes the epoch that was taken, and this node's name and place in it.
 //
-// Preconditions: the gate is closed.
+// Preconditions: the gate is closed, or the node is alone and stays what it was.
 func (d *Dispatcher) Mapped(epoch uint64, vnn, members, place uint32) {
 	gate := d.s.gate
 	gate.Epoch.Store(epoch)
@@ -160,40 +161,6 @@ func (d *Dispatcher) Each(f func(db uint32, key []byte, rsn uint64)) {
 		buf = key
 		if ok && metaFlags(at.meta)&flagOwn != 0 {
 			f(db.id, key, at.b.rsn.Load())
-		}
-	})
-}
-
-// ReleaseUnlisted releases the records that a dispatcher before this one held,
-// unless keep says that it held them for somebody, forgets what it waited for
-// and attended, and drops the empty records that it has left. It is for a
-// dispatcher that has just started.
-func (d *Dispatcher) ReleaseUnlisted(keep func(db uint32, key []byte) bool) {
-	var buf []byte
-	d.eachEntry(0, func(db *DB, w *shm.Word64) {
-		at, key, ok := d.spotAt(w, buf)
-		buf = key
-		for ok {
-			e := w.Load()
-			free := e &^ bitD
-			if entryOwner(e) == DispatcherSlot && !keep(db.id, key) {
-				free = e & identity
-			}
-			if e == free {
-				break
-			}
-			if w.CAS(e, free) {
-				w.Hi().Wake(shm.All)
-				break
-			}
-		}
-		switch f := metaFlags(at.meta); {
-		case !ok || entryOwner(w.Load()) != 0:
-			// A client's: if the record is attended, it rings once too often.
-		case f&flagAttended != 0:
-			d.Attend(db.id, key, false)
-		case f&flagEmpty != 0 && d.TryLock(db.id, key, false) == LockTaken:
-			d.Unlock(db.id, key)
 		}
 	})
 }

@@ -190,6 +190,77 @@ func handOver(b bounds) *scenario {
 	)
 }
 
+// leaves prepares what a dispatcher has left that died: k locked, l waited for while
+// nobody holds it, m attended, n empty and attended.
+func leaves(h *Handle) {
+	for _, k := range []string{"k", "l", "m"} {
+		if err := h.Store(bg, []byte(k), []byte(class(0, "old"))); err != nil {
+			panic(err)
+		}
+	}
+	d := must(joinDispatcher(bg, h.db.s.seg, Options{Name: "last"}))
+	id := h.db.id
+	lock := func(k string) {
+		if d.TryLock(id, []byte(k), false) != LockTaken {
+			panic(k)
+		}
+	}
+	d.Attend(id, []byte("m"), true)
+	lock("n")
+	d.Attend(id, []byte("n"), true)
+	d.Unlock(id, []byte("n"))
+	lock("k")
+	e := entryAtKey(h.db, "l")
+	e.Store(e.Load() | bitD)
+	if err := errors.Join(d.Err(), d.s.c.Leave()); err != nil {
+		panic(err)
+	}
+}
+
+func entryAtKey(db *DB, key string) *shm.Word64 {
+	var at spot
+	if ok, err := db.find(db.hash([]byte(key)), []byte(key), &at); !ok || err != nil {
+		panic(key)
+	}
+	return at.entry
+}
+
+// takeOver is what a dispatcher does at its start, with the gate open.
+func (c *disp) takeOver() {
+	c.d.Mapped(7, 1, 1, 0)
+	c.d.Open()
+	var l Left
+	for !c.d.ReleaseLeft(&l, nil, func() bool { return false }) {
+		c.d.Rung(func(uint32, []byte) {})
+	}
+	if err := c.d.Err(); err != nil {
+		c.t.Failf("dispatcher: %v", err)
+	}
+}
+
+// inherits: a dispatcher starts while clients work on what its forerunner has left.
+func inherits(b bounds) *scenario {
+	start := map[string]string{"k": class(0, "old"), "l": class(0, "old"), "m": class(0, "old")}
+	sc := dispatched("start beside clients", b, KV, start, nil, false,
+		func(c *disp) {
+			c.takeOver()
+			c.until(func() bool { return len(c.d.watch) == 0 })
+		},
+		func(c *client) { c.store("k", class(0, "A")) },
+		func(c *client) {
+			c.unlock("l", c.lock("l"))
+			c.unlock("l", c.lock("l")) // nobody has asked for it in between
+		},
+	)
+	sc.c.MaxRuns = 1000
+	sc.prepare = func(h *Handle) {
+		leaves(h)
+		must(h.db.s.Database(bg, piecesWorldDB, Pieces, DatabaseOptions{Records: 1}))
+	}
+	sc.keys = []string{"n"}
+	return sc
+}
+
 var dispatchCases = []func(b bounds) *scenario{
 	handOver,
 	func(b bounds) *scenario {
@@ -214,6 +285,7 @@ var dispatchCases = []func(b bounds) *scenario{
 		return sc
 	},
 	attends,
+	inherits,
 }
 
 // attends: the dispatcher does not like what it sees and wants to be told; the
@@ -265,8 +337,11 @@ func TestExploreDispatcher(t *testing.T) {
 			for _, b := range bs {
 				sc := k(b)
 				if !*exploreFull {
-					sc.c.MaxRuns = 6000
+					if sc.c.MaxRuns == 0 {
+						sc.c.MaxRuns = 6000
+					}
 				} else {
+					sc.c.MaxRuns = 0
 					sc.c.MaxTime = *exploreTime
 				}
 				sum.add(sound(t, sc.explore(t)))
@@ -298,6 +373,7 @@ func TestExploreDispatcherKill(t *testing.T) {
 			c.d.Attend(c.id, []byte("k"), true)
 			c.d.Attend(c.id, []byte("k"), false)
 		}},
+		"take over": {KV, func(c *disp) { c.takeOver() }},
 		"provisional records": {Pieces, func(c *disp) {
 			c.d.Freeze()
 			c.d.Mapped(7, 1, 1, 0)
@@ -317,6 +393,11 @@ func TestExploreDispatcherKill(t *testing.T) {
 				sc := dispatched(name, bounds{0, deaths}, KV, one, nil, true, k.do)
 				sc.clients[0] = dispatcherDef(true, k.mode, k.do)
 				sc.keys = []string{"l"}
+				if name == "take over" {
+					sc = inherits(bounds{0, deaths})
+					sc.c.MaxRuns = 0
+					sc.clients = []actorDef{dispatcherDef(true, k.mode, k.do)}
+				}
 				if deaths > 1 {
 					sc.clients = append(sc.clients, actorDef{name: "repairer", dies: true, do: (*client).recover, warm: warmUp})
 				}
@@ -405,6 +486,10 @@ func TestExploreFreeze(t *testing.T) {
 
 func TestPlantedNoRing(t *testing.T) {
 	caught(t, "noring", []string{"everybody waits"}, handOver(bounds{2, 0}))
+}
+
+func TestPlantedLeftD(t *testing.T) {
+	caught(t, "leftd", []string{"everybody waits"}, inherits(bounds{2, 0}))
 }
 
 func TestPlantedAttendLate(t *testing.T) {

@@ -20,6 +20,7 @@ package ltdb
 //	nopass     a freeze does not wait for who is busy
 //	noring     a release that hands a record to the dispatcher does not ring
 //	attendlate the dispatcher attends a record without looking whether it has changed
+//	leftd      a dispatcher that starts leaves the D bits of the one before
 //	armlate    a waiting append arms the record without looking whether it has changed
 //
 // Set before the tasks start.
