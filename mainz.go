@@ -65,7 +65,8 @@ type Client struct {
 	conn  *attach.Conn
 	door  *shm.Doorbell
 	bell  *ring.Bell
-	ring  *callRing // nil for an observer
+	ring  *callRing     // nil for an observer
+	watch chan struct{} // closed when watchNode has ended; nil: it never began
 	shut  atomic.Bool
 }
 
@@ -147,7 +148,40 @@ func (c *Client) attach(ctx context.Context, dir string) error {
 	if c.ring, err = openRing(seg, c.store.Slot(), c.bell, c.opts.events); err != nil {
 		return fmt.Errorf("mainz: %w", err)
 	}
+	c.watch = make(chan struct{})
+	go c.watchNode(seg)
 	return nil
+}
+
+// lookEvery is how often a client looks at its socket and at its doorbell.
+const lookEvery = 500 * time.Millisecond
+
+// watchNode ends the calls through the ring with the segment, and looks from time to
+// time at what a node has besides. The segment itself is looked at by the guardian
+// of the client's slot.
+func (c *Client) watchNode(seg *shm.Segment) {
+	defer close(c.watch)
+	t := time.NewTicker(lookEvery)
+	defer t.Stop()
+	lost := false
+	for {
+		select {
+		case <-c.ring.ctx.Done():
+			return
+		case <-seg.Done():
+			c.ring.end(fmt.Errorf("mainz: %w", seg.Ended()))
+			return
+		case <-t.C:
+			// A doorbell that was deleted reaches nobody. On an error it is as
+			// it was: mainzd hears us a little later.
+			_ = c.door.Renew()
+			if was := lost; !was {
+				if lost = c.conn.Lost(); lost {
+					_ = seg.Look() // mainzd has ended; maybe with the segment
+				}
+			}
+		}
+	}
 }
 
 // Ping asks the dispatcher for nothing. It returns when that has answered.
@@ -170,6 +204,9 @@ func (c *Client) Close() error {
 	var errs []error
 	if c.ring != nil {
 		c.ring.close()
+	}
+	if c.watch != nil {
+		<-c.watch // it uses what is closed now
 	}
 	if c.store != nil {
 		errs = append(errs, c.store.Close())

@@ -22,8 +22,8 @@ type callRing struct {
 	out   *ring.Producer
 	in    *ring.Consumer // the leader's
 	take  func(*ring.Message)
-	ctx   context.Context // ends with the client
-	end   context.CancelFunc
+	ctx   context.Context // ends with the client, or with the segment; the cause is what calls say
+	end   context.CancelCauseFunc
 	room  chan struct{} // one for each call
 	large chan struct{} // one for each large request
 	count atomic.Uint64
@@ -125,16 +125,16 @@ func openRing(seg *shm.Segment, slot uint32, bell *ring.Bell, tell func(Epoch)) 
 	}
 	r := &callRing{lead: make(chan struct{}, 1), room: make(chan struct{}, maxCalls), large: make(chan struct{}, largeCalls), calls: map[uint32]*pending{}, queues: map[record]*queue{},
 		watches: map[*watching]struct{}{}}
+	r.ctx, r.end = context.WithCancelCause(context.Background())
 	var err error
-	if r.out, err = ring.OpenProducer(seg.Region(), out, call.RequestCells, ring.Options{Bell: bell}); err != nil {
+	if r.out, err = ring.OpenProducer(seg.Region(), out, call.RequestCells, ring.Options{Bell: bell, Wait: r.wait}); err != nil {
 		return nil, err
 	}
-	if r.in, err = ring.OpenConsumer(seg.Region(), in, call.ReplyCells, ring.Options{}); err != nil {
+	if r.in, err = ring.OpenConsumer(seg.Region(), in, call.ReplyCells, ring.Options{Wait: r.wait}); err != nil {
 		return nil, err
 	}
 	r.take = r.cell
 	r.spare.New = func() any { return &pending{wake: make(chan struct{}, 1)} }
-	r.ctx, r.end = context.WithCancel(context.Background())
 	r.epoch.Store(seg.Gate().Epoch.Load())
 	// The dispatcher has said who it is before it said that we may come.
 	r.in.Poll(1, func(m *ring.Message) {
@@ -149,9 +149,22 @@ func openRing(seg *shm.Segment, slot uint32, bell *ring.Bell, tell func(Epoch)) 
 	return r, nil
 }
 
+// wait is a wait for the dispatcher: in slices, as the client may end meanwhile, or
+// the segment, in which nobody wakes anybody then.
+func (r *callRing) wait(w shm.Watch, cancel *shm.Word32) error {
+	shm.WaitAny(ringSlice, w, shm.Watch{W: cancel, Val: 0})
+	return context.Cause(r.ctx)
+}
+
+// ringSlice is that of shm's waits.
+const ringSlice = 20 * time.Millisecond
+
+// over is why the client's calls end.
+func (r *callRing) over() error { return context.Cause(r.ctx) }
+
 // close ends all calls with ErrClosed.
 func (r *callRing) close() {
-	r.end()
+	r.end(ErrClosed)
 	r.recv.Lock() // nobody reads the ring any more
 	r.in.Stop()
 }
@@ -206,7 +219,7 @@ func (r *callRing) enter(ctx context.Context, room chan struct{}) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-r.ctx.Done():
-		return ErrClosed
+		return r.over()
 	}
 }
 
@@ -230,7 +243,7 @@ func (r *callRing) do(ctx context.Context, p *pending) (*pending, error) {
 	case err == nil:
 		return p, nil
 	case r.ctx.Err() != nil:
-		return nil, ErrClosed
+		return nil, r.over()
 	}
 	return r.giveUp(p, err)
 }
@@ -240,7 +253,7 @@ func (r *callRing) register(p *pending) (dispatcher uint32, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.ctx.Err() != nil {
-		return 0, ErrClosed
+		return 0, r.over()
 	}
 	for {
 		r.next++
@@ -272,7 +285,7 @@ func (r *callRing) await(ctx context.Context, p *pending) error {
 			return err
 		}
 		if r.ctx.Err() != nil {
-			return ErrClosed
+			return r.over()
 		}
 		r.waiting.Add(1) // before the look at recv: who gives that up looks here
 		if r.recv.TryLock() {
@@ -316,7 +329,7 @@ func (r *callRing) takeReplies(ctx context.Context, enough func() bool) error {
 		}
 		r.abandon()
 		if r.ctx.Err() != nil {
-			return ErrClosed
+			return r.over()
 		}
 		if err := r.in.Wait(ctx); err != nil {
 			return err
@@ -397,7 +410,7 @@ func (r *callRing) giveUp(p *pending, err error) (*pending, error) {
 		}
 		return p, nil
 	case r.ctx.Err() != nil:
-		return nil, ErrClosed
+		return nil, r.over()
 	}
 	p.orphan = true
 	if r.orphans++; r.orphans == 1 {

@@ -59,6 +59,8 @@ type Dispatcher struct {
 	next        protocol.Instant // when the core has something to do
 	scanAt      protocol.Instant // when to look for the dead
 	socketsAt   protocol.Instant
+	keepAt      protocol.Instant // when to look at the node's files
+	lacks       map[string]bool  // files that could not be made again
 	eff         protocol.Effects
 	msg         wire.Message
 	gate        protocol.Gate // as it stands in the segment
@@ -172,6 +174,9 @@ func (d *Dispatcher) open(ctx context.Context) (err error) {
 		if err := ctx.Err(); err != nil {
 			return fmt.Errorf("dispatcher: opening the node: %w", err)
 		}
+		if err := d.ended(); err != nil {
+			return err
+		}
 		if !d.turn() {
 			time.Sleep(100 * time.Microsecond)
 		}
@@ -253,6 +258,10 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 		}
 		if err := d.d.Err(); err != nil {
 			return fmt.Errorf("dispatcher: %w", err)
+		}
+		if err := d.ended(); err != nil {
+			d.log.Error("the node ends: its segment is not in its directory any more", "dir", d.opts.Dir, "error", err)
+			return err
 		}
 	}
 	for limit := d.time() + stopLimit; d.turn() && d.now < limit; {
@@ -372,6 +381,7 @@ func (d *Dispatcher) releaseLeft() {
 // scan looks for clients that are dead or have left.
 func (d *Dispatcher) scan() {
 	d.scanAt = d.now + scanEvery
+	d.keep()
 	if err := d.d.RecoverDead(func(uint32) { d.orphans = true }); err != nil {
 		d.log.Error("recovery of a dead client", "error", err)
 	}

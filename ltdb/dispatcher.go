@@ -160,6 +160,14 @@ func (d *Dispatcher) Close() error {
 	return errors.Join(err, d.owner.Release())
 }
 
+// OwnsDir reports whether the directory that the dispatcher owns is still the one at
+// its path.
+func (d *Dispatcher) OwnsDir() bool { return d.owner.InPlace() }
+
+// KeepOwner makes the file of the owner lock again if somebody has deleted or replaced
+// it, and reports whether it did. The lock itself does not depend on it.
+func (d *Dispatcher) KeepOwner() (made bool, err error) { return d.owner.Keep() }
+
 // fail notes damage. An operation that meets it does nothing.
 func (d *Dispatcher) fail(err error) {
 	if err != nil && d.err == nil {

@@ -14,8 +14,19 @@ import (
 // Freeze closes the gate: who has not yet locked what it is about to change
 // gives it back, and waits. The freeze is complete after a pass.
 func (d *Dispatcher) Freeze() {
-	g := d.s.gate.Gate.Load()
-	d.s.gate.Gate.Swap((g>>2+1)<<2 | shm.GateFrozen)
+	d.setGate(shm.GateFrozen)
+}
+
+// setGate begins the next generation. A dead gate stays dead: whoever closed it
+// knows that the segment is gone.
+func (d *Dispatcher) setGate(state uint64) {
+	gate := &d.s.gate.Gate
+	for {
+		g := gate.Load()
+		if g&3 == shm.GateDead || gate.CAS(g, (g>>2+1)<<2|state) {
+			return
+		}
+	}
 }
 
 // OpenProvisional makes the provisional records of the epoch taken normal, in
@@ -26,10 +37,8 @@ func (d *Dispatcher) OpenProvisional() { d.s.gate.OpenedEpoch.Store(d.s.gate.Epo
 // open gets a new generation, so that nobody takes one epoch for the other.
 func (d *Dispatcher) Open() {
 	d.OpenProvisional()
-	gate := d.s.gate
-	g := gate.Gate.Load()
-	gate.Gate.Swap((g>>2+1)<<2 | shm.GateOpen)
-	gate.Gate.Lo().Wake(shm.All)
+	d.setGate(shm.GateOpen)
+	d.s.gate.Gate.Lo().Wake(shm.All)
 }
 
 // Mapped notes the epoch that was taken, and this node's name and place in it.

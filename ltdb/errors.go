@@ -73,6 +73,14 @@ type wrapError struct {
 func (e wrapError) Error() string { return e.text }
 func (e wrapError) Unwrap() error { return e.kind }
 
+// endedError is an ErrLeaseLost of a segment whose life has ended: it is ErrClosed
+// as well, and says why.
+type endedError struct{ why error }
+
+func (e endedError) Error() string        { return e.why.Error() }
+func (e endedError) Unwrap() error        { return e.why }
+func (e endedError) Is(target error) bool { return target == ErrLeaseLost }
+
 // damage is an ErrCorrupt that says where.
 func damage(text string) error {
 	return wrapError{"ltdb: segment is damaged: " + text + "; run the check, then create the segment anew", ErrCorrupt}
@@ -89,6 +97,5 @@ var (
 	errLatch    = damage("a latch is held by nobody")
 
 	errClosed   error = wrapError{"ltdb: store or handle is closed; open it again", ErrClosed}
-	errReplaced error = wrapError{"ltdb: the segment was replaced by a new one; open the store again", ErrClosed}
 	errReadOnly error = wrapError{"ltdb: store is open for reading only; open it without Options.ReadOnly", ErrMode}
 )

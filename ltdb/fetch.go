@@ -175,11 +175,14 @@ func (db *DB) fetchSlow(ctx context.Context, own *actor, dst, key []byte, hash u
 		if own != nil {
 			own.h.counters[countRetries].Inc()
 		}
-		if s.leaseRuns() {
+		switch {
+		case s.leaseRuns():
 			if err := s.openGate(ctx); err != nil {
 				return dst, err
 			}
-		} else {
+		case s.gate.Gate.Load()&3 == shm.GateDead: // the truer reason
+			return dst, s.seg.Why()
+		default:
 			return dst, ErrLeaseLost
 		}
 		out, found, done, err := db.read(dst, key, hash)

@@ -416,7 +416,7 @@ func (s *Store) openGate(ctx context.Context) error {
 		case g&3 == shm.GateOpen:
 			return nil
 		case g&3 != shm.GateFrozen:
-			return errReplaced
+			return s.seg.Why()
 		case ctx.Err() != nil:
 			return ctx.Err()
 		case s.c == nil: // an observer waits without a slot

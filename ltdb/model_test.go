@@ -379,15 +379,15 @@ func TestFormat(t *testing.T) {
 	if e := tagOf(0xabc<<52) | makeID(0x12345678, 21) | ownedBy(0x987) | bitW | bitS; e != 0x987b579512345678 {
 		t.Errorf("entry %#x", e)
 	}
-	// A small segment's header, but for the time, the creator's name, and the
-	// checksum over both.
+	// A small segment's header, but for the time, the creator's name, the file's
+	// identity, and the checksum over these.
 	s := heap(t, Config{Size: 3 << 20, Slots: 4, MaxValue: 3000, SpanSize: 16 << 10, Cluster: "golden", PNN: 7})
 	page := make([]byte, shm.HeaderSize)
 	s.r.CopyOut(page, 0)
 	clear(page[24:32])
 	clear(page[64:72])
-	clear(page[496:560])
-	if got := sum(page); got != 0x1410eb8c3cfdced0 {
+	clear(page[496:600])
+	if got := sum(page); got != 0xdf805c7185126b7f {
 		t.Errorf("header %#x:\n% x", got, page[:512])
 	}
 }

@@ -151,7 +151,7 @@ func TestSecondOwner(t *testing.T) {
 	defer wiped.Close()
 	err = db.Store(bg, []byte("k"), []byte("v"))
 	wantErr(t, "store into what was replaced", err, ErrClosed)
-	if err == nil || !strings.Contains(err.Error(), "open the store again") {
+	if err == nil || !strings.Contains(err.Error(), "attach again") {
 		t.Errorf("no next step in %v", err)
 	}
 	mustCheck(t, wiped)

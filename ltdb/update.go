@@ -414,7 +414,11 @@ func (s *Store) validate() error {
 func (s *Store) validateSlow() error {
 	ctx, stop := context.WithTimeout(context.Background(), 10*time.Second)
 	defer stop()
-	if err := s.openGate(ctx); err != nil || s.gate.Life.Load() != s.life || !s.leaseRuns() {
+	err := s.openGate(ctx)
+	if errors.Is(err, ErrClosed) {
+		return endedError{err}
+	}
+	if err != nil || s.gate.Life.Load() != s.life || !s.leaseRuns() {
 		return ErrLeaseLost
 	}
 	return nil

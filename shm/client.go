@@ -80,8 +80,9 @@ func (s *Segment) Join(ctx context.Context, opts JoinOptions) (*Client, error) {
 	// The owner closes the gate first and looks for clients then; we take a
 	// slot first and look at the gate then: one of us sees the other.
 	if state, _ := s.Gate().State(); state == GateDead {
+		why := s.Why()
 		_ = c.Leave()
-		return nil, fmt.Errorf("shm: join %s: %w", s.dir, errReplaced)
+		return nil, fmt.Errorf("join %s: %w", s.dir, why)
 	}
 	return c, nil
 }
@@ -193,7 +194,7 @@ func (c *Client) WaitHeld(owner uint32, w Watch, held uint32, cancel *Word32, d 
 			return errLeft
 		}
 		if state, _ := c.seg.Gate().State(); state == GateDead {
-			return errReplaced
+			return c.seg.Why()
 		}
 		var live Watch
 		if sl != nil {

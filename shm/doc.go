@@ -36,6 +36,11 @@
 //
 // Waiting, waking and latches do not allocate.
 //
+// Twice a second the guardian, and an observer's timer, look whether the file is
+// still the one in the directory (Look). A deleted one is dead for everybody: who
+// sees that closes the gate. Another one at the path ends the use in the process
+// that sees it. Ended says why, and errors that a dead gate brings do so too.
+//
 // # What it never does
 //
 // It never lets a system call write into a segment, but for the kernel's own
@@ -49,7 +54,7 @@
 // place, and a zero gate means dead.
 //
 // It never starts a goroutine or a thread but the guardian of a client, from
-// Join to Leave.
+// Join to Leave, and an observer's timer.
 //
 // # Who may call what
 //

@@ -2,6 +2,7 @@ package shm
 
 import (
 	"fmt"
+	"path/filepath"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
@@ -92,6 +93,56 @@ func (p *place) openFIFO(name string) (int, error) {
 		return -1, err
 	}
 	return fd, nil
+}
+
+// Renew opens the doorbell that is in the directory now, if that is another one
+// than this: somebody deleted it and the owner has made it again, or both have been
+// replaced. FD stays the same number. Others may ring at the same time.
+func (d *Doorbell) Renew() error {
+	if d.shut.Load() {
+		return nil
+	}
+	same, err := sameFile(d.fd, d.path)
+	if same || err != nil {
+		return err
+	}
+	f, err := OpenDoorbell(filepath.Dir(d.path))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := unix.Dup3(f.fd, d.fd, unix.O_CLOEXEC); err != nil {
+		return fmt.Errorf("shm: %s: %w", d.path, err)
+	}
+	return nil
+}
+
+// Keep makes the doorbell again, with the mode and group of cfg, if it is not in the
+// directory any more, or another one is, and reports whether it did. Those who have
+// the old one open ring it in vain until they look (Renew). Only the owner of the
+// directory calls it.
+func (d *Doorbell) Keep(cfg Config) (made bool, err error) {
+	if same, err := sameFile(d.fd, d.path); same || err != nil {
+		return false, err
+	}
+	if err := MakeDoorbell(filepath.Dir(d.path), cfg); err != nil {
+		return false, err
+	}
+	return true, d.Renew()
+}
+
+// sameFile reports whether an open file is the one at the path.
+func sameFile(fd int, path string) (bool, error) {
+	var st, at unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return false, fmt.Errorf("shm: %s: %w", path, err)
+	}
+	if err := unix.Lstat(path, &at); err != nil && err != unix.ENOENT {
+		return false, fmt.Errorf("shm: %s: %w", path, err)
+	} else if err != nil {
+		return false, nil
+	}
+	return st.Ino == at.Ino && st.Dev == at.Dev, nil
 }
 
 // FD is the file descriptor to poll for reading. It belongs to the Doorbell.

@@ -31,6 +31,8 @@ type guardian struct {
 	word *Word32
 	tid  uint32
 
+	look func() // from time to time; it may do nothing that waits for the guardian
+
 	stop  uint32 // the thread sleeps on it
 	clean bool   // with stop: whether the slot becomes free, or stays marked dead
 	done  chan struct{}
@@ -85,8 +87,13 @@ func (g *guardian) run(take func(*guardian) error, taken chan<- error, placed ch
 	}
 	// In a system call and not in a channel: there the runtime would report a
 	// deadlock when all else sleeps in the kernel.
-	for atomic.LoadUint32(&g.stop) == 0 {
-		unix.Syscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(&g.stop)), futexWait|futexPrivate, 0, 0, 0, 0)
+	for next := time.Now().Add(lookEvery); atomic.LoadUint32(&g.stop) == 0; {
+		ts := unix.NsecToTimespec(int64(max(time.Until(next), time.Millisecond)))
+		unix.Syscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(&g.stop)), futexWait|futexPrivate, 0, uintptr(unsafe.Pointer(&ts)), 0, 0)
+		if now := time.Now(); !now.Before(next) {
+			next = now.Add(lookEvery)
+			g.look()
+		}
 	}
 	g.unlock()
 }
@@ -145,6 +152,7 @@ func (c *Client) takeSlot(ctx context.Context) error {
 	}
 	inherited := false
 	g, err := startGuardian(func(g *guardian) (err error) {
+		g.look = func() { _ = c.seg.Look() }
 		inherited, err = c.takeFileSlot(ctx, g)
 		return err
 	})

@@ -3,6 +3,9 @@ package shm
 import (
 	"fmt"
 	"os"
+	"path/filepath"
+	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -22,9 +25,6 @@ import (
 // right: file locks are the overlay's as well, and neither side would see the
 // owner's or a client's lock of the other.
 
-// fileID names a file.
-type fileID struct{ device, inode, birth uint64 }
-
 // fileIDOf is the identity of an open file.
 func fileIDOf(f *os.File) (id fileID, err error) {
 	var st unix.Stat_t
@@ -40,27 +40,120 @@ func fileIDOf(f *os.File) (id fileID, err error) {
 	return id, nil
 }
 
-// setFile makes f the file that the header names.
-func (h *Header) setFile(f *os.File) error {
-	id, err := fileIDOf(f)
-	h.Device, h.Inode, h.Birth = id.device, id.inode, id.birth
+// setFile makes the segment's file the one that its header names.
+func (s *Segment) setFile() (err error) {
+	s.id, err = fileIDOf(s.file)
+	s.root = rootID()
+	s.h.Device, s.h.Inode, s.h.Birth = s.id.device, s.id.inode, s.id.birth
 	return err
 }
 
-// checkFile reports whether f is the file that the header names.
-func (h *Header) checkFile(f *os.File) error {
-	is, err := fileIDOf(f)
-	if err != nil {
+// checkFile is an error unless the header names the segment's file.
+func (s *Segment) checkFile() (err error) {
+	if s.id, err = fileIDOf(s.file); err != nil {
 		return err
 	}
-	was := fileID{h.Device, h.Inode, h.Birth}
+	s.root = rootID()
+	is, was := s.id, fileID{s.h.Device, s.h.Inode, s.h.Birth}
 	const fix = "remove this file; to copy records, dump each database where the original is served: mainz dump"
 	switch {
 	case is.inode != was.inode, is.birth != was.birth && is.birth != 0 && was.birth != 0:
-		return fmt.Errorf("shm: %s: %w: its inode is %d, the segment was made in inode %d; %s", f.Name(), ErrCopied, is.inode, was.inode, fix)
+		return fmt.Errorf("shm: %s: %w: its inode is %d, the segment was made in inode %d; %s", s.file.Name(), ErrCopied, is.inode, was.inode, fix)
 	case is.device != was.device:
 		return fmt.Errorf("shm: %s: %w, or seen through another file system: it lies on device %d:%d, the segment was made on %d:%d; %s; if it is the same file, use it where it was made, or bind mount that",
-			f.Name(), ErrCopied, unix.Major(is.device), unix.Minor(is.device), unix.Major(was.device), unix.Minor(was.device), fix)
+			s.file.Name(), ErrCopied, unix.Major(is.device), unix.Minor(is.device), unix.Major(was.device), unix.Minor(was.device), fix)
 	}
 	return nil
+}
+
+// rootID is the identity of "/", zero if it can't be had.
+func rootID() fileID {
+	var st unix.Stat_t
+	if unix.Stat("/", &st) != nil {
+		return fileID{}
+	}
+	return fileID{device: uint64(st.Dev), inode: st.Ino}
+}
+
+// looked looks at the file: nil if nothing speaks against it. all: it is nobody's
+// segment any more.
+//
+// Only what is certain counts. A path that can't be looked at (no permission, no
+// such directory: another mount namespace, a directory that was renamed) says
+// nothing as long as the file has a link; nor does a path behind another root.
+func (s *Segment) looked() (reason error, all bool) {
+	if s.InHeap() {
+		return nil, false
+	}
+	var st, at unix.Stat_t
+	if unix.Fstat(int(s.file.Fd()), &st) != nil {
+		return nil, false
+	}
+	there := unix.Stat(filepath.Join(s.dir, segmentName), &at) == nil && s.root != fileID{} && rootID() == s.root
+	other := there && (at.Ino != s.id.inode || uint64(at.Dev) != s.id.device)
+	switch {
+	case st.Nlink == 0 && other:
+		return errOther, true
+	case st.Nlink == 0:
+		return errDeleted, true
+	case other:
+		return errOther, false
+	}
+	return nil, false
+}
+
+// buryHere closes the gate in this process alone. A private page takes the place
+// of that of the gate and the lease, equal but for the gate, which is dead.
+// All other memory stays shared: who is in the middle of a change ends it, and
+// gives back what it holds.
+func (s *Segment) buryHere() {
+	const size = HeaderSize // of the page that the gate line begins
+	if s.fs.unit != HeaderSize || os.Getpagesize() != size {
+		// Pages larger than the gate's: it can't be had alone. An observer
+		// takes private zero pages for all; nobody has told it to be right
+		// about what is gone. A client closes the gate for all.
+		if s.ro {
+			_ = s.r.done()
+		} else {
+			s.bury()
+		}
+		return
+	}
+	fresh, err := unix.MmapPtr(-1, 0, nil, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		s.noPage()
+		return
+	}
+	to := unsafe.Add(s.r.base, gateOffset)
+	copy(unsafe.Slice((*byte)(fresh), size), unsafe.Slice((*byte)(to), size))
+	(*GateLine)(fresh).Gate.Store(GateDead)
+	// One system call, under which no thread of ours sees neither page.
+	if _, err := unix.MremapPtr(fresh, size, to, size, unix.MREMAP_MAYMOVE|unix.MREMAP_FIXED); err != nil {
+		_ = unix.MunmapPtr(fresh, size)
+		s.noPage()
+	}
+}
+
+// noPage is for a process that has no memory left for a page: the gate is closed
+// for all then, as a client that goes on in a replaced segment loses data.
+func (s *Segment) noPage() {
+	if !s.ro {
+		s.bury()
+	}
+}
+
+// observe looks from time to time, for who has no guardian.
+func (s *Segment) observe() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.timer = time.AfterFunc(lookEvery, func() {
+		if s.Look() != nil {
+			return
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if !s.closed.Load() {
+			s.timer.Reset(lookEvery)
+		}
+	})
 }

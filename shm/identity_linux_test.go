@@ -141,16 +141,17 @@ func TestIdentityBirth(t *testing.T) {
 		t.Fatal(err)
 	}
 	h := *s.Header()
-	if id != (fileID{h.Device, h.Inode, h.Birth}) || h.checkFile(s.file) != nil {
-		t.Fatalf("the file is %+v, its header says %+v: %v", id, fileID{h.Device, h.Inode, h.Birth}, h.checkFile(s.file))
+	as := &Segment{h: &h, file: s.file}
+	if err := as.checkFile(); err != nil || id != (fileID{h.Device, h.Inode, h.Birth}) {
+		t.Fatalf("the file is %+v, its header says %+v: %v", id, fileID{h.Device, h.Inode, h.Birth}, err)
 	}
 	t.Logf("births are told: %v", id.birth != 0)
 	h.Birth++
-	if err := h.checkFile(s.file); id.birth != 0 && !errors.Is(err, ErrCopied) {
+	if err := as.checkFile(); id.birth != 0 && !errors.Is(err, ErrCopied) {
 		t.Errorf("another birth: %v", err)
 	}
 	h.Birth = 0
-	if err := h.checkFile(s.file); err != nil {
+	if err := as.checkFile(); err != nil {
 		t.Errorf("a header without birth: %v", err)
 	}
 }

@@ -52,6 +52,12 @@ func MakeDir(dir string, _ Config) error { return needsLinux("make", dir) }
 // LockOwner needs Linux.
 func LockOwner(dir string) (*OwnerLock, error) { return nil, needsLinux("own", dir) }
 
+// InPlace says yes here.
+func (l *OwnerLock) InPlace() bool { return true }
+
+// Keep does nothing here.
+func (l *OwnerLock) Keep() (made bool, err error) { return false, nil }
+
 // Release gives the directory up.
 func (l *OwnerLock) Release() error { return nil }
 
@@ -76,6 +82,12 @@ func OpenDoorbell(dir string) (*Doorbell, error) {
 	return nil, needsLinux("open the doorbell of", dir)
 }
 
+// Keep does nothing here.
+func (d *Doorbell) Keep(Config) (made bool, err error) { return false, nil }
+
+// Renew does nothing here.
+func (d *Doorbell) Renew() error { return nil }
+
 // FD is no file descriptor here.
 func (d *Doorbell) FD() int { return -1 }
 
@@ -99,5 +111,7 @@ func (s *Segment) tryJoinLock() bool                 { return s.joinMu.TryLock()
 func (s *Segment) joinUnlock()                       { s.joinMu.Unlock() }
 func (s *Segment) lockSlot(uint32, uint64) error     { return nil }
 func (s *Segment) unmap() error                      { return nil }
+func (s *Segment) looked() (reason error, all bool)  { return nil, false }
+func (s *Segment) buryHere()                         { s.bury() }
 func (c *Client) takeSlot(ctx context.Context) error { return c.takeHeapSlot(ctx) }
 func (c *Client) giveSlot(clean bool)                { c.giveHeapSlot(clean) }

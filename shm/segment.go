@@ -5,6 +5,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // HugePages says whether a segment shall use 2 MiB pages.
@@ -45,6 +46,11 @@ type Segment struct {
 	boot   [16]byte
 	joinMu sync.Mutex // part of the join lock
 
+	ending ending
+	id     fileID      // of file
+	root   fileID      // of "/" as it was: whether the path still means the same
+	timer  *time.Timer // an observer's looks
+
 	mu      sync.Mutex
 	clients int
 	closed  atomic.Bool
@@ -61,7 +67,7 @@ func NewHeap(cfg Config, fill func(*Segment) error) (*Segment, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Segment{r: Heap(h.Size), h: h}
+	s := &Segment{r: Heap(h.Size), h: h, ending: newEnding()}
 	if err := s.init(fill); err != nil {
 		return nil, err
 	}
@@ -194,6 +200,9 @@ func (s *Segment) Close() error {
 	defer s.mu.Unlock()
 	if s.closed.Swap(true) || s.clients > 0 {
 		return nil
+	}
+	if s.timer != nil {
+		s.timer.Stop()
 	}
 	return s.unmap()
 }

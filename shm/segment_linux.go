@@ -90,8 +90,8 @@ func (p *place) create(ctx context.Context, cfg *Config, h *Header, fi *fsInfo, 
 	if err != nil {
 		return nil, err
 	}
-	s := &Segment{h: h, dir: p.path, file: f, fs: *fi, boot: h.BootID}
-	if err := h.setFile(f); err != nil {
+	s := &Segment{h: h, dir: p.path, file: f, fs: *fi, boot: h.BootID, ending: newEnding()}
+	if err := s.setFile(); err != nil {
 		_ = f.Close()
 		return nil, err
 	}
@@ -301,9 +301,9 @@ func attach(dir, layout string, ro bool) (*Segment, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Segment{dir: p.path, file: f, ro: ro, boot: boot}
+	s := &Segment{dir: p.path, file: f, ro: ro, boot: boot, ending: newEnding()}
 	if s.h, err = readHeader(f, uint64(st.Size), layout, boot); err == nil {
-		err = s.h.checkFile(f)
+		err = s.checkFile()
 	}
 	if err == nil {
 		if s.fs, err = fileSystem(int(f.Fd()), p.path); err == nil {
@@ -315,6 +315,9 @@ func attach(dir, layout string, ro bool) (*Segment, error) {
 		return nil, err
 	}
 	if state, _ := s.Gate().State(); state != GateDead {
+		if ro {
+			s.observe()
+		}
 		return s, nil
 	}
 	_ = s.Close()
@@ -373,9 +376,9 @@ func (p *place) openOld(boot [16]byte) oldSegment {
 	if err != nil {
 		return oldSegment{}
 	}
-	s := &Segment{dir: p.path, file: f}
+	s := &Segment{dir: p.path, file: f, ending: newEnding()}
 	s.h, err = readHeader(f, uint64(st.Size), anyLayout, boot)
-	copied := err == nil && s.h.checkFile(f) != nil
+	copied := err == nil && s.checkFile() != nil
 	if err == nil {
 		err = s.mapFile(p, false)
 	}
@@ -407,18 +410,8 @@ func (o oldSegment) hasClients() bool {
 	return n > 0
 }
 
-// bury closes the segment for good and wakes who waits in it: they all watch
-// some client's liveness word, or look at the gate within a time slice.
 func (o oldSegment) bury() {
-	if o.s == nil {
-		return
+	if o.s != nil {
+		o.s.bury()
 	}
-	g := &o.s.Gate().Gate
-	g.Swap(GateDead)
-	g.Lo().Wake(All)
-	g.Hi().Wake(All)
-	o.s.eachSlot(func(_ uint32, sl *Slot) {
-		sl.Live.Wake(All)
-		sl.Claim.Wake(All)
-	})
 }

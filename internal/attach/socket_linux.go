@@ -194,9 +194,11 @@ func receive(fd int, b []byte) (int, error) {
 
 // Listener is the dispatcher's side.
 type Listener struct {
-	fd  int
-	dir string
-	gid int // of those who may come; -1: the dispatcher's own group
+	fd    int
+	dir   string
+	place int         // the directory in which the socket was made, open
+	file  unix.Stat_t // of the socket there
+	gid   int         // of those who may come; -1: the dispatcher's own group
 }
 
 // Listen makes the socket in dir. The caller owns the directory: what is left of
@@ -230,28 +232,51 @@ func Listen(dir, group string) (*Listener, error) {
 	if err == nil {
 		err = unix.Chmod(sa.Name, 0o660)
 	}
+	l := &Listener{fd: fd, dir: dir, place: -1, gid: gid}
+	if err == nil {
+		l.place, err = unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	}
+	if err == nil {
+		err = unix.Fstatat(l.place, SocketName, &l.file, unix.AT_SYMLINK_NOFOLLOW)
+	}
 	if err == nil {
 		err = unix.Listen(fd, 128)
 	}
 	if err != nil {
 		_ = unix.Close(fd)
+		_ = unix.Close(l.place)
 		return nil, fmt.Errorf("attach: %s: %w", at, err)
 	}
-	return &Listener{fd: fd, dir: dir, gid: gid}, nil
+	return l, nil
 }
+
+// InPlace reports whether who dials comes here: the socket is still the one in the
+// directory.
+func (l *Listener) InPlace() bool {
+	var st unix.Stat_t
+	return unix.Lstat(filepath.Join(l.dir, SocketName), &st) == nil && l.same(&st)
+}
+
+// same reports whether st is of the socket that Listen made. The kernel keeps its
+// inode as long as we listen, so no other file has its number.
+func (l *Listener) same(st *unix.Stat_t) bool { return st.Ino == l.file.Ino && st.Dev == l.file.Dev }
 
 // FD is the descriptor to poll for reading: somebody wants to come in.
 func (l *Listener) FD() int { return l.fd }
 
-// Close stops listening and removes the socket. Connections stay.
+// Close stops listening and removes the socket, if it is still ours: a dispatcher that
+// was forgotten must not take its successor's away. It looks and removes in the
+// directory in which it made the socket, whose owner it is, so that nobody puts
+// another one there in between. Connections stay.
 func (l *Listener) Close() error {
 	if l.fd < 0 {
 		return nil
 	}
-	if sa, done, err := address(l.dir); err == nil {
-		_ = unix.Unlink(sa.Name)
-		done()
+	var st unix.Stat_t
+	if unix.Fstatat(l.place, SocketName, &st, unix.AT_SYMLINK_NOFOLLOW) == nil && l.same(&st) {
+		_ = unix.Unlinkat(l.place, SocketName, 0)
 	}
+	_ = unix.Close(l.place)
 	fd := l.fd
 	l.fd = -1
 	return unix.Close(fd)

@@ -31,6 +31,9 @@ type Listener struct{}
 // Listen needs Linux.
 func Listen(string, string) (*Listener, error) { return nil, ErrNotSupported }
 
+// InPlace says yes here.
+func (l *Listener) InPlace() bool { return true }
+
 // FD is no descriptor here.
 func (l *Listener) FD() int { return -1 }
 
