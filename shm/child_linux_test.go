@@ -290,6 +290,9 @@ func (c *child) stopped() bool {
 	return strings.HasPrefix(rest, "T")
 }
 
+// lockThread keeps the calling goroutine on its thread, which ends with it.
+func lockThread() { runtime.LockOSThread() }
+
 // newSegment creates a segment on a ramdisk.
 func newSegment(t testing.TB, dir string, cfg Config) *Segment {
 	t.Helper()

@@ -45,6 +45,11 @@ type JoinOptions struct {
 	// locks; nil: not known. It tells a wake-up that went to somebody else
 	// from one that was lost, for the count of the lost ones.
 	Shared func(c *Client, w *Word32) bool
+	// Peer returns the process that has dialled as the tenant of a slot, as the
+	// kernel names it for the socket: a pidfd, which stays the caller's and open
+	// until the next call, and its PID in this process's namespace, 0 if it can't
+	// be seen from here. false: nobody has. nil: nobody ever does.
+	Peer func(slot uint32, generation uint64) (pidfd, pid int, ok bool)
 }
 
 // SliceStats counts how waits ended.
