@@ -26,6 +26,8 @@ type actor struct {
 	look     look      // what the running call has seen of its record
 	// arriving: the running call may use the reserve.
 	arriving bool
+	// spare: the actor has the spare's latch, and its draft is the spare.
+	spare bool
 	// elsewhere is asked about orphans whose record is not here; nil: erase them.
 	elsewhere func(p *PieceEntry) bool
 	held      *lock // records locked through the Handle that has the actor, the last first

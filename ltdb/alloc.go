@@ -138,23 +138,9 @@ func (a *actor) reserve(c, n int) error {
 }
 
 func (a *actor) reserveSlow(c, n int) error {
-	want := n
-	if c < smallClasses {
-		want = max(n, magazineSize/2)
-	}
-	a.keep |= 1 << c
-	if a.have(c) == 0 && a.s.scarce() {
-		a.s.flushIdle()
-		if err := a.flushRest(); err != nil {
+	for try := 0; ; try++ {
+		if ok, err := a.gather(c, n); ok || err != nil {
 			return err
-		}
-	}
-	for try := 0; a.have(c) < n; try++ {
-		if err := a.refill(c, want); err != nil {
-			return err
-		}
-		if a.have(c) >= n {
-			break
 		}
 		switch try {
 		case 0: // before anything fails, take back what the dead hold
@@ -170,7 +156,27 @@ func (a *actor) reserveSlow(c, n int) error {
 			return ErrFull
 		}
 	}
-	return nil
+}
+
+// gather is reserve that takes what lies at hand: ok is false if there are not
+// n blocks. It recovers nobody and gives no span back.
+func (a *actor) gather(c, n int) (ok bool, err error) {
+	a.keep |= 1 << c
+	if a.have(c) >= n {
+		return true, nil
+	}
+	want := n
+	if c < smallClasses {
+		want = max(n, magazineSize/2)
+	}
+	if a.have(c) == 0 && a.s.scarce() {
+		a.s.flushIdle()
+		if err := a.flushRest(); err != nil {
+			return false, err
+		}
+	}
+	err = a.refill(c, want)
+	return err == nil && a.have(c) >= n, err
 }
 
 // scarce reports whether most spans are taken. Blocks in magazines keep theirs from

@@ -22,6 +22,7 @@ type Report struct {
 	Pieces     int      // in the indexes of the living
 	Orphans    int      // in those of the dead
 	Pages      int      // of all indexes
+	Spare      int      // 1: the block that nobody gets
 	Spans      int      // taken, of SpansAll
 	SpansAll   int
 }
@@ -147,6 +148,17 @@ func (k *checker) classes() {
 		if cur := int(cl.cur.Load()); cur > len(k.s.spans) || cur > 0 && spanClass(k.s.spans[cur-1].word.Load()) != c {
 			k.bad("class %d carves span %d, which is another's", c, cur-1)
 		}
+	}
+	if ref, c, b := k.s.spareBlock(); b == nil {
+		k.bad("the spare, block %d, is no carved block of class %d", ref, c)
+	} else if k.visit(ref, c, "the spare") != nil {
+		k.r.Spare++
+	}
+	if sp := &k.s.node.spare; sp.entry.Load() != 0 {
+		k.bad("a record is on its way through the spare")
+	}
+	if o := k.s.node.spare.latch.Owner(); o != 0 {
+		k.bad("the spare: latch is held by handle %d.%d", o.Slot(), o.Index())
 	}
 	if o := k.s.dbHead.latch.Owner(); o != 0 {
 		k.bad("table of databases: latch is held by handle %d.%d", o.Slot(), o.Index())
@@ -281,7 +293,7 @@ func (k *checker) slots() {
 
 func (k *checker) handle(where string, h *handle, free bool) {
 	if h.jNew.Load() != 0 || h.jOld.Load() != 0 || h.bucketIntent.Load() != 0 || h.classIntent.Load() != 0 ||
-		h.carveIntent.Load() != 0 || h.reclaimIntent.Load() != 0 || h.tableIntent.Load() != 0 || h.orphanIntent.Load() != 0 || h.busy.Load() != 0 {
+		h.carveIntent.Load() != 0 || h.reclaimIntent.Load() != 0 || h.tableIntent.Load() != 0 || h.orphanIntent.Load() != 0 || h.spareIntent.Load() != 0 || h.busy.Load() != 0 {
 		k.bad("%s: journal is armed", where)
 	}
 	each(h, func(w *shm.Word32, class int) {

@@ -503,15 +503,12 @@ func (d *Dispatcher) replace(id uint32, key []byte, at *spot, r *Held, arriving 
 	}
 	c := classOf(size)
 	a.keep, a.arriving = 0, arriving
-	err := a.reserve(c, 1)
-	a.arriving = false
-	if err == nil {
-		err = a.makeRoom(entryClass(at.e), 1)
-	}
+	err := a.makeRoom(entryClass(at.e), 1)
 	var dr draft
 	if err == nil {
-		dr, err = a.draft(c)
+		dr, err = a.draftFor(c, at)
 	}
+	a.arriving = false
 	if err != nil {
 		if !errors.Is(err, ErrNoSpace) {
 			d.fail(err)
@@ -523,29 +520,45 @@ func (d *Dispatcher) replace(id uint32, key []byte, at *spot, r *Held, arriving 
 	dr.b.rsn.Store(r.RSN)
 	dr.b.acc.Store(uint64(r.LAccessor) | uint64(r.LACount)<<32)
 	dr.b.size.Store(uint64(uint32(len(r.Data))) | db.hash(key)<<32)
-	dr.b.meta.Store(makeMeta(len(key), c, flags) | uint64(len(r.Tags)/tagSize)<<32)
+	dr.b.meta.Store(makeMeta(len(key), dr.c, flags) | uint64(len(r.Tags)/tagSize)<<32)
 	dr.b.epoch.Store(epoch)
 	dr.b.seq.Store(dr.odd + 1)
-	a.h.jEntry.Store(shm.OffsetOf(s.r, at.entry))
-	a.h.jOld.Store(entryRef(at.e))
-	for {
-		e := at.entry.Load()
-		if e&identity != at.e&identity {
+	next := at.e&tagMask | makeID(dr.ref, dr.c)
+	if a.spare {
+		if !a.carryHome(at, func() bool { return swapIdentity(at, next) }) {
 			d.fail(a.lost(a.cell))
 			return false
 		}
-		if at.entry.CAS(e, e&lockBits|at.e&tagMask|makeID(dr.ref, c)) {
-			break
+	} else {
+		a.h.jEntry.Store(shm.OffsetOf(s.r, at.entry))
+		a.h.jOld.Store(entryRef(at.e))
+		if !swapIdentity(at, next) {
+			d.fail(a.lost(a.cell))
+			return false
 		}
+		a.put(entryRef(at.e), entryClass(at.e))
+		a.h.jNew.Store(0)
+		a.h.jOld.Store(0)
 	}
-	a.put(entryRef(at.e), entryClass(at.e))
-	a.h.jNew.Store(0)
-	a.h.jOld.Store(0)
 	if at.meta&metaWaited != 0 {
 		s.bump(shm.OffsetOf(s.r, at.entry))
 	}
 	d.flush(at)
 	return true
+}
+
+// swapIdentity gives an entry another identity, whoever has its lock. false: it
+// had another one than at's already.
+func swapIdentity(at *spot, id uint64) bool {
+	for {
+		e := at.entry.Load()
+		if e&identity != at.e&identity {
+			return false
+		}
+		if at.entry.CAS(e, e&lockBits|id) {
+			return true
+		}
+	}
 }
 
 func (d *Dispatcher) flush(at *spot) {

@@ -65,10 +65,10 @@
 // number of record locks held, a handle takes one latch at a time, and gives it
 // back before it does anything else:
 //
-//	record locks  >  one of: bucket latch | class latch | latch of the table of databases
+//	record locks  >  one of: bucket latch | class latch | latch of the table of databases | latch of the spare
 //
 // The latch of the orphan indexes comes before all of it. Who holds it takes
-// record locks that are free, and waits for class latches only; so who holds
+// record locks that are free, and waits for class latches and the spare only; so who holds
 // record locks may wait for it.
 //
 // No latch is taken under another. An insert gets its blocks, which may take a

@@ -95,6 +95,7 @@ var (
 	errLockLost = damage("a record's lock was lost while it was held")
 	errOrphan   = damage("a record is locked by nobody")
 	errLatch    = damage("a latch is held by nobody")
+	errBadSpare = damage("its first block, the spare, belongs to another class")
 
 	errClosed   error = wrapError{"ltdb: store or handle is closed; open it again", ErrClosed}
 	errReadOnly error = wrapError{"ltdb: store is open for reading only; open it without Options.ReadOnly", ErrMode}

@@ -173,8 +173,8 @@ var killCases = []killCase{
 	{name: "huge value over a huge one", start: map[string]string{"k": strings.Repeat("o", 4200)}, cfg: hugeValues(2), warm: warmUp, do: func(c *client) { c.store("k", strings.Repeat("v", 4300)) }, long: true},
 	{name: "delete of a huge one", start: map[string]string{"k": strings.Repeat("o", 4200)}, cfg: hugeValues(2), warm: warmUp, do: func(c *client) { c.delete("k") }},
 	// The store is full of free blocks of class 0, and class 1 wants a span.
-	{name: "a span changes its class", keys: []string{"k"}, cfg: tiny(4, 3), prep: func(h *Handle) { fillUp(h, 0) }, do: func(c *client) { c.store("k", class(1, "v")) }},
-	{name: "store is full", start: map[string]string{"k": "old"}, cfg: tiny(4, 3), prep: func(h *Handle) {
+	{name: "a span changes its class", keys: []string{"k"}, cfg: tiny(6, 3), prep: func(h *Handle) { fillUp(h, 0) }, do: func(c *client) { c.store("k", class(1, "v")) }},
+	{name: "store is full", start: map[string]string{"k": "old"}, cfg: tiny(6, 3), prep: func(h *Handle) {
 		preload(map[string]string{"k": "old"})(h)
 		for i := 0; h.Store(bg, fmt.Append(nil, "f", i), []byte(class(1, "f"))) == nil; i++ {
 		}
@@ -182,17 +182,14 @@ var killCases = []killCase{
 		if c.tryStore("k", class(1, "new")) {
 			c.t.Failf("there was room")
 		}
-	}, after: func(r *run, s *Store) error {
-		// What the others test needs room, and no records of other names.
-		db := must(s.Database(bg, worldDB, KV, DatabaseOptions{}))
-		for i := 0; ; i++ {
-			if err := db.Delete(bg, fmt.Append(nil, "f", i)); err == ErrNotFound {
-				return nil
-			} else if err != nil {
-				return err
-			}
-		}
-	}},
+	}, after: noFillers},
+	// Nothing is left but the spare.
+	{name: "store over in a full store", start: oneMore, prep: fillAll, do: func(c *client) { c.store("k", class(1, "new")) }, after: noFillers},
+	{name: "lock, store and unlock in a full store", start: oneMore, prep: fillAll, do: func(c *client) {
+		r := c.lock("k")
+		c.storeLocked("k", r, class(1, "mid"))
+		c.storeUnlock("k", r, class(1, "end"))
+	}, after: noFillers},
 	{name: "histograms", do: func(c *client) {
 		c.s.histMu.Unlock()
 		if c.s.histograms(c.h.a) == nil {
@@ -239,6 +236,33 @@ var killCases = []killCase{
 		_ = r
 	}},
 	{name: "join", start: one, raw: true, do: func(c *client) { c.attach(); c.store("k", "v") }},
+}
+
+// noFillers makes room: what the others test needs it, and no records of other names.
+func noFillers(r *run, s *Store) error {
+	db := must(s.Database(bg, worldDB, KV, DatabaseOptions{}))
+	for i := 0; ; i++ {
+		if err := db.Delete(bg, fmt.Append(nil, "f", i)); err == ErrNotFound {
+			return nil
+		} else if err != nil {
+			return err
+		}
+	}
+}
+
+// oneMore is a record of class 1, for fillAll.
+var oneMore = map[string]string{"k": class(1, "old")}
+
+// fillAll stores oneMore and leaves no free block of class 1, and no span. A
+// record may be replaced by one of its own size all the same.
+func fillAll(h *Handle) {
+	preload(oneMore)(h)
+	s := h.db.s
+	for i := range s.spans {
+		s.spans[i].word.CAS(0, bucketSpan) // of the database's hash table, as far as Check goes
+	}
+	for i := 0; h.Store(bg, fmt.Append(nil, "f", i), []byte(class(1, "f"))) == nil; i++ {
+	}
 }
 
 func valuesOf(keys []string) map[string]string {

@@ -113,3 +113,7 @@ func TestPlantedPass(t *testing.T) {
 func TestPlantedUnlatchFirst(t *testing.T) {
 	caught(t, "unlatchfirst", []string{"as well", "nowhere"}, kill("store new", 1), race("insert and delete, insert", bounds{1, 1}))
 }
+
+func TestPlantedSpare(t *testing.T) {
+	caught(t, "spare", []string{"on its way"}, kill("store over in a full store", 1))
+}

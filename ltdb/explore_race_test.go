@@ -224,24 +224,30 @@ var raceCases = []raceCase{
 		func(c *client) { c.store("k", "b") },
 	}, bounds: []bounds{{1, 0}, {0, 1}}},
 	// The span of the reader's block is cut anew for another class meanwhile.
-	{name: "a span changes its class, fetch", start: map[string]string{"k": "0"}, keys: []string{"l"}, cfg: tiny(4, 3), cold: true, prep: func(h *Handle) {
+	{name: "a span changes its class, fetch", start: map[string]string{"k": "0"}, keys: []string{"l"}, cfg: tiny(6, 3), cold: true, prep: func(h *Handle) {
 		fillUp(h, 0)
 		preload(map[string]string{"k": "0"})(h)
 	}, do: []func(*client){
 		func(c *client) { c.delete("k"); c.store("l", class(1, "a")) },
 		func(c *client) { c.fetch("k") },
 	}, bounds: []bounds{{1, 0}, {0, 1}}},
-	{name: "a span changes its class, lock", start: map[string]string{"k": "0"}, keys: []string{"l"}, cfg: tiny(4, 3), cold: true, prep: func(h *Handle) {
+	{name: "a span changes its class, lock", start: map[string]string{"k": "0"}, keys: []string{"l"}, cfg: tiny(6, 3), cold: true, prep: func(h *Handle) {
 		fillUp(h, 0)
 		preload(map[string]string{"k": "0"})(h)
 	}, do: []func(*client){
 		func(c *client) { c.delete("k"); c.store("l", class(1, "a")) },
 		func(c *client) { c.unlock("k", c.lock("k")) },
 	}, bounds: []bounds{{1, 0}, {0, 1}}},
-	{name: "two want the last span", keys: []string{"k", "l"}, cfg: tiny(4, 3), cold: true, prep: func(h *Handle) { fillUp(h, 0) }, do: []func(*client){
+	{name: "two want the last span", keys: []string{"k", "l"}, cfg: tiny(6, 3), cold: true, prep: func(h *Handle) { fillUp(h, 0) }, do: []func(*client){
 		func(c *client) { c.tryStore("k", class(1, "a")) },
 		func(c *client) { c.tryStore("l", "b") },
 	}, bounds: []bounds{{1, 0}, {0, 1}}},
+	// The reader and the next writer meet a record that is on its way through the spare.
+	{name: "store over in a full store, fetch, store", start: oneMore, cold: true, prep: fillAll, do: []func(*client){
+		func(c *client) { c.store("k", class(1, "a")) },
+		func(c *client) { c.fetch("k") },
+		func(c *client) { c.store("k", class(1, "b")) },
+	}, after: noFillers, bounds: []bounds{{1, 0}, {0, 1}}},
 	{name: "create two databases", cfg: threeDatabases(), cold: true, do: []func(*client){createOther, func(c *client) {
 		if _, err := c.s.Database(bg, "third", KV, DatabaseOptions{Records: 1}); err != nil {
 			c.t.Failf("database: %v", err)

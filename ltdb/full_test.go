@@ -186,6 +186,9 @@ func TestFullUse(t *testing.T) {
 			if err := r.Unlock(); err != nil {
 				t.Fatal(err)
 			}
+			if i == 0 {
+				continue // the record's own block takes 3,000 bytes
+			}
 			// An update that does not fit leaves value and lock.
 			r, err = db.FetchLocked(bg, key)
 			if err != nil {
@@ -215,7 +218,7 @@ func TestFullUse(t *testing.T) {
 			}
 		}
 	}
-	isFull(t, db.Append(bg, numbered(first[0]+20), make([]byte, 499)))
+	isFull(t, db.Append(bg, numbered(first[1]+20), make([]byte, 499)))
 	for range 10 {
 		if _, err := db.FetchLocked(bg, []byte("a new record's lock, for which there is no block, whatever its length ........................")); err != nil {
 			isFull(t, err)

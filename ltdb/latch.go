@@ -14,6 +14,7 @@ const (
 	bucketLatch                // n: the bucket's offset
 	tableLatch                 // n: 1
 	orphanLatch                // n: 1
+	spareLatch                 // n: 1
 )
 
 // wants reports whether the handle's journal says that it holds the latch or
@@ -27,6 +28,8 @@ func (h *handle) wants(what latchOf, n uint64) bool {
 		return h.bucketIntent.Load() == n
 	case orphanLatch:
 		return uint64(h.orphanIntent.Load()) == n
+	case spareLatch:
+		return uint64(h.spareIntent.Load()) == n
 	}
 	return uint64(h.tableIntent.Load()) == n
 }
@@ -37,6 +40,10 @@ func (s *Store) latchWanted(off shm.Offset) (n int) {
 	what, id := bucketLatch, off
 	if off == shm.OffsetOf(s.r, &s.dbHead.latch) {
 		what, id = tableLatch, 1
+	} else if off == shm.OffsetOf(s.r, &s.node.orphanLatch) {
+		what, id = orphanLatch, 1
+	} else if off == shm.OffsetOf(s.r, &s.node.spare.latch) {
+		what, id = spareLatch, 1
 	} else if c := (off - shm.OffsetOf(s.r, &s.classes[0])) / classLineSize; c < classes {
 		what, id = classLatch, c+1
 	}

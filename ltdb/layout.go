@@ -30,6 +30,7 @@ const (
 	bitW       = bitS << 2
 	ownerShift = tagShift + tagBits + 3
 	identity   = bitS - 1
+	homeMask   = uint64(1)<<tagShift - 1 // class and ref
 	tagMask    = (uint64(1)<<tagBits - 1) << tagShift
 	ownerMask  = uint64(1<<64 - 1<<ownerShift)
 	lockBits   = ownerMask | bitW | bitD | bitS
@@ -239,7 +240,7 @@ type handle struct {
 	busy          shm.Word32 // an append is between lock and commit (mode pieces)
 	jDone         shm.Word32 // place in the dispatcher's done table (dispatcher only)
 	orphanIntent  shm.Word32 // 1: the latch of the orphan indexes
-	_             [4]byte
+	spareIntent   shm.Word32 // 1: the latch of the spare
 
 	big [bigSlots]shm.Word32 // free blocks of the large classes, on their way
 	_   [48]byte
@@ -284,6 +285,7 @@ const (
 	_ = -(unsafe.Offsetof(conditionLine{}.name) ^ 16)
 	_ = -(unsafe.Offsetof(handle{}.opid) ^ 16)
 	_ = -(unsafe.Offsetof(handle{}.jDone) ^ 52)
+	_ = -(unsafe.Offsetof(handle{}.spareIntent) ^ 60)
 	_ = -(unsafe.Offsetof(handle{}.big) ^ 64)
 	_ = -(unsafe.Offsetof(handle{}.counters) ^ 128)
 	_ = -(unsafe.Offsetof(handle{}.magazine) ^ (128 + counterLines*64))
@@ -296,7 +298,7 @@ func layout() string {
 	return fmt.Sprint("ltdb 2 ",
 		bucketSize, blockHeaderSize, classLineSize, spanLineSize, databaseLineSize, conditionLineSize, MaxConditions, handleSize, unsafe.Sizeof(body{}),
 		ringsSize, nodeCommon, rungBits, changeWords, tagSize, pageClass, stateShift, stampShift, metaWaited,
-		unsafe.Offsetof(handle{}.jNew), unsafe.Offsetof(handle{}.magazine), unsafe.Offsetof(body{}.cells),
+		unsafe.Offsetof(handle{}.jNew), unsafe.Offsetof(handle{}.magazine), unsafe.Offsetof(handle{}.spareIntent), unsafe.Offsetof(nodeArea{}.spare), unsafe.Offsetof(body{}.cells),
 		unsafe.Offsetof(databaseLine{}.buckets), unsafe.Offsetof(databaseLine{}.name),
 		tagShift, ownerShift, bitW, maxKey, magazineSize, classSizes)
 }

@@ -25,6 +25,19 @@ type nodeArea struct {
 	// First page of the indexes that dead clients have left, by slot. Stored
 	// by who repairs the slot; the holder of the latch takes pages away.
 	orphan [DispatcherSlot + 1]shm.Word32
+
+	// The way of an update that finds no free block. Stored by the holder of
+	// its latch, and by who repairs a dead one.
+	spare spareLine
+}
+
+// spareLine says which record is on its way through the spare (spare.go).
+type spareLine struct {
+	latch shm.Latch
+	_     [4]byte
+	entry shm.Word64 // offset of the record's entry; 0: none is on its way
+	home  shm.Word64 // class and ref of the record's own block, as in an entry
+	_     [40]byte
 }
 
 const (
@@ -39,6 +52,9 @@ const (
 	_ = -(unsafe.Offsetof(nodeArea{}.orphanLatch) ^ 512)
 	_ = -(unsafe.Offsetof(nodeArea{}.changes) ^ 576)
 	_ = -(unsafe.Offsetof(nodeArea{}.orphan) ^ 4672)
+	_ = -(unsafe.Offsetof(nodeArea{}.spare) ^ 21056)
+	_ = -(unsafe.Sizeof(spareLine{}) ^ 64)
+	_ = -(unsafe.Offsetof(spareLine{}.entry) ^ 8)
 	_ = uint(nodeCommon - unsafe.Sizeof(nodeArea{})) // it fits
 )
 

@@ -108,26 +108,24 @@ func (a *actor) tidy() (changed int, err error) {
 		a.h.orphanIntent.Store(0)
 		return 0, err
 	}
-	a.arriving = true
 	for i := range s.node.orphan {
 		if uint32(i) > s.seg.Slots() && i != DispatcherSlot {
 			continue
 		}
 		n, e := a.tidyChain(uint32(i))
 		changed += n
-		if e != nil {
+		if err == nil {
 			err = e
-			break
 		}
 	}
-	a.arriving = false
 	s.node.orphanLatch.Unlock(a.id)
 	a.h.orphanIntent.Store(0)
 	return changed, err
 }
 
 // tidyChain works through the orphans of one slot, and takes the pages away
-// that are empty then.
+// that are empty then. What can't be done stays; its first error is returned
+// when all others are done.
 func (a *actor) tidyChain(slot uint32) (changed int, err error) {
 	s := a.s
 	head := &s.node.orphan[slot]
@@ -139,7 +137,7 @@ func (a *actor) tidyChain(slot uint32) (changed int, err error) {
 	for range s.maxPages() {
 		page, next := s.pageAt(root)
 		if page == nil {
-			if root != 0 {
+			if root != 0 && err == nil {
 				err = errBadBlock
 			}
 			return changed, err
@@ -150,12 +148,12 @@ func (a *actor) tidyChain(slot uint32) (changed int, err error) {
 			if v == 0 {
 				continue
 			}
-			gone, did, err := a.tidyPiece(&page.word[i], v)
+			gone, did, e := a.tidyPiece(&page.word[i], v)
 			if did {
 				changed++
 			}
-			if err != nil {
-				return changed, err
+			if err == nil {
+				err = e
 			}
 			empty = empty && gone
 		}
@@ -164,7 +162,7 @@ func (a *actor) tidyChain(slot uint32) (changed int, err error) {
 		}
 		root = next
 	}
-	return changed, nil
+	return changed, err
 }
 
 // dropPage takes an empty page out of a chain and frees it. It reports whether

@@ -296,9 +296,7 @@ func (db *DB) decideOnce(own *actor, key, piece []byte, t *attempt, spin *shm.Sp
 		return ErrClosed
 	}
 	a.keep = 0
-	a.arriving = t.remove
 	err := a.decide(t, key, piece)
-	a.arriving = false
 	if err == errHeld && spinFor(spin, &a.look.at) {
 		err = errAgain
 	}
@@ -488,8 +486,10 @@ func (a *actor) release(at *spot) error {
 // changePlain replaces the value by a.look's, of mode KV.
 func (a *actor) changePlain(t *attempt, key []byte) error {
 	var at spot
-	if err := a.reserve(classOf(blockSize(len(key), len(a.look.data))), 1); err != nil {
-		return err
+	if len(a.look.data) > 0 {
+		if err := a.reserveFor(classOf(blockSize(len(key), len(a.look.data)))); err != nil {
+			return err
+		}
 	}
 	if err := a.lockSame(t.db, key, t.hash, &at); err != nil {
 		return err
@@ -498,6 +498,15 @@ func (a *actor) changePlain(t *attempt, key []byte) error {
 		return a.erase(len(key), t.hash, &at, a.cell)
 	}
 	return a.commit(len(key), a.look.data, t.hash, &at, a.cell)
+}
+
+// reserveFor is reserve of a block of class c for the next value of the record
+// that was looked at: one that fits the record's own block needs none (spare.go).
+func (a *actor) reserveFor(c int) error {
+	if ok, err := a.gather(c, 1); ok || err != nil || a.look.found && c <= entryClass(a.look.at.e) {
+		return err
+	}
+	return a.reserve(c, 1)
 }
 
 // changePieces replaces the record by a.look, of mode Pieces, and makes the
@@ -512,7 +521,7 @@ func (a *actor) changePieces(t *attempt, key []byte) error {
 	s, l := a.s, &a.look
 	w := s.index.word(t.word)
 	tags := len(l.tags) / tagSize
-	if err := a.reserve(classOf(pieceSize(len(key), len(l.data), tags)), 1); err != nil {
+	if err := a.reserveFor(classOf(pieceSize(len(key), len(l.data), tags))); err != nil {
 		return err
 	}
 	live := w.Load()&^stateMask | stateLive
@@ -555,14 +564,10 @@ func (a *actor) changePieces(t *attempt, key []byte) error {
 func (a *actor) draftPieces(klen int, hash uint64, at *spot) (draft, error) {
 	l := &a.look
 	tags := len(l.tags) / tagSize
-	c := classOf(pieceSize(klen, len(l.data), tags))
-	if err := a.reserve(c, 1); err != nil {
-		return draft{}, err
-	}
 	if err := a.makeRoom(entryClass(at.e), 1); err != nil {
 		return draft{}, err
 	}
-	d, err := a.draft(c)
+	d, err := a.draftFor(classOf(pieceSize(klen, len(l.data), tags)), at)
 	if err != nil {
 		return d, err
 	}
@@ -677,9 +682,7 @@ func (db *DB) removePieceOnce(own *actor, key []byte, hash uint64, p Piece, w *s
 		return ErrClosed
 	}
 	a.keep = 0
-	a.arriving = true
 	_, err := a.cutPiece(db, key, hash, p.opid)
-	a.arriving = false
 	switch {
 	case err == errHeld && spinFor(spin, &a.look.at):
 		err = errAgain

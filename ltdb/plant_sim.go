@@ -22,6 +22,7 @@ package ltdb
 //	attendlate the dispatcher attends a record without looking whether it has changed
 //	leftd      a dispatcher that starts leaves the D bits of the one before
 //	armlate    a waiting append arms the record without looking whether it has changed
+//	spare      repair breaks the spare's latch and leaves the record in the spare
 //
 // Set before the tasks start.
 var Plant string

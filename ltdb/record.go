@@ -242,12 +242,17 @@ func (r Record) Store(data []byte) error {
 	d.seal(l.klen, len(data), l.hash, l.at.b.rsn.Load()+1, a.s.accessed(l.at.b.acc.Load()), flags)
 	id := l.at.e&tagMask | makeID(d.ref, d.c)
 	oldClass := entryClass(l.at.e)
+	spare := a.spare
 	if err := a.publish(&l.at, l.cell, id, false); err != nil {
 		return err
 	}
 	a.h.counters[countStores].Inc()
-	l.at.e = l.at.e&lockBits | id
-	l.at.b, l.at.seq, l.at.meta = d.b, d.odd+1, d.b.meta.Load()
+	if spare { // the record has the block that it had
+		l.at.seq, l.at.meta = l.at.b.seq.Load(), l.at.b.meta.Load()
+	} else {
+		l.at.e = l.at.e&lockBits | id
+		l.at.b, l.at.seq, l.at.meta = d.b, d.odd+1, d.b.meta.Load()
+	}
 	l.value = append(l.value[:0], data...)
 	l.has = len(data) > 0
 	return a.settle(oldClass)

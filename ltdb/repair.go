@@ -35,6 +35,9 @@ func (s *Store) repair(c *shm.Client, slot uint32) error {
 	for i := range p.body.handles {
 		p.orphanLatch(i)
 	}
+	for i := range p.body.handles {
+		p.spareLatch(i)
+	}
 	for i := range p.body.cells {
 		p.cell(&p.body.cells[i])
 	}

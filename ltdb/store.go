@@ -85,6 +85,7 @@ type Store struct {
 	reserve   int // spans that ordinary writes leave alone
 	maxValue  int
 	maxBlock  uint64 // the largest block that fits a span
+	topClass  int    // its class
 	pnn       uint32 // of this node
 	life      uint64 // of the node, when the store was opened
 	reserved  int    // actors that are Handles'
@@ -237,7 +238,7 @@ func segmentConfig(c Config) (shm.Config, error) {
 			paramSpanShift: uint64(bits.TrailingZeros64(c.SpanSize)),
 			paramMaxValue:  uint64(c.MaxValue),
 			paramDatabases: uint64(c.Databases),
-			paramReserve:   spans / 32,
+			paramReserve:   max(1, spans/32),
 		},
 	}, nil
 }
@@ -253,6 +254,7 @@ func fill(seg *shm.Segment) error {
 	for i := range builtin {
 		s.putCondition(i, builtin[i].info())
 	}
+	s.carveSpare()
 	seg.Lease().Ticks.Store(^uint64(0))
 	seg.Gate().Life.Store(1)
 	seg.Gate().Gate.Store(1<<2 | shm.GateOpen)
@@ -286,9 +288,9 @@ func newStore(seg *shm.Segment) (*Store, error) {
 	s.maxValue = int(p[paramMaxValue])
 	s.reserve = int(p[paramReserve])
 	s.pnn = seg.Header().PNN
-	for _, size := range classSizes {
+	for c, size := range classSizes {
 		if uint64(size) <= 1<<shift {
-			s.maxBlock = uint64(size)
+			s.maxBlock, s.topClass = uint64(size), c
 		}
 	}
 	s.dataStart = dataOff

@@ -85,8 +85,12 @@ func (a *actor) store(db *DB, key, data []byte, hash uint64, at *spot) error {
 	s := a.s
 	c := classOf(blockSize(len(key), len(data)))
 	a.keep = 0
-	if err := a.reserve(c, 1); err != nil {
-		return err
+	if c >= smallClasses || a.mag[c].n == 0 {
+		if ok, err := a.gather(c, 1); err != nil {
+			return err
+		} else if !ok {
+			return a.storeFull(db, key, data, hash, at, c)
+		}
 	}
 	if len(data) >= writeAheadFrom {
 		return a.storeLarge(db, key, data, hash, at, c)
@@ -100,6 +104,29 @@ func (a *actor) store(db *DB, key, data []byte, hash uint64, at *spot) error {
 		return err
 	}
 	return a.commit(len(key), data, hash, at, a.cell)
+}
+
+// storeFull is store where no free block of class c lies at hand: the record's
+// own block may do, if it has one.
+func (a *actor) storeFull(db *DB, key, data []byte, hash uint64, at *spot, c int) error {
+	ok, err := a.s.tryLock(db, key, hash, a.cell, nil, at)
+	if err != nil {
+		a.cell.Store(0)
+		return err
+	}
+	if ok {
+		if c <= entryClass(at.e) {
+			return a.commit(len(key), data, hash, at, a.cell)
+		}
+		if err := a.letGo(at, a.cell); err != nil {
+			return err
+		}
+	}
+	a.cell.Store(0)
+	if err := a.reserve(c, 1); err != nil {
+		return err
+	}
+	return a.store(db, key, data, hash, at)
 }
 
 func (a *actor) storeLarge(db *DB, key, data []byte, hash uint64, at *spot, c int) error {
@@ -155,14 +182,10 @@ func (a *actor) commit(klen int, data []byte, hash uint64, at *spot, cell *shm.W
 // prepare writes the next value of a locked record into a draft. The key comes
 // from the old block, which stays as it is while the record is locked.
 func (a *actor) prepare(klen int, data []byte, at *spot) (draft, error) {
-	c := classOf(blockSize(klen, len(data)))
-	if err := a.reserve(c, 1); err != nil {
-		return draft{}, err
-	}
 	if err := a.makeRoom(entryClass(at.e), 1); err != nil {
 		return draft{}, err
 	}
-	d, err := a.draft(c)
+	d, err := a.draftFor(classOf(blockSize(klen, len(data))), at)
 	if err == nil && !planted("publish") {
 		a.write(d, klen, data, entryRef(at.e))
 	}
@@ -186,6 +209,9 @@ func (a *actor) finish(d draft, klen, dlen int, hash uint64, at *spot, cell *shm
 // cleared before j.old: the other way round, a death in between would read
 // as "not committed", and the published block would be freed.
 func (a *actor) publish(at *spot, cell *shm.Word64, id uint64, unlock bool) error {
+	if a.spare {
+		return a.publishSpare(at, cell, id, unlock)
+	}
 	s, h := a.s, a.h
 	old, oldClass := entryRef(at.e), entryClass(at.e)
 	h.jEntry.Store(shm.OffsetOf(s.r, at.entry))
