@@ -66,7 +66,7 @@ var rules = map[string]rule{
 		other: []string{sys},
 	},
 	"dispatcher/daemon": {
-		ours: []string{"shm", "ring", "ltdb", "protocol", "protocol/wire", "protocol/link", "internal/attach",
+		ours: []string{"shm", "ring", "ltdb", "protocol", "protocol/wire", "protocol/link", "internal/attach", "internal/version",
 			"dispatcher", "dispatcher/transport", "dispatcher/udp", "dispatcher/xdp"},
 		other: []string{sys, toml, metrics},
 	},
@@ -87,6 +87,7 @@ var rules = map[string]rule{
 	"internal/explore": {ours: []string{"shm", "ltdb"}},
 	"internal/netns":   {other: []string{sys, netlink}},
 	"internal/script":  {},
+	"internal/version": {},
 	"internal/gotest":  {},
 	"internal/house":   {},
 }
