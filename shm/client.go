@@ -64,9 +64,18 @@ type sliceCounters struct{ ended, changed, lost atomic.Uint64 }
 // attachLimit bounds Attach and Join where the context sets no deadline.
 const attachLimit = 2 * time.Second
 
+// limited gives a context a deadline if it has none: who set a later one than
+// ours knows that the machine is busy.
+func limited(ctx context.Context) (context.Context, context.CancelFunc) {
+	if _, ok := ctx.Deadline(); ok {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeout(ctx, attachLimit)
+}
+
 // Join takes a free slot. With none free it recovers dead clients' slots, and
-// fails with ErrNoSlots only if all of them live. It never waits longer than
-// the context's deadline, or 2 s.
+// fails with ErrNoSlots only if all of them live. It waits until the context's
+// deadline, or for 2 s if it has none.
 func (s *Segment) Join(ctx context.Context, opts JoinOptions) (*Client, error) {
 	if s.ro {
 		return nil, fmt.Errorf("shm: join %s: attached for reading only: %w; attach for writing", s.dir, ErrPermission)
@@ -76,7 +85,7 @@ func (s *Segment) Join(ctx context.Context, opts JoinOptions) (*Client, error) {
 	}
 	c := &Client{seg: s, name: opts.Name, opts: opts}
 	c.idle = sync.NewCond(&c.mu)
-	ctx, cancel := context.WithTimeout(ctx, attachLimit)
+	ctx, cancel := limited(ctx)
 	defer cancel()
 	if err := c.takeSlot(ctx); err != nil {
 		_ = s.leave()

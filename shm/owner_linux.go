@@ -195,15 +195,21 @@ func lockHolder(f *os.File) (pid int, name string) {
 
 // lockForCreate is lockOwner, or nothing if this process is the owner already.
 func (p *place) lockForCreate() (*OwnerLock, error) {
-	if id, err := dirID(p.fd); err == nil {
-		owned.Lock()
-		mine := owned.m[id]
-		owned.Unlock()
-		if mine {
-			return nil, nil
-		}
+	if p.ours() {
+		return nil, nil
 	}
 	return p.lockOwner()
+}
+
+// ours reports whether this process holds the owner lock.
+func (p *place) ours() bool {
+	id, err := dirID(p.fd)
+	if err != nil {
+		return false
+	}
+	owned.Lock()
+	defer owned.Unlock()
+	return owned.m[id]
 }
 
 // ownerLives reports whether somebody holds the owner lock.

@@ -569,3 +569,65 @@ func TestOwner(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// Who attaches touches a few pages, however large the segment is; the owner touches
+// all of them. A file that is not reserved in full is filled, so that no access to it
+// can fail later.
+func TestAttachTouchesLittle(t *testing.T) {
+	dir := mapped(t)
+	ctx := context.Background()
+	const pages = 16384
+	cfg := testConfig(5)
+	cfg.Size = pages * 4096
+	cfg.HugePages = HugeNever
+	s, err := Create(ctx, dir, cfg, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	touched := func() int64 {
+		t.Helper()
+		var before, after unix.Rusage
+		if err := unix.Getrusage(unix.RUSAGE_SELF, &before); err != nil {
+			t.Fatal(err)
+		}
+		b, err := Attach(ctx, dir, testLayout)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Getrusage(unix.RUSAGE_SELF, &after); err != nil {
+			t.Fatal(err)
+		}
+		for off := Offset(0); off < cfg.Size; off += 4096 {
+			_ = At[Word64](b.r, off).Load()
+		}
+		if err := b.Close(); err != nil {
+			t.Fatal(err)
+		}
+		return after.Minflt - before.Minflt
+	}
+	if n := touched(); n > pages/8 {
+		t.Errorf("an attach to %d pages has %d faults", pages, n)
+	}
+	if ok, name := s.OnRamdisk(); !ok || s.Huge().Bytes > 0 {
+		t.Logf("%s, huge pages: the rest says nothing there", name)
+		return
+	}
+	lock, err := LockOwner(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := touched(); n < pages/2 {
+		t.Errorf("the owner's attach to %d pages has %d faults", pages, n)
+	}
+	if err := lock.Release(); err != nil {
+		t.Fatal(err)
+	}
+	hole := unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_KEEP_SIZE
+	if err := unix.Fallocate(int(s.file.Fd()), uint32(hole), pages*2048, pages*2048); err != nil {
+		t.Fatal(err)
+	}
+	if n := touched(); n < pages/4 {
+		t.Errorf("an attach to a file with holes has %d faults", n)
+	}
+}
