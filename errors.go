@@ -46,6 +46,9 @@ func (e *attachFailed) Unwrap() []error { return []error{e.err, e.kind} }
 
 // attachError gives an error of package attach the kind that callers know.
 func attachError(err error) error {
+	if err == nil {
+		return nil
+	}
 	for _, k := range []struct{ from, to error }{
 		{attach.ErrNotRunning, ErrNotRunning},
 		{attach.ErrPermission, ErrPermission},

@@ -19,8 +19,11 @@ import (
 // DefaultDir is the directory of a node that has no other.
 const DefaultDir = "/dev/shm/mainz/default/0/v1"
 
-// attachLimit bounds Attach where the context sets no deadline.
-const attachLimit = 2 * time.Second
+// stepLimit bounds each of the four steps of Attach where the context sets no
+// deadline: to be let in, to be welcomed, to map the segment and get a slot, to be
+// served. Whoever gets on is not given up: of many that attach at once on a busy
+// machine each waits for its turn.
+const stepLimit = 5 * time.Second
 
 // Option changes how Attach works.
 type Option func(*options)
@@ -71,8 +74,10 @@ type Client struct {
 }
 
 // Attach joins the segment in dir; "" means $MAINZ_DIR, then DefaultDir. ctx
-// bounds the attach alone, 2 s if it has no deadline. ErrNotRunning,
-// ErrPermission, ErrIncompatible, ErrNoSpace say what to do next.
+// bounds the attach alone; if it has no deadline, each of the four steps of an attach
+// may take 5 s, on an idle machine they take some milliseconds together.
+// ErrNotRunning comes at once. It, ErrPermission, ErrIncompatible and ErrNoSpace say
+// what to do next.
 func Attach(ctx context.Context, dir string, opts ...Option) (*Client, error) {
 	c := &Client{}
 	for _, o := range opts {
@@ -86,11 +91,6 @@ func Attach(ctx context.Context, dir string, opts ...Option) (*Client, error) {
 	}
 	if dir == "" {
 		dir = DefaultDir
-	}
-	if _, ok := ctx.Deadline(); !ok {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, attachLimit)
-		defer cancel()
 	}
 	var err error
 	if c.opts.readOnly {
@@ -106,18 +106,51 @@ func Attach(ctx context.Context, dir string, opts ...Option) (*Client, error) {
 	return c, nil
 }
 
+// oneStep is the context of one step of an attach.
+func oneStep(ctx context.Context) (context.Context, context.CancelFunc) {
+	if _, ok := ctx.Deadline(); ok {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeout(ctx, stepLimit)
+}
+
+// dial is the first step.
+func (c *Client) dial(ctx context.Context, dir string) (err error) {
+	ctx, cancel := oneStep(ctx)
+	defer cancel()
+	c.conn, err = attach.Dial(ctx, dir)
+	return attachError(err)
+}
+
+// ask is the second step, and the last.
+func (c *Client) ask(ctx context.Context, m, answer *attach.Message) error {
+	ctx, cancel := oneStep(ctx)
+	defer cancel()
+	return attachError(c.conn.Call(ctx, m, answer))
+}
+
+// join is the third.
+func (c *Client) join(ctx context.Context, dir string, opts ltdb.Options) (err error) {
+	ctx, cancel := oneStep(ctx)
+	defer cancel()
+	if c.store, err = ltdb.Open(ctx, dir, opts); err != nil {
+		return fmt.Errorf("mainz: %w", err)
+	}
+	return nil
+}
+
 func (c *Client) attach(ctx context.Context, dir string) error {
 	var err error
-	if c.conn, err = attach.Dial(ctx, dir); err != nil {
-		return attachError(err)
+	if err := c.dial(ctx, dir); err != nil {
+		return err
 	}
 	hello := attach.Message{Kind: attach.Hello, Version: attach.Version, Name: c.opts.name}
 	for _, k := range c.opts.conditions {
 		hello.Conditions = append(hello.Conditions, attach.Condition{ID: uint32(k.ID), Version: k.Version, Name: k.Name})
 	}
 	var answer attach.Message
-	if err := c.conn.Call(ctx, &hello, &answer); err != nil {
-		return attachError(err)
+	if err := c.ask(ctx, &hello, &answer); err != nil {
+		return err
 	}
 	if answer.Kind != attach.Welcome || answer.Version != attach.Version {
 		return fmt.Errorf("mainz: %s: the dispatcher speaks version %d, this program %d: %w; upgrade the older one", dir, answer.Version, attach.Version, ErrIncompatible)
@@ -130,11 +163,11 @@ func (c *Client) attach(ctx context.Context, dir string) error {
 			b.Wake()
 		}
 	}
-	if c.store, err = ltdb.Open(ctx, dir, ltdb.Options{Name: c.opts.name, Conditions: c.opts.conditions, Doorbell: wake}); err != nil {
-		return fmt.Errorf("mainz: %w", err)
+	if err := c.join(ctx, dir, ltdb.Options{Name: c.opts.name, Conditions: c.opts.conditions, Doorbell: wake}); err != nil {
+		return err
 	}
 	seg := c.store.Segment()
-	_, bell, err := call.NodeOf(seg)
+	node, bell, err := call.NodeOf(seg)
 	if err != nil {
 		return fmt.Errorf("mainz: %w", err)
 	}
@@ -142,10 +175,10 @@ func (c *Client) attach(ctx context.Context, dir string) error {
 		return fmt.Errorf("mainz: %w", err)
 	}
 	generation := uint32(seg.Slot(c.store.Slot()).Generation.Load())
-	if err := c.conn.Call(ctx, &attach.Message{Kind: attach.Joined, Version: attach.Version, Slot: c.store.Slot(), Generation: generation}, &answer); err != nil {
-		return attachError(err)
+	if err := c.ask(ctx, &attach.Message{Kind: attach.Joined, Version: attach.Version, Slot: c.store.Slot(), Generation: generation}, &answer); err != nil {
+		return err
 	}
-	if c.ring, err = openRing(seg, c.store.Slot(), c.bell, c.opts.events); err != nil {
+	if c.ring, err = openRing(seg, c.store.Slot(), c.bell, node.Spin.Load(), c.opts.events); err != nil {
 		return fmt.Errorf("mainz: %w", err)
 	}
 	c.watch = make(chan struct{})

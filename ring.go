@@ -118,7 +118,7 @@ const (
 	abandonWait = 200 * time.Millisecond
 )
 
-func openRing(seg *shm.Segment, slot uint32, bell *ring.Bell, tell func(Epoch)) (*callRing, error) {
+func openRing(seg *shm.Segment, slot uint32, bell *ring.Bell, spin uint64, tell func(Epoch)) (*callRing, error) {
 	out, in, ok := call.Rings(seg, slot)
 	if !ok {
 		return nil, fmt.Errorf("the segment has no rings for slot %d: %w", slot, ErrIncompatible)
@@ -127,10 +127,10 @@ func openRing(seg *shm.Segment, slot uint32, bell *ring.Bell, tell func(Epoch)) 
 		watches: map[*watching]struct{}{}}
 	r.ctx, r.end = context.WithCancelCause(context.Background())
 	var err error
-	if r.out, err = ring.OpenProducer(seg.Region(), out, call.RequestCells, ring.Options{Bell: bell, Wait: r.wait}); err != nil {
+	if r.out, err = ring.OpenProducer(seg.Region(), out, call.RequestCells, ring.Options{Bell: bell, Wait: r.wait, Spin: spin}); err != nil {
 		return nil, err
 	}
-	if r.in, err = ring.OpenConsumer(seg.Region(), in, call.ReplyCells, ring.Options{Wait: r.wait}); err != nil {
+	if r.in, err = ring.OpenConsumer(seg.Region(), in, call.ReplyCells, ring.Options{Wait: r.wait, Spin: spin}); err != nil {
 		return nil, err
 	}
 	r.take = r.cell

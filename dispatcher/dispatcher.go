@@ -26,7 +26,12 @@ type Options struct {
 	Dir   string        // of the node
 	Store ltdb.Options  // Create, Wipe, Config, Conditions, Log
 	Idle  ring.Strategy // what to do when there is nothing to do
-	Log   *slog.Logger  // nil: nowhere
+	Log   *slog.Logger  // nil: nowhere; it must not wait for its reader
+
+	// Alive is called by the loop itself once in AliveEvery, so that a loop that
+	// hangs is noticed. It must not wait. 0 or nil: never.
+	Alive      func()
+	AliveEvery time.Duration
 }
 
 // Stats count since Open. They belong to the dispatcher's goroutine.
@@ -61,6 +66,11 @@ type Dispatcher struct {
 	socketsAt   protocol.Instant
 	keepAt      protocol.Instant // when to look at the node's files
 	lacks       map[string]bool  // files that could not be made again
+	aliveAt     protocol.Instant
+	acceptAt    protocol.Instant // when to look at the listener again, after an error
+	unfinished  int              // of peers, those that have no slot yet
+	acceptLog   quiet
+	pollLog     quiet
 	eff         protocol.Effects
 	msg         wire.Message
 	gate        protocol.Gate // as it stands in the segment
@@ -81,7 +91,9 @@ type Dispatcher struct {
 const (
 	scanEvery    = 100 * link.Millisecond
 	socketsEvery = link.Millisecond
-	stopLimit    = link.Second // for answering what runs
+	retryEvery   = 100 * link.Millisecond // after an error of the system
+	complainFor  = 5 * link.Second        // of the same error there is one line in this time
+	stopLimit    = link.Second            // for answering what runs
 )
 
 // Open takes the node: the directory, the segment in it, which is made if there
@@ -93,6 +105,9 @@ func Open(ctx context.Context, opts Options) (*Dispatcher, error) {
 	d := &Dispatcher{opts: opts, log: opts.Log, bySlot: map[uint32]*client{}, start: time.Now()}
 	if d.log == nil {
 		d.log = slog.New(slog.DiscardHandler)
+	}
+	if d.opts.Alive == nil {
+		d.opts.AliveEvery = 0
 	}
 	if err := d.open(ctx); err != nil {
 		return nil, errors.Join(err, d.Close())
@@ -118,6 +133,7 @@ func (d *Dispatcher) open(ctx context.Context) (err error) {
 	if d.bell, err = ring.OpenBell(d.seg.Region(), bell, d.door); err != nil {
 		return err
 	}
+	d.node.Spin.Store(ring.SpinTicks()) // takes some milliseconds: before anybody waits for us
 	var seed [12]byte
 	if _, err := rand.Read(seed[:]); err != nil {
 		return err
@@ -275,6 +291,10 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 func (d *Dispatcher) turn() bool {
 	d.time()
 	d.Stats.Turns++
+	if d.opts.AliveEvery > 0 && d.now >= d.aliveAt {
+		d.aliveAt = d.now + protocol.Instant(d.opts.AliveEvery)
+		d.opts.Alive()
+	}
 	// Records that were handed over first: those who wait for them are before
 	// those who ask now.
 	rung := d.Stats.Rung

@@ -1,7 +1,6 @@
 package dispatcher
 
 import (
-	"fmt"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -13,37 +12,46 @@ import (
 // connections.
 type pollSet struct {
 	fds   []unix.PollFd
-	out   []int
+	peers []*peer // of fds[2:]
+	out   []*peer
 	stale bool
 }
 
 func (p *pollSet) fill(d *Dispatcher) {
-	if !p.stale && len(p.fds) > 0 {
-		return
+	if p.stale || len(p.fds) == 0 {
+		p.stale = false
+		p.fds = append(p.fds[:0], unix.PollFd{Fd: int32(d.door.FD()), Events: unix.POLLIN}, unix.PollFd{Events: unix.POLLIN})
+		p.peers = append(p.peers[:0], d.peers...)
+		for _, q := range d.peers {
+			p.fds = append(p.fds, unix.PollFd{Fd: int32(q.FD()), Events: unix.POLLIN})
+		}
 	}
-	p.stale = false
-	p.fds = append(p.fds[:0], unix.PollFd{Fd: int32(d.door.FD()), Events: unix.POLLIN}, unix.PollFd{Fd: int32(d.listener.FD()), Events: unix.POLLIN})
-	for _, q := range d.peers {
-		p.fds = append(p.fds, unix.PollFd{Fd: int32(q.FD()), Events: unix.POLLIN})
+	p.fds[1].Fd = int32(d.listener.FD())
+	if d.now < d.acceptAt {
+		p.fds[1].Fd = -1 // not now
 	}
 }
 
-// ready polls and returns the descriptors that want something, but for the
-// doorbell's. Others may have been closed when their turn comes.
-func (p *pollSet) ready(d *Dispatcher, wait time.Duration) []int {
+// ready reports whether somebody wants to come in, and which connections want
+// something. Some of them may have been closed when their turn comes.
+func (p *pollSet) ready(d *Dispatcher) (come bool, heard []*peer) {
 	p.fill(d)
-	ts := unix.NsecToTimespec(int64(wait))
-	n, err := unix.Ppoll(p.fds, &ts, nil)
 	p.out = p.out[:0]
-	if err != nil || n == 0 {
-		return nil
+	var none unix.Timespec
+	n, err := unix.Ppoll(p.fds, &none, nil)
+	if err != nil && err != unix.EINTR {
+		d.pollLog.log(d, "the sockets can't be looked at", err)
+		d.socketsAt = d.now + retryEvery
 	}
-	for i := 1; i < len(p.fds); i++ {
-		if p.fds[i].Revents != 0 {
-			p.out = append(p.out, int(p.fds[i].Fd))
+	if err != nil || n == 0 {
+		return false, nil
+	}
+	for i, q := range p.peers {
+		if p.fds[2+i].Revents != 0 {
+			p.out = append(p.out, q)
 		}
 	}
-	return p.out
+	return p.fds[1].Revents != 0, p.out
 }
 
 // sleep until somebody rings, comes, or goes, or there is something to do.
@@ -62,6 +70,9 @@ func (d *Dispatcher) sleep() error {
 		return nil
 	}
 	wait := min(d.next, d.scanAt) - d.time()
+	if d.opts.AliveEvery > 0 {
+		wait = min(wait, d.aliveAt-d.now)
+	}
 	switch {
 	case d.waiting(): // nobody rings when there is room again
 		wait = min(wait, 50*link.Microsecond<<min(d.stuck/16, 9))
@@ -75,9 +86,13 @@ func (d *Dispatcher) sleep() error {
 	d.Stats.Sleeps++
 	d.polls.fill(d)
 	ts := unix.NsecToTimespec(int64(wait))
-	if n, err := unix.Ppoll(d.polls.fds, &ts, nil); err != nil && err != unix.EINTR {
-		return fmt.Errorf("dispatcher: poll: %w", err)
-	} else if n > 0 {
+	switch n, err := unix.Ppoll(d.polls.fds, &ts, nil); {
+	case err != nil && err != unix.EINTR:
+		// No memory, or a limit that was lowered. Calls are served all the
+		// same, though later than if their bell could be heard.
+		d.pollLog.log(d, "sleep", err)
+		time.Sleep(time.Millisecond)
+	case n > 0:
 		d.socketsAt = 0
 	}
 	return nil

@@ -2,14 +2,10 @@
 
 package dispatcher
 
-import (
-	"time"
-
-	"github.com/mainzdb/mainz/shm"
-)
+import "github.com/mainzdb/mainz/shm"
 
 type pollSet struct{ stale bool }
 
-func (p *pollSet) ready(*Dispatcher, time.Duration) []int { return nil }
+func (p *pollSet) ready(*Dispatcher) (bool, []*peer) { return false, nil }
 
 func (d *Dispatcher) sleep() error { return shm.ErrNotSupported }

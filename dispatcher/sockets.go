@@ -1,60 +1,131 @@
 package dispatcher
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"slices"
 
 	"github.com/mainzdb/mainz/internal/attach"
+	"github.com/mainzdb/mainz/protocol"
+	"github.com/mainzdb/mainz/protocol/link"
 	"github.com/mainzdb/mainz/shm"
 )
 
 // peer is a connection: of a client, or of who wants to become one.
 type peer struct {
 	*attach.Peer
+	since   protocol.Instant // accepted
 	greeted bool
+	joined  bool // it is a client's: its slot is served
 }
 
-// maxPeers bounds the connections.
-const maxPeers = 8192
+// Limits of the socket.
+const (
+	acceptBudget    = 32               // connections that are taken at a time
+	moreUnfinished  = 128              // that may be on their way to become clients, besides one for each slot
+	unfinishedLimit = 60 * link.Second // that this may take
+)
+
+// quiet lets an error that comes back at every turn be logged once in complainFor.
+type quiet struct {
+	until protocol.Instant
+	n     int // that were not logged
+}
+
+func (q *quiet) log(d *Dispatcher, message string, err error) {
+	if d.now < q.until {
+		q.n++
+		return
+	}
+	d.log.Error(message, "error", err, "times_before", q.n)
+	q.until, q.n = d.now+complainFor, 0
+}
 
 // sockets lets clients in and looks which are gone.
 func (d *Dispatcher) sockets() bool {
 	d.socketsAt = d.now + socketsEvery
-	did := false
-	for _, fd := range d.polls.ready(d, 0) {
-		did = true
-		if fd == d.listener.FD() {
-			d.accept()
-			continue
-		}
-		for _, p := range d.peers {
-			if p.FD() == fd {
-				d.hear(p)
-				break
-			}
+	come, heard := d.polls.ready(d)
+	for _, p := range heard {
+		if p.FD() >= 0 { // else it was closed because of one before it
+			d.hear(p)
 		}
 	}
-	return did
+	if come {
+		d.accept()
+	}
+	d.dropLate()
+	return come || len(heard) > 0
 }
 
+// accept takes those who have come, in their order. The kernel keeps the others in
+// its queue until the next turn.
 func (d *Dispatcher) accept() {
-	for range 16 {
+	for range acceptBudget {
 		p, err := d.listener.Accept()
-		if err != nil {
+		switch {
+		case errors.Is(err, attach.ErrExhausted):
+			// Who came has been told so, if the listener could. Its own
+			// descriptor stays ready for as long as somebody waits: looking at
+			// it at every turn would be a loop that does nothing else.
+			d.acceptLog.log(d, "a client could not be let in", err)
+			if !errors.Is(err, attach.ErrRefused) {
+				d.acceptAt = d.now + retryEvery
+				return
+			}
+			continue
+		case err != nil:
 			d.log.Warn("refused", "error", err)
 			continue
-		}
-		if p == nil {
+		case p == nil:
 			return
 		}
-		if len(d.peers) >= maxPeers {
-			_ = p.Refuse(attach.CodeOther, "too many connections; try again later")
-			_ = p.Close()
-			return
+		if d.unfinished >= int(d.seg.Slots())+moreUnfinished {
+			d.closePeer(d.worst().Peer)
 		}
-		d.peers = append(d.peers, &peer{Peer: p})
+		d.peers = append(d.peers, &peer{Peer: p, since: d.now})
+		d.unfinished++
 		d.polls.stale = true
+	}
+}
+
+// worst is the peer that has to go if there are too many that are not clients yet:
+// the oldest of the user that has most of them. So who opens connections and says
+// nothing drives out himself, and honest clients have all the time that it takes
+// him to open as many again.
+func (d *Dispatcher) worst() *peer {
+	of, most := map[uint32]int{}, uint32(0)
+	for _, p := range d.peers {
+		if !p.joined {
+			of[p.Cred.UID]++
+		}
+	}
+	for _, p := range d.peers { // not over the map, which has no order
+		if of[p.Cred.UID] > of[most] {
+			most = p.Cred.UID
+		}
+	}
+	for _, p := range d.peers {
+		if !p.joined && p.Cred.UID == most {
+			return p
+		}
+	}
+	panic(fmt.Sprintf("dispatcher: %d unfinished connections, and none among %d", d.unfinished, len(d.peers)))
+}
+
+// dropLate ends connections that did not become a client's in time.
+func (d *Dispatcher) dropLate() {
+	if d.unfinished == 0 {
+		return
+	}
+	for _, p := range d.peers { // the oldest first
+		if !p.joined {
+			if d.now-p.since > unfinishedLimit {
+				_ = p.Refuse(attach.CodeOther, "attaching took too long; attach again")
+				d.closePeer(p.Peer)
+			}
+			return
+		}
 	}
 }
 
@@ -77,14 +148,18 @@ func (d *Dispatcher) hear(p *peer) {
 	}
 }
 
+// errTurn: a peer that says what it should not is cut off, so that none keeps the
+// loop busy.
+var errTurn = errors.New("a message came that can't come now")
+
 func (d *Dispatcher) talk(p *peer, m *attach.Message) error {
 	switch {
 	case m.Kind == attach.Hello && !p.greeted:
 		return d.hello(p, m)
-	case m.Kind == attach.Joined && p.greeted:
+	case m.Kind == attach.Joined && p.greeted && !p.joined:
 		return d.joined(p, m)
 	}
-	return p.Refuse(attach.CodeOther, "this message can't come now")
+	return errors.Join(errTurn, p.Refuse(attach.CodeOther, "this message can't come now"))
 }
 
 func (d *Dispatcher) hello(p *peer, m *attach.Message) error {
@@ -127,7 +202,8 @@ func (d *Dispatcher) joined(p *peer, m *attach.Message) error {
 	if err != nil {
 		return err
 	}
-	c.peer = p.Peer
+	c.peer, p.joined = p.Peer, true
+	d.unfinished--
 	d.Stats.Attached++
 	d.log.Debug("client attached", "slot", m.Slot, "name", d.seg.SlotName(m.Slot))
 	return p.Send(&attach.Message{Kind: attach.Ready, Version: attach.Version, Slot: m.Slot, Generation: m.Generation})
@@ -135,7 +211,12 @@ func (d *Dispatcher) joined(p *peer, m *attach.Message) error {
 
 func (d *Dispatcher) closePeer(p *attach.Peer) {
 	_ = p.Close()
-	d.peers = slices.DeleteFunc(d.peers, func(q *peer) bool { return q.Peer == p })
+	d.peers = slices.DeleteFunc(d.peers, func(q *peer) bool {
+		if q.Peer == p && !q.joined {
+			d.unfinished--
+		}
+		return q.Peer == p
+	})
 	for _, c := range d.clients {
 		if c.peer == p {
 			c.peer = nil

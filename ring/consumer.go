@@ -30,7 +30,7 @@ func OpenConsumer(r *shm.Region, off shm.Offset, cells int, opts Options) (*Cons
 	if err != nil {
 		return nil, err
 	}
-	c := &Consumer{view: v, opts: opts, idle: opts.Idle.Start(), off: off, took: true}
+	c := &Consumer{view: v, opts: opts, idle: opts.Idle.startAt(opts.Spin), off: off, took: true}
 	if c.opts.Wait == nil {
 		c.opts.Wait = waitSlice
 	}

@@ -54,18 +54,32 @@ type Idle struct {
 	strategy Strategy
 	turns    uint32 // since Reset
 	start    uint64 // ticks at the first of them
-	budget   uint64 // ticks to spin
+	budget   uint64 // ticks to spin; 0: not known yet
 }
 
-// Start returns a loop with this strategy. The first one of Adaptive measures
-// what a wake-up takes, some milliseconds.
-func (s Strategy) Start() Idle {
-	i := Idle{strategy: s}
-	if s == Adaptive {
-		i.budget = spinTicks()
+// Start returns a loop with this strategy. The first loop of Adaptive that is used
+// measures what a wake-up takes, with some 10 ms of CPU time (SpinTicks).
+func (s Strategy) Start() Idle { return Idle{strategy: s} }
+
+// startAt is Start for who knows what SpinTicks returns on this machine, or has it
+// from another process: then any number may come, and no wait may become long by it.
+// 0: it is not known.
+func (s Strategy) startAt(spin uint64) Idle {
+	i := Idle{strategy: s, budget: min(spin, mostSpin)}
+	if spin != 0 && (runtime.NumCPU() < 2 || runtime.GOMAXPROCS(0) < 2) {
+		i.budget = 1 // whoever is waited for can't run while this process spins
 	}
 	return i
 }
+
+// mostSpin bounds what is believed of another process, in ticks: some 0.3 ms on
+// amd64.
+const mostSpin = 1 << 20
+
+// SpinTicks returns how long Adaptive spins on this machine, in ticks of the
+// time-stamp counter. The first call measures it, which takes some 10 ms of CPU time:
+// one process does, and the others are given the result (Options.Spin).
+func SpinTicks() uint64 { return spinTicks() }
 
 // Reset begins anew: there was something to do.
 func (i *Idle) Reset() { i.turns = 0 }
@@ -85,6 +99,10 @@ func (i *Idle) Again() bool {
 		if i.turns%ticksEvery == 0 {
 			now := shm.Ticks()
 			if i.turns == 0 {
+				if i.budget == 0 {
+					i.budget = spinTicks()
+					now = shm.Ticks()
+				}
 				i.start = now
 			}
 			if now-i.start >= i.budget {

@@ -12,6 +12,9 @@ import (
 type Options struct {
 	// Idle is what to do before sleeping.
 	Idle Strategy
+	// Spin is how long Adaptive spins, as SpinTicks has said in another process of
+	// this machine; 0: it is measured at the first wait.
+	Spin uint64
 	// Wait sleeps until w changes or is woken, until the process at the other
 	// end dies, until *cancel is not 0, or for some time; nil is to look again.
 	// WaitFor makes one of a client of a segment. Nil: slices of 20 ms, which
@@ -147,7 +150,7 @@ func (p *Producer) claimSlow(ctx context.Context) (Claim, error) {
 		}
 	}
 	defer func() { <-p.turn }()
-	idle := p.opts.Idle.Start()
+	idle := p.opts.Idle.startAt(p.opts.Spin)
 	var s sleeper
 	defer s.stop()
 	for {

@@ -600,3 +600,27 @@ func TestWaitKeepsContext(t *testing.T) {
 		t.Error("a wait without end has something to be ended by")
 	}
 }
+
+// To open a ring measures nothing, which would take more CPU time than all the rest of
+// an attach; what another process has measured is believed up to a bound.
+func TestSpinIsMeasuredOnce(t *testing.T) {
+	if i := Adaptive.Start(); i.budget != 0 {
+		t.Errorf("a loop that was never used spins for %d ticks", i.budget)
+	}
+	i := Adaptive.Start()
+	i.Again()
+	if i.budget == 0 || i.budget != SpinTicks() {
+		t.Errorf("a loop in use spins for %d ticks, and not for %d", i.budget, SpinTicks())
+	}
+	if runtime.NumCPU() < 2 || runtime.GOMAXPROCS(0) < 2 {
+		if i := Adaptive.startAt(1000); i.budget != 1 {
+			t.Errorf("on one CPU it spins for %d ticks", i.budget)
+		}
+		return
+	}
+	for given, want := range map[uint64]uint64{0: 0, 1000: 1000, 1 << 60: mostSpin} {
+		if i := Adaptive.startAt(given); i.budget != want {
+			t.Errorf("told %d it spins for %d ticks", given, i.budget)
+		}
+	}
+}

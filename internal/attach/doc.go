@@ -23,7 +23,8 @@
 // neither send half of one nor make the other side wait. What doesn't decode is
 // an ErrProtocol, and never a panic.
 //
-// The dispatcher's side never waits. The client's side waits with its context.
+// The dispatcher's side never waits. The client's side waits with its context: up to
+// 4,096 clients stand in the kernel's queue, in the order in which they came.
 //
 // It uses x/sys alone: package net would come into every client otherwise.
 //

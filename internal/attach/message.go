@@ -26,6 +26,9 @@ var (
 	ErrProtocol = errors.New("not a message of the attach protocol")
 	// ErrRefused: the dispatcher said no for another reason.
 	ErrRefused = errors.New("refused by the dispatcher")
+	// ErrExhausted: the dispatcher's process has no descriptor, or no memory, for
+	// one more connection.
+	ErrExhausted = errors.New("out of file descriptors or memory")
 	// ErrNotSupported: this system has no such sockets. It is an errors.ErrUnsupported.
 	ErrNotSupported = fmt.Errorf("attaching to a dispatcher is not supported here (%w)", errors.ErrUnsupported)
 )

@@ -100,7 +100,7 @@ func (c *Conn) Call(ctx context.Context, m, answer *Message) error {
 		switch {
 		case err == unix.EAGAIN:
 			if err := readable(ctx, c.fd); err != nil {
-				return fmt.Errorf("attach: %s: waiting for an answer: %w", c.dir, err)
+				return fmt.Errorf("attach: %s: waiting for the dispatcher's answer: %w; it is stopped, or the machine is busy: see mainz status", c.dir, err)
 			}
 			continue
 		case err != nil:
@@ -116,11 +116,19 @@ func (c *Conn) Call(ctx context.Context, m, answer *Message) error {
 	}
 }
 
+// ended is the error of a connection that the dispatcher has closed, with the
+// reason if it gave one: that may have been sent before we said anything.
 func (c *Conn) ended(err error) error {
-	if err == io.EOF || err == unix.EPIPE || err == unix.ECONNRESET {
-		return fmt.Errorf("attach: %s: %w: the dispatcher has closed the connection; start mainzd, and attach again", c.dir, ErrNotRunning)
+	if err != io.EOF && err != unix.EPIPE && err != unix.ECONNRESET {
+		return fmt.Errorf("attach: %s: %w", c.dir, err)
 	}
-	return fmt.Errorf("attach: %s: %w", c.dir, err)
+	for range 2 { // the first one may give the error of the connection once more
+		var last Message
+		if n, err := receive(c.fd, c.buf[:]); err == nil && last.decode(c.buf[:n]) == nil && last.Kind == Refused {
+			return last.refusal()
+		}
+	}
+	return fmt.Errorf("attach: %s: %w: the dispatcher has closed the connection; start mainzd, and attach again", c.dir, ErrNotRunning)
 }
 
 // readable waits until fd can be read or has ended.
@@ -195,11 +203,18 @@ func receive(fd int, b []byte) (int, error) {
 // Listener is the dispatcher's side.
 type Listener struct {
 	fd    int
+	spare int // a descriptor that is given up to refuse somebody when there is no other; -1: none
 	dir   string
 	place int         // the directory in which the socket was made, open
 	file  unix.Stat_t // of the socket there
 	gid   int         // of those who may come; -1: the dispatcher's own group
+	buf   [maxMessage + 1]byte
 }
+
+// backlog is how many may wait to be taken, in the order in which they came. The
+// kernel makes it net.core.somaxconn if that is less, which is 4,096 where nobody
+// has changed it: as many as there can be slots.
+const backlog = 4096
 
 // Listen makes the socket in dir. The caller owns the directory: what is left of
 // a dispatcher before it is removed. group is a name or a number; "" is the
@@ -232,7 +247,7 @@ func Listen(dir, group string) (*Listener, error) {
 	if err == nil {
 		err = unix.Chmod(sa.Name, 0o660)
 	}
-	l := &Listener{fd: fd, dir: dir, place: -1, gid: gid}
+	l := &Listener{fd: fd, spare: -1, dir: dir, place: -1, gid: gid}
 	if err == nil {
 		l.place, err = unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	}
@@ -240,13 +255,14 @@ func Listen(dir, group string) (*Listener, error) {
 		err = unix.Fstatat(l.place, SocketName, &l.file, unix.AT_SYMLINK_NOFOLLOW)
 	}
 	if err == nil {
-		err = unix.Listen(fd, 128)
+		err = unix.Listen(fd, backlog)
 	}
 	if err != nil {
 		_ = unix.Close(fd)
 		_ = unix.Close(l.place)
 		return nil, fmt.Errorf("attach: %s: %w", at, err)
 	}
+	l.keepSpare()
 	return l, nil
 }
 
@@ -277,9 +293,22 @@ func (l *Listener) Close() error {
 		_ = unix.Unlinkat(l.place, SocketName, 0)
 	}
 	_ = unix.Close(l.place)
+	if l.spare >= 0 {
+		_ = unix.Close(l.spare)
+		l.spare = -1
+	}
 	fd := l.fd
 	l.fd = -1
 	return unix.Close(fd)
+}
+
+func (l *Listener) keepSpare() {
+	if l.spare < 0 {
+		fd, err := unix.Open("/", unix.O_PATH|unix.O_CLOEXEC, 0)
+		if err == nil {
+			l.spare = fd
+		}
+	}
 }
 
 // Cred says who is at the other end, as the kernel knows it. PID is 0 if that
@@ -298,6 +327,10 @@ type Peer struct {
 
 // Accept takes the next client: nil if nobody waits. Who may not come in is told
 // so; that is an error for the log, and there may be others behind him.
+//
+// ErrExhausted: the process has no descriptor or no memory left. It is an
+// ErrRefused as well if the client was told, by means of a descriptor that is kept
+// for that. If not, he waits still, and the caller tries again a little later.
 func (l *Listener) Accept() (*Peer, error) {
 	for range 16 {
 		fd, _, err := unix.Accept4(l.fd, unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
@@ -306,10 +339,13 @@ func (l *Listener) Accept() (*Peer, error) {
 			return nil, nil
 		case err == unix.EINTR || err == unix.ECONNABORTED:
 			continue
+		case err == unix.EMFILE || err == unix.ENFILE:
+			return nil, l.turnAway(err)
 		case err != nil:
-			return nil, fmt.Errorf("attach: accept: %w", err)
+			return nil, fmt.Errorf("attach: accept: %w (%w)", ErrExhausted, err)
 		}
-		p := &Peer{fd: fd, buf: make([]byte, maxMessage+1)}
+		l.keepSpare()
+		p := &Peer{fd: fd, buf: l.buf[:]}
 		u, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
 		if err == nil {
 			p.Cred = Cred{u.Pid, u.Uid, u.Gid}
@@ -325,6 +361,36 @@ func (l *Listener) Accept() (*Peer, error) {
 		return p, nil
 	}
 	return nil, nil
+}
+
+// turnAway takes the next client by means of the spare descriptor, to tell him that
+// there is none for him. nil: nobody waits; the kernel looks for a descriptor before
+// it looks for that.
+func (l *Listener) turnAway(why error) error {
+	text := fmt.Sprintf("mainzd has no file descriptor left (%v)", why)
+	var lim unix.Rlimit
+	if why == unix.EMFILE && unix.Getrlimit(unix.RLIMIT_NOFILE, &lim) == nil {
+		text = fmt.Sprintf("mainzd has all its %d file descriptors in use", lim.Cur)
+	}
+	text += "; end some clients, or start it with more: LimitNOFILE= of its unit, or ulimit -n"
+	err := fmt.Errorf("attach: accept: %w: %s", ErrExhausted, text)
+	if l.spare < 0 {
+		l.keepSpare() // one may have come free
+		return err
+	}
+	_ = unix.Close(l.spare)
+	l.spare = -1
+	defer l.keepSpare()
+	fd, _, e := unix.Accept4(l.fd, unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
+	if e == unix.EAGAIN {
+		return nil
+	}
+	if e != nil {
+		return err
+	}
+	_ = send(fd, &Message{Kind: Refused, Version: Version, Code: CodeOther, Text: text})
+	_ = unix.Close(fd)
+	return fmt.Errorf("%w (%w)", err, ErrRefused)
 }
 
 func (l *Listener) allowed(fd int, c Cred) bool {

@@ -22,7 +22,8 @@ type Node struct {
 	Incarnation shm.Word32 // of the dispatcher that serves; 0: none does
 	PID         shm.Word32
 	Started     shm.Word64 // nanoseconds since 1970
-	_           [104]byte
+	Spin        shm.Word64 // ring.SpinTicks, so that no client has to measure it; 0: not known
+	_           [96]byte
 
 	bell [ring.BellSize]byte
 
