@@ -2,4 +2,7 @@ package main
 
 import "github.com/mainzdb/mainz/dispatcher/daemon"
 
-func main() { daemon.Main() }
+// version is set by the Makefile; go install sets that of the module instead.
+var version string
+
+func main() { daemon.Main(daemon.WithVersion(version)) }

@@ -100,11 +100,18 @@ type parsed struct {
 	Config
 	wipe   bool
 	source map[string]string
+
+	name string // what parse got, for the next time
+	args []string
+	env  func(string) (string, bool)
 }
+
+// errVersion: only the version is asked for.
+var errVersion = errors.New("version")
 
 // parse reads flags, environment and file, and checks the values.
 func parse(name string, args []string, env func(string) (string, bool), stderr io.Writer) (*parsed, error) {
-	p := &parsed{Config: defaults(), source: map[string]string{}}
+	p := &parsed{Config: defaults(), source: map[string]string{}, name: name, args: args, env: env}
 	flags := flag.NewFlagSet(name, flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
 	flags.Usage = func() {}
@@ -115,6 +122,7 @@ func parse(name string, args []string, env func(string) (string, bool), stderr i
 	}
 	file := flags.String("config", "", "TOML `file`; default "+DefaultConfig+" if that is there")
 	flags.BoolVar(&p.wipe, "wipe", false, "start from an empty segment")
+	only := flags.Bool("version", false, "print the version and end")
 	given := map[string]string{}
 	for i := range fields {
 		f := &fields[i]
@@ -129,6 +137,9 @@ func parse(name string, args []string, env func(string) (string, bool), stderr i
 		return nil, err
 	case err != nil:
 		return nil, fmt.Errorf("%w: %w; see %s --help", errUsage, err, name)
+	}
+	if *only {
+		return nil, errVersion
 	}
 	if flags.NArg() > 0 {
 		return nil, fmt.Errorf("%w: argument %q: there are only flags; see %s --help", errUsage, flags.Arg(0), name)
@@ -163,7 +174,7 @@ func parse(name string, args []string, env func(string) (string, bool), stderr i
 	if _, err := ring.ParseStrategy(p.Idle); err != nil {
 		return nil, fmt.Errorf("%w: idle: %w", errUsage, err)
 	}
-	if _, err := p.logger(io.Discard); err != nil {
+	if _, _, err := p.logger(io.Discard); err != nil {
 		return nil, err
 	}
 	return p, nil
@@ -220,19 +231,50 @@ func (c *Config) store() (ltdb.Config, error) {
 	return s, nil
 }
 
-func (c *Config) logger(w io.Writer) (*slog.Logger, error) {
-	var level slog.Level
+// level is the least that is logged.
+func (c *Config) level() (level slog.Level, err error) {
 	if err := level.UnmarshalText([]byte(c.LogLevel)); err != nil {
-		return nil, fmt.Errorf("%w: log_level: %q: there are debug, info, warn and error", errUsage, c.LogLevel)
+		return 0, fmt.Errorf("%w: log_level: %q: there are debug, info, warn and error", errUsage, c.LogLevel)
 	}
+	return level, nil
+}
+
+// logger writes to w, which is not to wait, what is at least of the level.
+func (c *Config) logger(w io.Writer) (*slog.Logger, *slog.LevelVar, error) {
+	at, err := c.level()
+	if err != nil {
+		return nil, nil, err
+	}
+	level := new(slog.LevelVar)
+	level.Set(at)
+	h, err := c.handler(w, level)
+	if err != nil {
+		return nil, nil, err
+	}
+	return slog.New(newLimiter(h)), level, nil
+}
+
+func (c *Config) handler(w io.Writer, level slog.Leveler) (slog.Handler, error) {
 	o := &slog.HandlerOptions{Level: level}
 	switch c.LogFormat {
 	case "text":
-		return slog.New(slog.NewTextHandler(w, o)), nil
+		return slog.NewTextHandler(w, o), nil
 	case "json":
-		return slog.New(slog.NewJSONHandler(w, o)), nil
+		return slog.NewJSONHandler(w, o), nil
 	}
 	return nil, fmt.Errorf("%w: log_format: %q: there are text and json", errUsage, c.LogFormat)
+}
+
+// note makes the line that says how many lines of the log are missing, in the log's
+// format.
+func (c *Config) note() func(uint64) []byte {
+	return func(n uint64) []byte {
+		var b bytes.Buffer
+		if h, err := c.handler(&b, slog.LevelWarn); err == nil {
+			slog.New(h).Warn("lines of the log were dropped; their reader was too slow, or gone", "lines", n)
+		}
+		return b.Bytes()
+	}
 }
 
 // parseSize reads bytes, with KiB, MiB or GiB behind them if they are many.

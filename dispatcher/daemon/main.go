@@ -6,6 +6,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"github.com/mainzdb/mainz/dispatcher"
+	"github.com/mainzdb/mainz/internal/version"
 	"github.com/mainzdb/mainz/ltdb"
 	"github.com/mainzdb/mainz/ring"
 )
@@ -25,7 +27,15 @@ func WithCondition(c ltdb.Condition) Option {
 	return func(d *daemon) { d.conditions = append(d.conditions, c) }
 }
 
-type daemon struct{ conditions []ltdb.Condition }
+// WithVersion says which version the program is: --version prints it. "" is what the
+// Go tool has put into the program.
+func WithVersion(v string) Option { return func(d *daemon) { d.version = v } }
+
+type daemon struct {
+	conditions []ltdb.Condition
+	version    string
+	reload     <-chan os.Signal // read the configuration again; may be nil
+}
 
 // openLimit is how long it may take until the node is open: a large segment
 // takes its time to be populated.
@@ -33,36 +43,63 @@ const openLimit = 2 * time.Minute
 
 // Main is the main function of a dispatcher's program. It does not return.
 func Main(opts ...Option) {
+	// Who reads the log may go away: that is an error of a write, and no reason to die.
+	signal.Ignore(syscall.SIGPIPE)
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	code := run(ctx, filepath.Base(os.Args[0]), os.Args[1:], os.Stderr, opts...)
-	stop()
+	context.AfterFunc(ctx, stop) // the second signal ends the process at once, as if nobody had asked for the first
+	opts = append(opts, func(d *daemon) { d.reload = hup })
+	code := run(ctx, filepath.Base(os.Args[0]), os.Args[1:], os.Stdout, os.Stderr, opts...)
 	os.Exit(code)
 }
 
 // Run is Main for who ends it by a context: a test. Flags are as on the command
-// line; ready is called when the node is open.
+// line; ready is called when the node is open. The log is written to stderr by a
+// goroutine that has ended when Run returns, unless a write takes longer than a
+// second then.
 func Run(ctx context.Context, args []string, stderr io.Writer, ready func(), opts ...Option) error {
+	d := newDaemon(opts)
 	p, err := parse("mainzd", args, os.LookupEnv, stderr)
 	if err != nil {
 		return err
 	}
-	return p.serve(ctx, stderr, ready, opts)
+	log := newSink(stderr)
+	defer log.close()
+	return d.serve(ctx, p, log, ready)
 }
 
-func run(ctx context.Context, name string, args []string, stderr io.Writer, opts ...Option) int {
+func newDaemon(opts []Option) *daemon {
+	d := new(daemon)
+	for _, o := range opts {
+		o(d)
+	}
+	return d
+}
+
+func run(ctx context.Context, name string, args []string, stdout, stderr io.Writer, opts ...Option) int {
+	d := newDaemon(opts)
 	p, err := parse(name, args, os.LookupEnv, stderr)
-	if errors.Is(err, flag.ErrHelp) {
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		return 0
+	case errors.Is(err, errVersion):
+		if err := version.Read(d.version).Print(stdout, name); err != nil {
+			return 1
+		}
 		return 0
 	}
+	log := newSink(stderr) // for the last words, too: nobody may be there to read them
+	defer log.close()
 	if err == nil {
-		err = p.serve(ctx, stderr, nil, opts)
+		err = d.serve(ctx, p, log, nil)
 	} else if !errors.Is(err, errUsage) && errors.Is(err, os.ErrNotExist) {
 		err = fmt.Errorf("%w: %w", errUsage, err)
 	}
 	if err == nil {
 		return 0
 	}
-	fmt.Fprintf(stderr, "%s: %v\n", name, err)
+	fmt.Fprintf(log, "%s: %v\n", name, err)
 	return exitCode(err)
 }
 
@@ -82,15 +119,12 @@ func exitCode(err error) int {
 	return 1
 }
 
-func (p *parsed) serve(ctx context.Context, stderr io.Writer, ready func(), opts []Option) error {
-	var d daemon
-	for _, o := range opts {
-		o(&d)
-	}
-	log, err := p.logger(stderr)
+func (d *daemon) serve(ctx context.Context, p *parsed, to *sink, ready func()) error {
+	log, level, err := p.logger(to)
 	if err != nil {
 		return err
 	}
+	to.note = p.note()
 	cfg, err := p.store()
 	if err != nil {
 		return err
@@ -99,19 +133,66 @@ func (p *parsed) serve(ctx context.Context, stderr io.Writer, ready func(), opts
 	if err != nil {
 		return fmt.Errorf("%w: %w", errUsage, err)
 	}
+	m := newManager(os.LookupEnv)
+	defer m.close()
 	opening, cancel := context.WithTimeout(ctx, openLimit)
-	n, err := dispatcher.Open(opening, dispatcher.Options{Dir: p.Dir, Idle: idle, Log: log,
+	n, err := dispatcher.Open(opening, dispatcher.Options{Dir: p.Dir, Idle: idle, Log: log, Alive: m.alive, AliveEvery: m.every,
 		Store: ltdb.Options{Create: true, Wipe: p.wipe, Config: cfg, Name: "mainzd", Conditions: d.conditions, Log: log}})
 	cancel()
 	if err != nil {
 		return err
 	}
-	notify("READY=1")
+	m.say("READY=1")
 	if ready != nil {
 		ready()
 	}
+	stop := d.reloads(p, log, level, m)
 	err = n.Run(ctx)
-	notify("STOPPING=1")
+	stop()
+	m.say("STOPPING=1")
 	log.Info("node is closed", "dir", p.Dir, "error", err)
 	return errors.Join(err, n.Close())
+}
+
+// reloads reads the configuration again whenever somebody asks for it, until stop is
+// called.
+func (d *daemon) reloads(p *parsed, log *slog.Logger, level *slog.LevelVar, m *manager) (stop func()) {
+	quit, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case <-quit:
+				return
+			case <-d.reload:
+			}
+			m.say(fmt.Sprintf("RELOADING=1\nMONOTONIC_USEC=%d", monotonic()))
+			p.reload(log, level)
+			m.say("READY=1")
+		}
+	}()
+	return func() {
+		close(quit)
+		<-done
+	}
+}
+
+// reload takes the log level of the configuration as it is now. Nothing else can
+// change while the daemon runs, and what has changed is said.
+func (p *parsed) reload(log *slog.Logger, level *slog.LevelVar) {
+	now, err := parse(p.name, p.args, p.env, io.Discard)
+	if err != nil {
+		log.Error("the configuration is not read again; mend it, and send SIGHUP once more", "error", err)
+		return
+	}
+	to, _ := now.level()              // parse has looked at it
+	level.Set(min(to, level.Level())) // said at the lower of the two levels
+	log.Info("configuration is read again", "log_level", now.LogLevel, "before", p.LogLevel)
+	level.Set(to)
+	p.LogLevel, p.source["log_level"] = now.LogLevel, now.source["log_level"]
+	for i := range fields {
+		if f := &fields[i]; f.get(&now.Config) != f.get(&p.Config) {
+			log.Warn("a changed setting needs a restart", "setting", f.name, "value", f.get(&p.Config), "configured", f.get(&now.Config))
+		}
+	}
 }
