@@ -189,7 +189,7 @@ func (d *Dispatcher) joined(p *peer, m *attach.Message) error {
 		return p.Refuse(attach.CodeOther, fmt.Sprintf("nobody of generation %d is in slot %d; attach again", m.Generation, m.Slot))
 	}
 	// If the kernel knows who it is, it must be the slot's client.
-	if pid := d.seg.Slot(m.Slot).PID.Load(); p.Cred.PID != 0 && d.seg.Slot(m.Slot).PIDNS.Load() == d.seg.Slot(shm.DispatcherSlot).PIDNS.Load() && pid != uint32(p.Cred.PID) {
+	if pid := d.seg.Slot(m.Slot).PID.Load(); p.Cred.PID != 0 && d.seg.Slot(m.Slot).Place.Load() == d.seg.Slot(shm.DispatcherSlot).Place.Load() && pid != uint32(p.Cred.PID) {
 		return p.Refuse(attach.CodePermission, fmt.Sprintf("slot %d is process %d's, not process %d's", m.Slot, pid, p.Cred.PID))
 	}
 	if old := d.bySlot[m.Slot]; old != nil {

@@ -9,9 +9,12 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // The tests need processes that die. A child is this test binary again, with
@@ -32,14 +35,19 @@ func TestMain(m *testing.M) {
 }
 
 var roles = map[string]func(dir string) error{
-	"join":    roleJoin,
-	"hold":    roleHold,
-	"recover": roleRecover,
-	"count":   roleCount,
-	"own":     roleOwn,
-	"attach":  roleAttach,
-	"wake":    roleWake,
-	"exit":    roleExit,
+	"join":       roleJoin,
+	"hold":       roleHold,
+	"recover":    roleRecover,
+	"count":      roleCount,
+	"own":        roleOwn,
+	"attach":     roleAttach,
+	"wake":       roleWake,
+	"exit":       roleExit,
+	"dispatcher": roleDispatcher,
+	"idle":       roleIdle,
+	"joiner":     roleJoiner,
+	"exec":       roleExec,
+	"lock":       roleLock,
 }
 
 var told = bufio.NewScanner(os.Stdin)
@@ -191,6 +199,101 @@ func roleExit(dir string) error {
 	return nil
 }
 
+// roleDispatcher joins as the dispatcher, until it is told.
+func roleDispatcher(dir string) error {
+	s, err := Attach(context.Background(), dir, testLayout)
+	if err != nil {
+		return err
+	}
+	c, err := s.Join(context.Background(), JoinOptions{Dispatcher: true})
+	if err != nil {
+		return err
+	}
+	fmt.Println("joined")
+	told.Scan()
+	return c.Leave()
+}
+
+// roleIdle has nothing to do with the segment.
+func roleIdle(string) error {
+	fmt.Println("idle")
+	told.Scan()
+	fmt.Println("left")
+	return nil
+}
+
+// roleJoiner stops in the middle of taking over a dead slot, with the claim taken.
+// It says then whether it could go on.
+func roleJoiner(dir string) error {
+	s, err := Attach(context.Background(), dir, testLayout)
+	if err != nil {
+		return err
+	}
+	c := &Client{seg: s}
+	_, err = startGuardian(func(g *guardian) error {
+		for i := uint32(1); i <= s.Slots(); i++ {
+			if sl := s.Slot(i); sl.Live.Load()&liveDied != 0 {
+				betweenClaimAndTake = func() {
+					fmt.Println("claims", i)
+					told.Scan()
+				}
+				took, err := c.takeOverSlot(g, i)
+				fmt.Println("took", took)
+				return errors.Join(err, errors.New("the guardian is not needed any more"))
+			}
+		}
+		return errors.New("no dead slot")
+	})
+	told.Scan()
+	return nil
+}
+
+// roleExec holds the latch and replaces its program when it is told: by itself in
+// the role join, or by a shell that says that it lives.
+func roleExec(dir string) error {
+	c, err := childJoin(dir, repairArea)
+	if err != nil {
+		return err
+	}
+	if err := areaOf(c.Segment()).latch.Lock(c, c.HandleID(5)); err != nil {
+		return err
+	}
+	fmt.Println("holds", c.Slot())
+	told.Scan()
+	if told.Text() == "other" {
+		return syscall.Exec("/bin/sh", []string{"sh", "-c", "read word; echo lives"}, os.Environ())
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	if err := os.Setenv(roleEnv, "join"); err != nil {
+		return err
+	}
+	return syscall.Exec(exe, []string{exe}, os.Environ())
+}
+
+// roleLock takes locks in the segment's file that are not its own: of all bytes at
+// once, or of each that its input names as soon as it can be had.
+func roleLock(dir string) error {
+	f, err := os.OpenFile(dir+"/"+segmentName, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	for fmt.Println("ready"); told.Scan(); {
+		lk := unix.Flock_t{Type: unix.F_WRLCK}
+		if at, err := strconv.ParseInt(told.Text(), 10, 64); err == nil {
+			lk.Start, lk.Len = at, 1
+			fmt.Println("waits")
+		}
+		if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLKW, &lk); err != nil {
+			return err
+		}
+		fmt.Println("locks")
+	}
+	return nil
+}
+
 type child struct {
 	t   testing.TB
 	cmd *exec.Cmd
@@ -246,9 +349,12 @@ func (c *child) says(want string, args ...any) {
 	}
 }
 
-func (c *child) tell() {
+func (c *child) tell(what ...any) {
 	c.t.Helper()
-	if _, err := io.WriteString(c.in, "go\n"); err != nil {
+	if len(what) == 0 {
+		what = []any{"go"}
+	}
+	if _, err := fmt.Fprintln(c.in, what...); err != nil {
 		c.t.Fatal(err)
 	}
 }

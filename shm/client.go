@@ -46,9 +46,9 @@ type JoinOptions struct {
 	// from one that was lost, for the count of the lost ones.
 	Shared func(c *Client, w *Word32) bool
 	// Peer returns the process that has dialled as the tenant of a slot, as the
-	// kernel names it for the socket: a pidfd, which stays the caller's and open
-	// until the next call, and its PID in this process's namespace, 0 if it can't
-	// be seen from here. false: nobody has. nil: nobody ever does.
+	// kernel names it for the socket: a pidfd, which the client closes, and its
+	// PID in this process's namespace, 0 if it can't be seen from here. false:
+	// nobody has. nil: nobody ever does.
 	Peer func(slot uint32, generation uint64) (pidfd, pid int, ok bool)
 }
 
@@ -126,7 +126,7 @@ func (c *Client) became(i uint32) error {
 	m := c.me
 	m.PID.Store(0)
 	m.UID.Store(id.uid)
-	m.PIDNS.Store(id.pidns)
+	m.Place.Store(id.place)
 	m.Start.Store(id.start)
 	m.Joined.Store(uint64(time.Now().UnixNano()))
 	gen := m.Generation.Load() + 1

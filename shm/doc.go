@@ -28,7 +28,7 @@
 // the slot, makes sure that no thread of the dead process runs any more, and
 // calls Repair. Repairs of one slot never overlap. A repairer may die as well:
 // the next one recovers the repairer first and then does all of the work
-// again. One that makes no step for 10 s (a stopped process) is killed.
+// again. One that makes no step for 10 s and is stopped is evicted.
 //
 // Wait and wake lose nothing as long as the words are changed before they are
 // woken. All waits are cut into slices of 20 ms all the same, as a process may
@@ -65,12 +65,17 @@
 // them. Who may only read it can AttachReadOnly. A process with the right to
 // write the segment is trusted with the data in it.
 //
-// A process that replaces itself by execve while it is joined counts as dead,
-// and its new program is killed when the slot is recovered: Leave first.
+// Nobody is killed because of what is written in a segment. A slot that is marked
+// dead is recovered when the kernel says that its process has gone or is past its
+// last instruction; else Recover reports false, and is asked again later. Evict is
+// the only thing that kills: a stopped process which the kernel names for the slot.
 //
-// A process in another PID namespace, or of another user, can't be named or
-// killed from here. It counts as gone when the kernel has dropped its lock in
-// the segment's file, which is when the last of its threads has ended.
+// A process that replaces itself by execve while it is joined counts as dead as
+// soon as the kernel has closed its files. The new program lives, and may join.
+//
+// A process in another PID namespace can't be seen from here. It counts as gone
+// when the kernel has dropped its lock in the segment's file, which is when the
+// last of its threads has ended.
 //
 // The heap stands in for a file in tests, under the race detector and on
 // systems other than Linux (NewHeap). Nobody dies there but by SimulateDeath.
@@ -98,17 +103,16 @@
 //	  88  node number, slots
 //	  96  slot size, slot head size       slot
 //	 104  handles per slot, huge pages       0  live: robust futex of the guardian
-//	 112  8 parameters of the layers above   4  claim: the slot of who recovers this one
-//	 176  16 areas: offset, size             8  progress of the recovery
-//	 432  cluster                           64  PID, user, PID namespace, start, joined at
+//	 112  8 parameters of the layers above   4  progress of the recovery
+//	 176  16 areas: offset, size             8  claim: who recovers this one
+//	 432  cluster                           64  PID, user, namespaces, start, joined at
 //	 496  creator                           96  generation
 //	 560  device, inode, birth, random id  128  name
 //	                                      1024  the layers above
 //
 // Beside its slot a client holds a lock (OFD) on one byte of the segment's
-// file, at slot | generation << 12; byte 0 is locked by who takes over a dead
-// slot without having one, and those from 1 on are shared by the users of the
-// upper layers' parts (TryShare, TryAlone).
+// file, at slot | generation << 12, unless somebody else has taken it. The bytes
+// from 1 on are shared by the users of the upper layers' parts (TryShare, TryAlone).
 //
 // # A slot's life
 //
@@ -117,7 +121,7 @@
 //	TID       0        a client: its guardian's robust futex, waiters bit set
 //	DIED      0        dead: the kernel stored that
 //	DIED      R        the client in slot R recovers it; void if R is dead, once R is recovered
-//	DIED      joiner   a process without a slot takes it over; void when nobody holds byte 0
+//	DIED      joiner   a process without a slot takes it over; a robust futex as live is, void once that is DIED
 //	0         R        for an instant: R has freed it
 //	TID       R        the same, and somebody was quick
 //

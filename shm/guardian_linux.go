@@ -13,23 +13,25 @@ import (
 )
 
 // guardian is a thread whose robust list has one word, the liveness word of
-// its client's slot. However the process dies, the kernel walks the list,
-// sets FUTEX_OWNER_DIED in the word and wakes one waiter.
+// its client's slot; while it takes over a dead slot, the slot's claim as well.
+// However the process dies, the kernel walks the list, sets FUTEX_OWNER_DIED in
+// the words and wakes one waiter of each.
 //
 // The kernel keeps the address of head until the thread ends: guardians holds
-// it against the garbage collector, which doesn't move it either. The node
-// does not lie in the segment but here: its pointers are addresses of this
-// process, and nobody else can spoil them. The kernel finds the word at the
-// node plus offset.
+// it against the garbage collector, which doesn't move it either. The nodes
+// do not lie in the segment but here: their pointers are addresses of this
+// process, and nobody else can spoil them. The kernel finds a word at its node
+// plus offset, which is the same for all nodes: Claim is as far behind Live as
+// the nodes are apart.
 type guardian struct {
 	head struct { // struct robust_list_head
 		next    uintptr
 		offset  int // long
 		pending uintptr
 	}
-	node uintptr // struct robust_list; only its address matters, and that it leads back to head
-	word *Word32
-	tid  uint32
+	nodes [2]uintptr // struct robust_list, of Live and of Claim: the address of the next one, at last head's
+	slot  *Slot
+	tid   uint32
 
 	look func() // from time to time; it may do nothing that waits for the guardian
 
@@ -95,7 +97,7 @@ func (g *guardian) run(take func(*guardian) error, taken chan<- error, placed ch
 			g.look()
 		}
 	}
-	g.unlock()
+	g.unlock(g.clean)
 }
 
 const (
@@ -103,35 +105,73 @@ const (
 	futexPrivate = 128
 )
 
-// lock makes the guardian the owner of word if it holds old. Between the CAS
-// and the entry in the list, pending tells the kernel where to look.
+// The nodes of a slot's words.
+const (
+	nodeLive = iota
+	nodeClaim
+)
+
+func (g *guardian) node(n int) uintptr { return uintptr(unsafe.Pointer(&g.nodes[n])) }
+
+// own makes the guardian the owner of the word of node n in the slot if it holds
+// old. Between the CAS and the entry in the list, pending tells the kernel where
+// to look.
 //
-// Preconditions: the caller is the guardian's thread; it owns no word.
-func (g *guardian) lock(word *Word32, old uint32) bool {
-	node := uintptr(unsafe.Pointer(&g.node))
-	g.node = uintptr(unsafe.Pointer(&g.head))
-	g.head.offset = int(uintptr(unsafe.Pointer(word)) - node)
-	atomic.StoreUintptr(&g.head.pending, node)
-	ok := word.CAS(old, g.tid|liveWaiters)
+// Preconditions: the caller is the guardian's thread, and owns no word of another slot.
+func (g *guardian) own(sl *Slot, n int, old uint32) bool {
+	word := &sl.Live
+	if n == nodeClaim {
+		word = &sl.Claim
+	}
+	g.head.offset = int(uintptr(unsafe.Pointer(word)) - g.node(n))
+	g.nodes[n] = g.head.next
+	atomic.StoreUintptr(&g.head.pending, g.node(n))
+	ok := word.CAS(old, g.mark())
 	if ok {
-		g.word = word
-		atomic.StoreUintptr(&g.head.next, node)
+		atomic.StoreUintptr(&g.head.next, g.node(n))
 	}
 	atomic.StoreUintptr(&g.head.pending, 0)
 	return ok
 }
 
-// unlock gives the word up and wakes all who watch it.
-func (g *guardian) unlock() {
-	atomic.StoreUintptr(&g.head.pending, uintptr(unsafe.Pointer(&g.node)))
-	atomic.StoreUintptr(&g.head.next, uintptr(unsafe.Pointer(&g.head)))
-	if g.clean {
-		g.word.Swap(0)
-	} else {
-		g.word.Swap(liveWaiters | liveDied)
+// mark is what stands in the words that the guardian owns.
+func (g *guardian) mark() uint32 { return g.tid | liveWaiters }
+
+// lock makes the guardian the owner of the slot's liveness word.
+func (g *guardian) lock(sl *Slot, old uint32) bool {
+	ok := g.own(sl, nodeLive, old)
+	if ok {
+		g.slot = sl
 	}
+	return ok
+}
+
+// drop takes the word of node n out of the list. store gives it up.
+func (g *guardian) drop(n int, store func()) {
+	atomic.StoreUintptr(&g.head.pending, g.node(n))
+	if g.head.next == g.node(n) {
+		atomic.StoreUintptr(&g.head.next, g.nodes[n])
+	} else {
+		atomic.StoreUintptr(&g.nodes[1-n], g.nodes[n])
+	}
+	store()
 	atomic.StoreUintptr(&g.head.pending, 0)
-	g.word.Wake(All)
+}
+
+// unlock gives the liveness word up and wakes all who watch it.
+func (g *guardian) unlock(clean bool) {
+	word, v := &g.slot.Live, uint32(0)
+	if !clean {
+		v = liveWaiters | liveDied
+	}
+	g.drop(nodeLive, func() { word.Swap(v) })
+	word.Wake(All)
+}
+
+// unclaim gives a slot's claim up, unless somebody has taken it.
+func (g *guardian) unclaim(sl *Slot) {
+	g.drop(nodeClaim, func() { sl.Claim.CAS(g.mark(), 0) })
+	sl.Claim.Wake(All)
 }
 
 // end stops the guardian and waits until it has given up its word.
@@ -172,6 +212,7 @@ func (c *Client) giveSlot(clean bool) {
 		return
 	}
 	gen := c.me.Generation.Load()
+	c.seg.dropTenant(c.slot)
 	c.g.end(clean)
 	_ = c.seg.fileLock(unix.F_UNLCK, slotLock(c.slot, gen))
 }
@@ -186,9 +227,9 @@ func (c *Client) takeFileSlot(ctx context.Context, g *guardian) (inherited bool,
 		for i := first; i <= last; i++ {
 			sl := s.Slot(i)
 			switch v := sl.Live.Load(); {
-			case v == 0 && g.lock(&sl.Live, 0):
+			case v == 0 && g.lock(sl, 0):
 				return false, c.settle(g, i)
-			case v&liveDied == 0:
+			case !c.mayBeDead(i, v):
 				live++
 			default:
 				dead++
@@ -208,25 +249,30 @@ func (c *Client) takeFileSlot(ctx context.Context, g *guardian) (inherited bool,
 	}
 }
 
+// mayBeDead reports whether a slot whose liveness word is v can be taken over. The
+// dispatcher has the owner lock, so no other lives: it looks at the process and
+// not only at the word, which anybody can have written.
+func (c *Client) mayBeDead(i, v uint32) bool {
+	if v&liveDied != 0 || v == 0 || !c.opts.Dispatcher {
+		return v&liveDied != 0
+	}
+	ended, err := c.ended(i, c.seg.Slot(i))
+	return ended && err == nil
+}
+
 // settle writes down who the tenant of slot i is, from now on.
 func (c *Client) settle(g *guardian, i uint32) error {
 	err := c.became(i)
 	if err != nil {
 		c.me.PID.Store(0)
-		g.unlock()
+		g.unlock(true)
 	}
 	return err
 }
 
 // takeOver makes the client the tenant of some dead slot, with all that its
-// last one had begun: who has no slot can't claim one for recovery. Its claim
-// counts as long as it holds the join lock.
+// last one had begun: who has no slot can't claim one for recovery.
 func (c *Client) takeOver(g *guardian) (bool, error) {
-	s := c.seg
-	if !s.tryJoinLock() {
-		return false, nil
-	}
-	defer s.joinUnlock()
 	var problem error
 	first, last := c.candidates()
 	for i := first; i <= last; i++ {
@@ -241,37 +287,46 @@ func (c *Client) takeOver(g *guardian) (bool, error) {
 	return false, problem
 }
 
+// betweenClaimAndTake is where tests stop a joiner.
+var betweenClaimAndTake = func() {}
+
 func (c *Client) takeOverSlot(g *guardian, i uint32) (bool, error) {
 	s, sl := c.seg, c.seg.Slot(i)
 	claim := sl.Claim.Load()
-	if sl.Live.Load()&liveDied == 0 {
+	if !c.mayBeDead(i, sl.Live.Load()) {
 		return false, nil
 	}
-	if claim != i && s.Slot(claim) != nil {
+	// The dispatcher has the owner lock: nobody else joins as one.
+	if claim != i && s.Slot(claim) != nil || joining(claim) && !c.opts.Dispatcher {
 		// Somebody's. If he lives he will finish; if he is dead his own slot
 		// is a better choice, as nobody may have claimed that: taking it over
 		// clears his claims.
 		return false, nil
 	}
-	if !sl.Claim.CAS(claim, claimJoiner) {
+	gen := sl.Generation.Load()
+	if !g.own(sl, nodeClaim, claim) {
 		return false, nil
 	}
-	defer func() {
-		sl.Claim.CAS(claimJoiner, 0)
-		sl.Claim.Wake(All)
-	}()
+	defer g.unclaim(sl)
 	v := sl.Live.Load()
-	if v&liveDied == 0 {
+	if !c.mayBeDead(i, v) {
 		return false, nil
 	}
-	if err := s.fence(i, sl); err == errNotYet {
+	if err := c.fence(i, sl); err == errNotYet {
 		return false, nil
 	} else if err != nil {
 		return false, err
 	}
-	c.clearClaims(i)
-	if !g.lock(&sl.Live, v) {
+	betweenClaimAndTake()
+	if !g.lock(sl, v) {
 		return false, nil
 	}
+	if sl.Claim.Load() != g.mark() || sl.Generation.Load() != gen {
+		// We stood still for so long that the claim was taken from us, and the
+		// slot may have had another tenant since, who has died as well.
+		g.unlock(false)
+		return false, nil
+	}
+	c.clearClaims(i)
 	return true, c.settle(g, i)
 }

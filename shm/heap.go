@@ -42,13 +42,9 @@ func (c *Client) takeHeapSlot(ctx context.Context) error {
 // takeOverHeapSlot makes the client the tenant of a dead slot, with all that
 // the last one had begun: who has no slot can't claim one for recovery.
 func (c *Client) takeOverHeapSlot(i uint32) bool {
-	if !c.seg.tryJoinLock() {
-		return false
-	}
-	defer c.seg.joinUnlock()
 	sl := c.seg.Slot(i)
 	v := sl.Live.Load()
-	if v&liveDied == 0 || !sl.Claim.CAS(0, claimJoiner) {
+	if v&liveDied == 0 || !sl.Claim.CAS(0, heapLive) {
 		return false
 	}
 	took := sl.Live.CAS(v, heapLive)
@@ -56,7 +52,7 @@ func (c *Client) takeOverHeapSlot(i uint32) bool {
 		c.clearClaims(i)
 		_ = c.became(i) // takes no file lock in the heap
 	}
-	sl.Claim.CAS(claimJoiner, 0)
+	sl.Claim.CAS(heapLive, 0)
 	sl.Claim.Wake(All)
 	return took
 }

@@ -1,12 +1,9 @@
 package shm
 
 import (
-	"bytes"
-	"errors"
 	"fmt"
 	"os"
 	"strconv"
-	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -42,64 +39,45 @@ var registerMembarrier = sync.OnceValue(func() error {
 // identity says which process this is.
 type identity struct {
 	pid, uid     uint32
-	pidns, start uint64 // 0: not known, as /proc is missing
+	place, start uint64 // 0: not known, as /proc is missing
 }
 
 var identify = sync.OnceValue(func() identity {
 	id := identity{pid: uint32(os.Getpid()), uid: uint32(os.Geteuid())}
-	var st unix.Stat_t
-	if unix.Stat("/proc/self/ns/pid", &st) == nil {
-		if id.start, _ = startTime("self"); id.start != 0 {
-			id.pidns = st.Ino
+	// In another PID namespace the PID means somebody else, in another time
+	// namespace the start time does.
+	var pids, times unix.Stat_t
+	if unix.Stat("/proc/self/ns/pid", &pids) == nil && unix.Stat("/proc/self/ns/time", &times) == nil {
+		if dir, err := tasks(os.Getpid()); err == nil {
+			if t, err := readThread(dir, strconv.Itoa(os.Getpid())); err == nil {
+				id.start, id.place = t.start, pids.Ino<<32|times.Ino
+			}
+			_ = unix.Close(dir)
 		}
 	}
 	return id
 })
 
-// startTime is field 22 of /proc/PID/stat. With the PID it names a process
-// for good; the PID alone is used again.
-func startTime(pid string) (uint64, error) {
-	b, err := os.ReadFile("/proc/" + pid + "/stat")
-	if err != nil {
-		return 0, err
-	}
-	// The name, field 2, may contain anything.
-	i := bytes.LastIndexByte(b, ')')
-	f := strings.Fields(string(b[i+1:]))
-	if i < 0 || len(f) < 20 {
-		return 0, fmt.Errorf("/proc/%s/stat: %q", pid, b)
-	}
-	return strconv.ParseUint(f[19], 10, 64)
-}
-
 // fence makes sure that the process that lived in a slot executes no further
-// instruction: that of the guardian's death alone does not say so. Threads
-// that were killed may run until they next enter the kernel; the barrier
-// makes all of them enter it. It is a proof as no system call ever writes
-// into the segment.
+// instruction of its program: the guardian's death alone does not say so, and
+// anybody can write into a slot that it has died. Nobody is killed for it: it
+// takes what the kernel says of that process.
 //
-// errNotYet: it may still run; nothing was found out to the contrary.
-func (s *Segment) fence(slot uint32, sl *Slot) error {
-	if s.InHeap() {
+// Threads that have a SIGKILL pending may run until they next enter the kernel;
+// the barrier makes all of them enter it. It is a proof as no system call ever
+// writes into the segment.
+//
+// errNotYet: nothing says that it runs no more. It does not wait.
+func (c *Client) fence(slot uint32, sl *Slot) error {
+	if c.seg.InHeap() {
 		return nil
 	}
-	if sl.PID.Load() != 0 {
-		err := s.kill(sl, sl.Generation.Load())
-		if err == errForeign {
-			// Other PID namespace, or another user's: its lock in the file
-			// goes when the last of its threads has gone.
-			held, e := s.slotLockHeld(slot, sl.Generation.Load())
-			if e != nil {
-				return e
-			}
-			if held {
-				return errNotYet
-			}
-			err = nil
-		}
-		if err != nil {
-			return err
-		}
+	ended, err := c.ended(slot, sl)
+	if err != nil {
+		return err
+	}
+	if !ended {
+		return errNotYet
 	}
 	_, _, e := unix.Syscall(unix.SYS_MEMBARRIER, membarrierGlobalExpedited, 0, 0)
 	if e != 0 {
@@ -108,60 +86,44 @@ func (s *Segment) fence(slot uint32, sl *Slot) error {
 	return nil
 }
 
-// errForeign: a process that we can't name or may not kill.
-var errForeign = errors.New("not ours to kill")
-
-// kill sends SIGKILL to the process in a slot, unless it is gone or the slot
-// has another tenant than that of the generation.
-func (s *Segment) kill(sl *Slot, gen uint64) error {
-	if s.InHeap() || sl == nil {
-		return nil
+// ended reports whether the tenant of a slot that is marked dead has ended. Each
+// of these is enough:
+//
+//   - it had not written down who it is: it can't have done anything;
+//   - nobody has the slot's lock: the kernel takes it when the last thread has
+//     gone, or in an exec;
+//   - the process that its words name has gone, or all its threads are doomed;
+//   - the same holds for the process that has dialled as the slot's tenant.
+//
+// So a lock that somebody else takes keeps nothing of the dead one, nor do words
+// that somebody else writes, unless he does both.
+func (c *Client) ended(slot uint32, sl *Slot) (bool, error) {
+	gen, pid := sl.Generation.Load(), int(sl.PID.Load())
+	if c.seg.hasTenant(slot, gen) {
+		return false, nil // it is in this very process
 	}
-	me := identify()
-	pid, start := sl.PID.Load(), sl.Start.Load()
-	if me.pidns == 0 || sl.PIDNS.Load() != me.pidns || pid == 0 {
-		return errForeign
+	if pid == 0 {
+		return true, nil
 	}
-	fd, err := unix.PidfdOpen(int(pid), 0)
-	switch err {
-	case nil:
-	case unix.ESRCH, unix.EINVAL: // EINVAL: not a process any more, or garbage
-		return nil
-	default:
-		return errForeign
+	held, err := c.seg.slotLockHeld(slot, gen)
+	if err != nil || !held {
+		return err == nil, err
 	}
-	defer unix.Close(fd)
-	// The PID may be another process's by now. If it is still the one we
-	// mean, the descriptor, opened before, is that one's.
-	now, err := startTime(strconv.Itoa(int(pid)))
-	switch {
-	case errors.Is(err, os.ErrNotExist), errors.Is(err, unix.ESRCH):
-		return nil
-	case err != nil:
-		return errForeign
-	case now != start:
-		// Used again, or the same seen from another time namespace: its lock
-		// in the file tells.
-		return errForeign
-	case sl.Generation.Load() != gen:
-		return nil
-	case pid == me.pid:
-		return fmt.Errorf("the guardian of this very process has died: %w; restart the process", ErrClosed)
+	if me := identify(); me.place != 0 && sl.Place.Load() == me.place && fateOf(pid, sl.Start.Load()) == ended {
+		return true, nil
 	}
-	switch err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err {
-	case nil, unix.ESRCH:
-		return nil
-	default:
-		return errForeign
+	if c.opts.Peer != nil {
+		if fd, pid, ok := c.opts.Peer(slot, gen); ok {
+			defer unix.Close(fd)
+			return fateOfPeer(fd, pid, 0) == ended, nil
+		}
 	}
+	return false, nil
 }
 
 // Locks in the segment's file, one byte each: the kernel drops them when the
 // last thread of the process has gone. They are only looked at where nothing
 // quicker says that a process is gone.
-
-// joinLock is held by who takes over a dead slot without having one.
-const joinLock = 0
 
 // slotLock is held by the tenant of a slot. Each tenant has another, so that
 // nobody waits for the teardown of its predecessor.
@@ -182,15 +144,42 @@ func (s *Segment) fileLockHeld(at int64) (bool, error) {
 	return lk.Type != unix.F_UNLCK, nil
 }
 
-// lockSlot takes the lock of a slot's new tenant.
+// lockSlot takes the lock of a slot's new tenant. One that somebody else has is
+// done without: it is only one of the things that tell whether the tenant lives.
 func (s *Segment) lockSlot(slot uint32, generation uint64) error {
 	if s.InHeap() {
 		return nil
 	}
-	if err := s.fileLock(unix.F_WRLCK, slotLock(slot, generation)); err != nil {
+	s.mu.Lock()
+	if s.tenants == nil {
+		s.tenants = make(map[uint32]uint64)
+	}
+	s.tenants[slot] = generation
+	s.mu.Unlock()
+	switch err := s.fileLock(unix.F_WRLCK, slotLock(slot, generation)); err {
+	case nil, unix.EAGAIN, unix.EACCES:
+		return nil
+	default:
+		s.dropTenant(slot)
 		return fmt.Errorf("lock slot %d: %w", slot, err)
 	}
-	return nil
+}
+
+// dropTenant ends the tenancy. The slot's lock stays until the slot is free or
+// marked dead.
+func (s *Segment) dropTenant(slot uint32) {
+	s.mu.Lock()
+	delete(s.tenants, slot)
+	s.mu.Unlock()
+}
+
+// hasTenant reports whether the tenant of a slot is a client of this Segment,
+// whose locks the kernel does not show to it.
+func (s *Segment) hasTenant(slot uint32, generation uint64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	g, ok := s.tenants[slot]
+	return ok && g == generation
 }
 
 func (s *Segment) slotLockHeld(slot uint32, generation uint64) (bool, error) {
@@ -228,24 +217,4 @@ func (s *Segment) Unshare(n int) {
 	if !s.InHeap() {
 		_ = s.fileLock(unix.F_UNLCK, partLock(n))
 	}
-}
-
-// tryJoinLock takes the join lock if nobody has it: no other process, and no
-// other goroutine of this one, which the kernel does not tell apart.
-func (s *Segment) tryJoinLock() bool {
-	if !s.joinMu.TryLock() {
-		return false
-	}
-	if !s.InHeap() && s.fileLock(unix.F_WRLCK, joinLock) != nil {
-		s.joinMu.Unlock()
-		return false
-	}
-	return true
-}
-
-func (s *Segment) joinUnlock() {
-	if !s.InHeap() {
-		_ = s.fileLock(unix.F_UNLCK, joinLock)
-	}
-	s.joinMu.Unlock()
 }

@@ -156,18 +156,21 @@ type Slot struct {
 	// Stored by its guardian, by the kernel at its death, by its recoverer
 	// (0, last of all). All load and wait on it.
 	Live Word32
-	// The slot that recovers this one, claimJoiner, or 0. Stored by
-	// recoverers by CAS. All load and wait on it.
-	Claim Word32
 	// Counts the claimer's steps, so that others can tell slow from stopped.
 	Progress Word32
-	_        [52]byte
+	// Who recovers this slot: the number of a client's slot, or a joiner, or 0.
+	// Stored by recoverers by CAS. A joiner has no slot yet. Its claim is a robust
+	// futex as Live is: the TID of its guardian and FUTEX_WAITERS; the kernel
+	// stores FUTEX_OWNER_DIED when it dies. All load and wait on it.
+	Claim Word32
+	_     [52]byte
 
 	// Who lives here. Stored by the client after Live, PID last, and zeroed
-	// before Live is: PID 0 means that it can't have done anything yet.
+	// before Live is: PID 0 means that it can't have done anything yet. They say
+	// at whom to look; nobody is killed because of them.
 	PID    Word32
 	UID    Word32
-	PIDNS  Word64 // inode of its PID namespace
+	Place  Word64 // inodes of its PID and time namespaces: where PID and Start mean this process
 	Start  Word64 // its start in clock ticks since boot, against a PID's reuse
 	Joined Word64 // nanoseconds since 1970
 	// Generation counts the clients of this slot. Stored by the client.
@@ -189,8 +192,16 @@ const _ = -(unsafe.Offsetof(Slot{}.name) ^ slotNameOffset)
 const (
 	liveWaiters = 1 << 31 // FUTEX_WAITERS
 	liveDied    = 1 << 30 // FUTEX_OWNER_DIED
-	claimJoiner = 1 << 16 // a process without a slot is taking this one over
 )
+
+// The claim's place behind Live is as far as the nodes of a guardian's robust
+// list are apart.
+const _ = -(unsafe.Offsetof(Slot{}.Claim) ^ 8)
+
+// joining reports whether a claim is one of a joiner that has not died.
+func joining(claim uint32) bool {
+	return claim&liveWaiters != 0 && claim&liveDied == 0 && claim&^liveWaiters != 0
+}
 
 // layoutHash is FNV-1a over the description of this package's structs and of
 // the upper layer's.

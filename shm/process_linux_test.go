@@ -13,8 +13,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/mainzdb/mainz/internal/testenv"
 )
 
@@ -210,49 +208,76 @@ func TestJoinOverDeadRecoverer(t *testing.T) {
 	}
 }
 
-// A joiner that claimed a dead slot without having one died.
+// A joiner claims a dead slot, without having one, and dies. The kernel says so.
 func TestDeadJoiner(t *testing.T) {
 	dir := mapped(t)
 	s := newSegment(t, dir, testConfig(2))
-	for range 2 {
-		h := spawn(t, "join", dir, nil)
-		var slot uint32
-		h.says("joined", &slot)
-		h.kill()
-		s.Slot(slot).Claim.Store(claimJoiner)
-	}
 	c := join(t, s, repairArea)
-	if n, err := c.RecoverAll(); n != 1 || err != nil {
-		t.Errorf("recovered %d, %v; want the other one", n, err)
-	}
-	// One that lives holds the join lock, in another process or in this one.
-	h := spawn(t, "join", dir, nil)
-	var slot uint32
-	h.says("joined", &slot)
+	h := spawn(t, "hold", dir, nil)
+	var slot, claimed uint32
+	h.says("holds", &slot)
 	h.kill()
-	s.Slot(slot).Claim.Store(claimJoiner)
-	other, err := Attach(context.Background(), dir, testLayout)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer other.Close()
-	if err := other.fileLock(unix.F_WRLCK, joinLock); err != nil {
-		t.Fatal(err)
+	j := spawn(t, "joiner", dir, nil)
+	j.says("claims", &claimed)
+	if claim := s.Slot(slot).Claim.Load(); claimed != slot || !joining(claim) {
+		t.Fatalf("the joiner claims slot %d: claim of %d is %#x", claimed, slot, claim)
 	}
 	if did, err := c.Recover(slot); did || err != nil {
-		t.Errorf("recovered although a joiner has it: %v", err)
+		t.Errorf("recovered although a joiner has it: %v, %v", did, err)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
 	defer cancel()
 	if _, err := s.Join(ctx, JoinOptions{}); !errors.Is(err, ErrNoSlots) || !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("join while another joiner has the only slot: %v", err)
 	}
-	if err := other.fileLock(unix.F_UNLCK, joinLock); err != nil {
-		t.Fatal(err)
+	j.kill()
+	if claim := s.Slot(slot).Claim.Load(); claim != liveWaiters|liveDied {
+		t.Errorf("the claim of the dead joiner is %#x", claim)
 	}
 	if did, err := c.Recover(slot); !did || err != nil {
-		t.Errorf("recover after the joiner has gone: %v, %v", did, err)
+		t.Errorf("recover after the joiner's death: %v, %v", did, err)
 	}
+	if a := areaOf(s); a.a.Load() != 1 || a.b.Load() != 1 || s.Slot(slot).Claim.Load() != 0 {
+		t.Errorf("counters %d and %d, claim %#x", a.a.Load(), a.b.Load(), s.Slot(slot).Claim.Load())
+	}
+}
+
+// A joiner is stopped, or was never there: it loses its claim. When it goes on it
+// takes no slot that has had another tenant since.
+func TestStoppedJoiner(t *testing.T) {
+	dir := mapped(t)
+	defer func(d time.Duration) { stallLimit = d }(stallLimit)
+	stallLimit = 10 * time.Millisecond
+	s := newSegment(t, dir, testConfig(2))
+	c := join(t, s, repairArea)
+	h := spawn(t, "hold", dir, nil)
+	var slot, again uint32
+	h.says("holds", &slot)
+	h.kill()
+	j := spawn(t, "joiner", dir, nil)
+	j.says("claims")
+	until(t, "the claim is taken from the joiner", func() bool {
+		did, err := c.Recover(slot)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return did
+	})
+	h = spawn(t, "hold", dir, nil)
+	h.says("holds", &again)
+	h.kill()
+	if again != slot {
+		t.Fatalf("the next client has slot %d, not %d", again, slot)
+	}
+	j.tell()
+	j.says("took false")
+	if n, err := c.RecoverAll(); n != 1 || err != nil {
+		t.Errorf("recovered %d, %v; want 1", n, err)
+	}
+	if a := areaOf(s); a.a.Load() != 2 || a.b.Load() != 2 || a.latch.Owner() != 0 {
+		t.Errorf("counters %d and %d, latch of %#x", a.a.Load(), a.b.Load(), a.latch.Owner())
+	}
+	j.end()
 }
 
 // Processes update under one latch and are killed at random moments.
@@ -334,8 +359,8 @@ func TestOtherPIDNamespace(t *testing.T) {
 	var slot uint32
 	h.says("holds", &slot)
 	sl := s.Slot(slot)
-	if sl.PIDNS.Load() == identify().pidns || sl.PID.Load() == uint32(h.cmd.Process.Pid) {
-		t.Fatalf("the child's PID is %d in namespace %d, as here", sl.PID.Load(), sl.PIDNS.Load())
+	if sl.Place.Load() == identify().place || sl.PID.Load() == uint32(h.cmd.Process.Pid) {
+		t.Fatalf("the child's PID is %d in namespace %#x, as here", sl.PID.Load(), sl.Place.Load())
 	}
 	if held, err := s.slotLockHeld(slot, sl.Generation.Load()); !held || err != nil {
 		t.Errorf("the child's slot lock: held %v, %v", held, err)
@@ -354,58 +379,6 @@ func TestOtherPIDNamespace(t *testing.T) {
 	h.kill()
 	if a := areaOf(s); a.a.Load() != 1 || a.b.Load() != 1 {
 		t.Errorf("counters %d and %d, want 1 and 1", a.a.Load(), a.b.Load())
-	}
-}
-
-// Only the guardian died: its process must run no more before it is recovered.
-func TestDeadGuardianOfLivingProcess(t *testing.T) {
-	dir := mapped(t)
-	s := newSegment(t, dir, testConfig(4))
-	c := join(t, s, repairArea)
-	h := spawn(t, "hold", dir, nil)
-	var slot uint32
-	h.says("holds", &slot)
-	s.Slot(slot).Live.Store(liveWaiters | liveDied)
-	if did, err := c.Recover(slot); !did || err != nil {
-		t.Errorf("recover: %v, %v", did, err)
-	}
-	_ = h.cmd.Wait()
-	if ws := h.cmd.ProcessState.Sys().(syscall.WaitStatus); !ws.Signaled() || ws.Signal() != syscall.SIGKILL {
-		t.Errorf("the process ended with %v, want SIGKILL", h.cmd.ProcessState)
-	}
-	// A PID that was used again names somebody else, who must live.
-	j := spawn(t, "join", dir, nil)
-	j.says("joined", &slot)
-	sl := s.Slot(slot)
-	if err := s.kill(sl, sl.Generation.Load()+1); err != nil {
-		t.Error(err)
-	}
-	j.tell()
-	j.says("left")
-	j.end()
-	j = spawn(t, "join", dir, nil)
-	j.says("joined", &slot)
-	sl = s.Slot(slot)
-	if err := s.kill(sl, sl.Generation.Load()); err != nil {
-		t.Error(err)
-	}
-	j.kill()
-	bystander := spawn(t, "join", dir, nil)
-	var other uint32
-	bystander.says("joined", &other)
-	sl.PID.Store(s.Slot(other).PID.Load())
-	if did, err := c.Recover(slot); !did || err != nil {
-		t.Errorf("recover: %v, %v", did, err)
-	}
-	bystander.tell()
-	bystander.says("left")
-	bystander.end()
-	// This very process is never killed.
-	sl.PID.Store(identify().pid)
-	sl.PIDNS.Store(identify().pidns)
-	sl.Start.Store(identify().start)
-	if err := s.kill(sl, sl.Generation.Load()); !errors.Is(err, ErrClosed) {
-		t.Errorf("kill of ourselves: %v", err)
 	}
 }
 
@@ -442,11 +415,15 @@ func TestJoinLeave(t *testing.T) {
 		if tid := c.me.Live.Load() &^ liveWaiters; tid == uint32(os.Getpid()) {
 			t.Fatal("the guardian is on the main thread")
 		}
-		if held, err := s.slotLockHeld(c.Slot(), c.me.Generation.Load()); held || err != nil {
+		slot, gen := c.Slot(), c.me.Generation.Load()
+		if held, err := s.slotLockHeld(slot, gen); held || err != nil || !s.hasTenant(slot, gen) {
 			t.Fatalf("our own lock is in our way: %v", err)
 		}
 		if err := c.Leave(); err != nil {
 			t.Fatal(err)
+		}
+		if s.hasTenant(slot, gen) {
+			t.Fatal("a client that has left counts as a tenant")
 		}
 	}
 	guardians.Range(func(k, _ any) bool { t.Error("a guardian is left"); return true })

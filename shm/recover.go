@@ -7,18 +7,19 @@ import (
 	"time"
 )
 
-// stallLimit is how long a claimer may make no step before it is taken for
-// stopped and is killed. Recovery takes micro- to milliseconds.
+// stallLimit is how long a claimer may make no step before it is looked at: one
+// that is stopped is evicted. Recovery takes micro- to milliseconds.
 var stallLimit = 10 * time.Second
 
 // stall is what a client last saw of a claim that is in its way.
 type stall struct {
 	claim, progress uint32
-	gen             uint64 // of the claimer's slot
+	gen             uint64 // of the claimer's slot; of a joiner's: of the claimed one
 	since           time.Time
 }
 
-// errNotYet: the dead process may still run; try again soon.
+// errNotYet: the dead process may still run, or a living one is marked dead. Try
+// again soon.
 var errNotYet = errors.New("not stopped yet")
 
 // Recover repairs the slot of a dead client and frees it. It reports whether
@@ -113,18 +114,12 @@ func (c *Client) claim(slot uint32, sl *Slot) (ok bool, claimer uint32) {
 		other := c.seg.Slot(v)
 		switch {
 		case v == 0, v == c.slot:
-		case v == claimJoiner:
-			// Under the join lock: else a second joiner might take the claim
-			// of a first one that died, unseen, between a look and our CAS.
-			if !c.seg.tryJoinLock() {
+		case joining(v):
+			// The kernel says so if it dies. One that is stopped, or was never
+			// there, loses the claim; it looks at that before it is a tenant.
+			if !c.stands(slot, v, sl.Progress.Load(), sl.Generation.Load()) {
 				return false, 0
 			}
-			overtaken := sl.Claim.CAS(v, c.slot)
-			c.seg.joinUnlock()
-			if !overtaken {
-				continue
-			}
-			v = c.slot
 		case other == nil || v == slot:
 			// No program of ours claims like that. Void.
 		default:
@@ -133,8 +128,9 @@ func (c *Client) claim(slot uint32, sl *Slot) (ok bool, claimer uint32) {
 			case live&liveDied != 0:
 				return false, v
 			case live != 0:
-				if sl.Claim.Load() == v {
-					c.watchStall(slot, sl, v, gen)
+				// Slow is not stopped: who runs is left alone, whatever is written.
+				if sl.Claim.Load() == v && c.stands(slot, v, sl.Progress.Load(), gen) && c.Stopped(v) {
+					_, _ = c.Evict(v, gen) // if not, we wait until it runs again
 				}
 				return false, 0
 			case sl.Claim.Load() != v, other.Live.Load() != 0, other.Generation.Load() != gen:
@@ -160,7 +156,7 @@ func (c *Client) claim(slot uint32, sl *Slot) (ok bool, claimer uint32) {
 //
 // Preconditions: the client holds the slot's claim.
 func (c *Client) repair(slot uint32, sl *Slot) error {
-	if err := c.seg.fence(slot, sl); err != nil {
+	if err := c.fence(slot, sl); err != nil {
 		return err
 	}
 	// It may have died while it repaired a third slot, in whose name it then
@@ -217,28 +213,24 @@ func (c *Client) clearClaims(slot uint32) {
 	})
 }
 
-// watchStall evicts a claimer that lives but makes no step for stallLimit: a
-// stopped process. It is killed; its death is then recovered like any other.
-func (c *Client) watchStall(slot uint32, sl *Slot, claim uint32, gen uint64) {
-	progress := sl.Progress.Load()
+// stands reports whether a claim has made no step for stallLimit, as far as this
+// client has seen; and then again after another stallLimit.
+func (c *Client) stands(slot, claim, progress uint32, gen uint64) bool {
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	if c.stalled == nil {
 		c.stalled = make(map[uint32]stall)
 	}
 	seen, ok := c.stalled[slot]
 	if !ok || seen.claim != claim || seen.gen != gen || seen.progress != progress {
 		c.stalled[slot] = stall{claim, progress, gen, time.Now()}
-		c.mu.Unlock()
-		return
+		return false
 	}
-	evict := time.Since(seen.since) > stallLimit
-	if evict {
+	stands := time.Since(seen.since) > stallLimit
+	if stands {
 		delete(c.stalled, slot)
 	}
-	c.mu.Unlock()
-	if evict {
-		_ = c.seg.kill(c.seg.Slot(claim), gen)
-	}
+	return stands
 }
 
 // RecoverAll recovers all dead slots and returns how many.

@@ -37,14 +37,13 @@ type Config struct {
 // Segment is one node's shared memory, mapped here. It is safe for many
 // goroutines.
 type Segment struct {
-	r      *Region
-	h      *Header // a checked copy in private memory
-	dir    string
-	file   *os.File // nil in the heap; carries the slots' OFD locks
-	ro     bool
-	fs     fsInfo
-	boot   [16]byte
-	joinMu sync.Mutex // part of the join lock
+	r    *Region
+	h    *Header // a checked copy in private memory
+	dir  string
+	file *os.File // nil in the heap; carries the slots' OFD locks
+	ro   bool
+	fs   fsInfo
+	boot [16]byte
 
 	ending ending
 	id     fileID      // of file
@@ -53,6 +52,7 @@ type Segment struct {
 
 	mu      sync.Mutex
 	clients int
+	tenants map[uint32]uint64 // slots of clients of this Segment, and their generations
 	closed  atomic.Bool
 }
 

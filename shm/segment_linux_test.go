@@ -306,30 +306,23 @@ func TestOtherUser(t *testing.T) {
 	member := spawnExe(t, public, "attach", dir, &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 54321, Gid: 54321, Groups: []uint32{gid}}})
 	member.says("attached")
 	member.end()
-	// He can't kill us, and we can recover him.
+	// We can recover him, and he us.
 	if n, err := c.RecoverAll(); n != 1 || err != nil {
 		t.Errorf("recovered %d, %v", n, err)
 	}
-	// Whom we may not kill is dead when his lock in the file has gone.
+	// Whom we can't see is dead when his lock in the file has gone.
 	dead := spawn(t, "join", dir, nil)
 	var slot uint32
 	dead.says("joined", &slot)
-	if err := s.killAs(errForeign, slot); err != errNotYet {
-		t.Errorf("a living process of another user: %v", err)
+	sl := s.Slot(slot)
+	sl.Place.Store(sl.Place.Load() + 1)
+	if err := c.fence(slot, sl); err != errNotYet {
+		t.Errorf("a living process of another namespace: %v", err)
 	}
 	dead.kill()
-	if err := s.killAs(errForeign, slot); err != nil {
-		t.Errorf("a dead process of another user: %v", err)
+	if err := c.fence(slot, sl); err != nil {
+		t.Errorf("a dead process of another namespace: %v", err)
 	}
-}
-
-// killAs is fence, as if kill had said err: its namespace is another one.
-func (s *Segment) killAs(_ error, slot uint32) error {
-	sl := s.Slot(slot)
-	ns := sl.PIDNS.Load()
-	defer sl.PIDNS.Store(ns)
-	sl.PIDNS.Store(ns + 1)
-	return s.fence(slot, sl)
 }
 
 // A ramdisk that is too small is an error when the segment is made or

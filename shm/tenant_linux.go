@@ -209,10 +209,9 @@ func gone(fd int) fate {
 }
 
 // peer is a process that the kernel has named for a slot.
-type peer struct {
-	fd, pid int
-	close   func()
-}
+type peer struct{ fd, pid int }
+
+func (p peer) close() { _ = unix.Close(p.fd) }
 
 // errUnnamed: the kernel names nobody for a slot, as far as this process can see.
 var errUnnamed = fmt.Errorf("the kernel does not tell which process it is: %w; run as root or as its user", ErrPermission)
@@ -223,7 +222,7 @@ var errUnnamed = fmt.Errorf("the kernel does not tell which process it is: %w; r
 func (c *Client) peer(slot uint32, generation uint64) (peer, error) {
 	if c.opts.Peer != nil {
 		if fd, pid, ok := c.opts.Peer(slot, generation); ok {
-			return peer{fd, pid, func() {}}, nil
+			return peer{fd, pid}, nil
 		}
 	}
 	sl := c.seg.Slot(slot)
@@ -231,7 +230,7 @@ func (c *Client) peer(slot uint32, generation uint64) (peer, error) {
 		return peer{}, errUnnamed
 	}
 	pid, me := int(sl.PID.Load()), identify()
-	if pid <= 0 || me.pidns == 0 || sl.PIDNS.Load() != me.pidns {
+	if pid <= 0 || me.place == 0 || sl.Place.Load() != me.place {
 		return peer{}, errUnnamed
 	}
 	fd, err := unix.PidfdOpen(pid, 0)
@@ -242,7 +241,7 @@ func (c *Client) peer(slot uint32, generation uint64) (peer, error) {
 		_ = unix.Close(fd)
 		return peer{}, errUnnamed
 	}
-	return peer{fd, pid, func() { _ = unix.Close(fd) }}, nil
+	return peer{fd, pid}, nil
 }
 
 // holds reports whether the kernel says of a process that it has mapped the
@@ -309,7 +308,7 @@ func (c *Client) Stopped(slot uint32) bool {
 	if p, err := c.peer(slot, sl.Generation.Load()); err == nil {
 		defer p.close()
 		pid = p.pid
-	} else if me := identify(); me.pidns != 0 && sl.PIDNS.Load() == me.pidns {
+	} else if me := identify(); me.place != 0 && sl.Place.Load() == me.place {
 		pid = int(sl.PID.Load())
 	}
 	return pid > 0 && (stoppedProcess(pid) || frozenProcess(pid))

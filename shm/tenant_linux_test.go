@@ -1,6 +1,7 @@
 package shm
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -9,8 +10,11 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/mainzdb/mainz/internal/testenv"
 )
 
 // killed reports how the child has ended: whether by SIGKILL.
@@ -188,15 +192,232 @@ func TestEvictForged(t *testing.T) {
 	b.signal(syscall.SIGCONT)
 	until(t, "the bystander runs", func() bool { return !b.stopped() })
 	for _, pid := range []int{b.cmd.Process.Pid, os.Getpid()} {
-		fd, err := unix.PidfdOpen(pid, 0)
-		if err != nil {
-			t.Fatal(err)
+		c.opts.Peer = func(uint32, uint64) (int, int, bool) {
+			fd, err := unix.PidfdOpen(pid, 0)
+			return fd, pid, err == nil
 		}
-		defer unix.Close(fd)
-		c.opts.Peer = func(uint32, uint64) (int, int, bool) { return fd, pid, true }
 		if killed, err := c.Evict(slot, sl.Generation.Load()); killed || err != nil {
 			t.Errorf("evicted process %d, which runs: %v, %v", pid, killed, err)
 		}
 	}
 	b.lives()
+}
+
+// forge writes into a slot that its tenant is the process that from names, and died.
+func forge(sl, from *Slot) {
+	sl.PID.Store(from.PID.Load())
+	sl.UID.Store(from.UID.Load())
+	sl.Place.Store(from.Place.Load())
+	sl.Start.Store(from.Start.Load())
+	sl.Live.Store(liveWaiters | liveDied)
+}
+
+// Somebody writes into a free slot that a bystander's process died there, of this
+// user or of another one, or this very process. The slot is recovered, or taken
+// over by who joins, and nobody dies.
+func TestForgedVictim(t *testing.T) {
+	dir := mapped(t)
+	s := newSegment(t, dir, testConfig(8))
+	c := join(t, s, repairArea)
+	victims := map[string]*child{"of the same user": spawn(t, "join", dir, nil), "this process": nil}
+	if os.Geteuid() == 0 {
+		// He joins as root: which user the file is for is not the point here.
+		victims["of another user"] = spawnExe(t, testenv.Program(t, "program"), "idle", dir,
+			&syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 54321, Gid: 54321}})
+	}
+	for name, v := range victims {
+		from := &Slot{}
+		id := identify()
+		from.PID.Store(id.pid)
+		from.Place.Store(id.place)
+		from.Start.Store(id.start)
+		if v != nil {
+			v.says("")
+			pid := v.cmd.Process.Pid
+			from.PID.Store(uint32(pid))
+			dir, err := tasks(pid)
+			if err != nil {
+				t.Fatal(err)
+			}
+			th, err := readThread(dir, strconv.Itoa(pid))
+			if err != nil {
+				t.Fatal(err)
+			}
+			from.Start.Store(th.start)
+			_ = unix.Close(dir)
+		}
+		free := uint32(8)
+		forge(s.Slot(free), from)
+		if did, err := c.Recover(free); !did || err != nil {
+			t.Errorf("a slot with the words of a process %s: recovered %v, %v", name, did, err)
+		}
+		forge(s.Slot(DispatcherSlot), from)
+		d, err := s.Join(context.Background(), JoinOptions{Dispatcher: true, Repair: repairArea})
+		if err != nil {
+			t.Fatalf("the dispatcher's slot with the words of a process %s: %v", name, err)
+		}
+		if err := d.Leave(); err != nil {
+			t.Error(err)
+		}
+		if v != nil {
+			v.lives()
+		}
+	}
+}
+
+// Somebody writes that clients died which live: in another process, in this one, or
+// in this one by another mapping. They are not recovered, and keep what they hold,
+// until they really die or leave.
+func TestForgedDeath(t *testing.T) {
+	dir := mapped(t)
+	s := newSegment(t, dir, testConfig(8))
+	other, err := Attach(context.Background(), dir, testLayout)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	c, mine, apart := join(t, s, repairArea), join(t, s, repairArea), join(t, other, repairArea)
+	h := spawn(t, "hold", dir, nil)
+	var slot uint32
+	h.says("holds", &slot)
+	for _, i := range []uint32{slot, mine.Slot(), apart.Slot()} {
+		sl := s.Slot(i)
+		live := sl.Live.Load()
+		sl.Live.Store(liveWaiters | liveDied)
+		for range 3 {
+			if did, err := c.Recover(i); did || err != nil {
+				t.Fatalf("slot %d, whose tenant lives: recovered %v, %v", i, did, err)
+			}
+		}
+		if i != slot {
+			sl.Live.Store(live)
+		}
+	}
+	if owner := areaOf(s).latch.Owner(); owner.Slot() != slot {
+		t.Errorf("the latch is slot %d's", owner.Slot())
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Millisecond)
+	defer cancel()
+	cancelled := new(Word32)
+	stop := context.AfterFunc(ctx, func() { cancelled.Store(1); cancelled.Wake(All) })
+	defer stop()
+	for ctx.Err() == nil { // who waits for it is not kept from ending
+		if err := c.WaitOwner(slot, Watch{&areaOf(s).bell, 0}, cancelled, time.Hour); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h.kill()
+	if err := areaOf(s).latch.Lock(c, c.HandleID(0)); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(mine.Leave(), apart.Leave()); err != nil {
+		t.Error(err)
+	}
+}
+
+// A member holds the file locks of all slots, or takes a dead one's as soon as the
+// kernel gives it up. Clients join, die and are recovered as if it were not there,
+// and so does the dispatcher.
+func TestForeignLocks(t *testing.T) {
+	dir := mapped(t)
+	s := newSegment(t, dir, testConfig(2))
+	c := join(t, s, repairArea)
+	f := spawn(t, "lock", dir, nil)
+	f.says("ready")
+	for i := range uint64(2) {
+		h := spawn(t, "hold", dir, nil)
+		var slot uint32
+		h.says("holds", &slot)
+		if i == 0 {
+			f.tell(slotLock(slot, s.Slot(slot).Generation.Load()))
+			f.says("waits")
+		}
+		h.kill()
+		if i == 0 {
+			f.says("locks")
+		}
+		if err := areaOf(s).latch.Lock(c, c.HandleID(0)); err != nil {
+			t.Fatal(err)
+		}
+		areaOf(s).latch.Unlock(c.HandleID(0))
+		if a := areaOf(s); a.a.Load() != i+1 || a.b.Load() != i+1 {
+			t.Errorf("counters %d and %d, want %d", a.a.Load(), a.b.Load(), i+1)
+		}
+		if i == 0 { // all that is left
+			if err := c.Leave(); err != nil {
+				t.Fatal(err)
+			}
+			f.tell("all")
+			f.says("locks")
+			c = join(t, s, repairArea)
+		}
+	}
+	// Nobody with a slot is left: who joins takes a dead one's.
+	if err := c.Leave(); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		h := spawn(t, "join", dir, nil)
+		h.says("joined")
+	}
+	for i := uint32(1); i <= 2; i++ {
+		pid := int(s.Slot(i).PID.Load())
+		if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		until(t, "the client is dead", func() bool { return s.Slot(i).Live.Load()&liveDied != 0 })
+	}
+	c = join(t, s, repairArea)
+	if n, err := c.RecoverAll(); n != 1 || err != nil {
+		t.Errorf("recovered %d, %v; want 1", n, err)
+	}
+	// The dispatcher dies, and its liveness word says that it lives.
+	h := spawn(t, "dispatcher", dir, nil)
+	h.says("joined")
+	if _, err := s.Join(context.Background(), JoinOptions{Dispatcher: true}); !errors.Is(err, ErrInUse) {
+		t.Errorf("a second dispatcher: %v", err)
+	}
+	live := s.Slot(DispatcherSlot).Live.Load()
+	h.kill()
+	s.Slot(DispatcherSlot).Live.Store(live)
+	d, err := s.Join(context.Background(), JoinOptions{Dispatcher: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Leave(); err != nil {
+		t.Error(err)
+	}
+}
+
+// A client replaces its program: by itself, which attaches again, or by another one.
+// What it held is free, and the process lives.
+func TestExec(t *testing.T) {
+	dir := mapped(t)
+	s := newSegment(t, dir, testConfig(8))
+	c := join(t, s, repairArea)
+	for i := range 10 {
+		h := spawn(t, "exec", dir, nil)
+		var slot uint32
+		h.says("holds", &slot)
+		got := make(chan error)
+		go func() { got <- areaOf(s).latch.Lock(c, c.HandleID(1)) }()
+		until(t, "we wait", func() bool { return areaOf(s).latch.w.Load()&latchWaiters != 0 })
+		what := []string{"itself", "other"}[i%2]
+		h.tell(what)
+		if err := <-got; err != nil {
+			t.Fatal(err)
+		}
+		areaOf(s).latch.Unlock(c.HandleID(1))
+		if what == "itself" {
+			h.says("joined")
+			h.lives()
+			continue
+		}
+		h.tell()
+		h.says("lives")
+		h.end()
+	}
+	if n, err := c.RecoverAll(); n != 0 || err != nil {
+		t.Errorf("recovered %d, %v; want 0", n, err)
+	}
 }
