@@ -84,6 +84,8 @@ type Dispatcher struct {
 	rung        func(db uint32, key []byte)
 	polls       pollSet
 	stopping    atomic.Bool
+	complaints  complaints
+	headerAt    protocol.Instant // when to look at the header
 
 	Stats Stats
 }
@@ -157,7 +159,7 @@ func (d *Dispatcher) open(ctx context.Context) (err error) {
 		Self: 0, Nodes: 1, Incarnation: uint64(d.incarnation), Seed: binary.LittleEndian.Uint64(seed[4:]),
 		WallMS: d.start.UnixMilli(), Hash: d.store.hash, Mode: d.store.mode, Conditions: d.store,
 		Heartbeat: link.Second, // there is nobody to ask
-		Fault:     func(what string) { d.log.Error("broken promise", "what", what) },
+		Fault:     func(what string) { d.complain("broken promise", errors.New(what)) },
 	}, d.stable, d.store)
 	d.rung = func(db uint32, key []byte) {
 		d.Stats.Rung++
@@ -190,7 +192,7 @@ func (d *Dispatcher) open(ctx context.Context) (err error) {
 		if err := ctx.Err(); err != nil {
 			return fmt.Errorf("dispatcher: opening the node: %w", err)
 		}
-		if err := d.ended(); err != nil {
+		if err := d.whole(); err != nil {
 			return err
 		}
 		if !d.turn() {
@@ -272,11 +274,7 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 			worked = false
 			idle.Reset()
 		}
-		if err := d.d.Err(); err != nil {
-			return fmt.Errorf("dispatcher: %w", err)
-		}
-		if err := d.ended(); err != nil {
-			d.log.Error("the node ends: its segment is not in its directory any more", "dir", d.opts.Dir, "error", err)
+		if err := d.whole(); err != nil {
 			return err
 		}
 	}
@@ -403,7 +401,7 @@ func (d *Dispatcher) scan() {
 	d.scanAt = d.now + scanEvery
 	d.keep()
 	if err := d.d.RecoverDead(func(uint32) { d.orphans = true }); err != nil {
-		d.log.Error("recovery of a dead client", "error", err)
+		d.complain("recovery of a dead client", err)
 	}
 	for i := len(d.clients) - 1; i >= 0; i-- {
 		if c := d.clients[i]; !d.store.alive(c.slot, c.generation) {

@@ -1,6 +1,10 @@
 package ltdb
 
-import "github.com/mainzdb/mainz/shm"
+import (
+	"errors"
+
+	"github.com/mainzdb/mainz/shm"
+)
 
 // The allocator. Memory is cut into spans, each of one class of blocks. A
 // class has a free list, under its latch, and a span that new blocks are
@@ -144,7 +148,7 @@ func (a *actor) reserveSlow(c, n int) error {
 		}
 		switch try {
 		case 0: // before anything fails, take back what the dead hold
-			if _, err := a.s.c.RecoverAll(); err != nil {
+			if _, err := a.s.c.RecoverAll(); err != nil && !errors.Is(err, ErrCorrupt) {
 				return err
 			}
 		case 1:
@@ -467,16 +471,14 @@ func (a *actor) reclaimClass(c int) error {
 // held.
 func (s *Store) countFree(c int, cl *classLine) (map[int]uint64, error) {
 	free := map[int]uint64{}
-	limit := uint64(len(s.spans)) * s.blocksPerSpan(c)
-	for ref := cl.head.Load(); ref != 0; {
+	for list, ref := (walk{}), cl.head.Load(); ref != 0; {
 		b := s.freeBlockAt(ref, c)
 		if b == nil {
 			return nil, errBadBlock
 		}
-		if limit == 0 {
+		if list.again(ref) {
 			return nil, errBadLink
 		}
-		limit--
 		i, _ := s.spanOf(refOffset(ref))
 		free[i]++
 		ref = uint32(b.rsn.Load())
@@ -499,14 +501,13 @@ func (s *Store) dropSpan(c int, cl *classLine, i int) error {
 		return uint32(b.rsn.Load()), nil
 	}
 	// skip returns the first ref from ref on that lies outside the span.
-	limit := uint64(len(s.spans)) * s.blocksPerSpan(c)
+	var list walk
 	skip := func(ref uint32) (uint32, error) {
 		var err error
 		for ref != 0 && in(ref) && err == nil {
-			if limit == 0 {
+			if list.again(ref) {
 				return 0, errBadLink
 			}
-			limit--
 			ref, err = link(ref)
 		}
 		return ref, err
@@ -519,10 +520,9 @@ func (s *Store) dropSpan(c int, cl *classLine, i int) error {
 		cl.head.Store(ref)
 	}
 	for ref != 0 {
-		if limit == 0 {
+		if list.again(ref) {
 			return errBadLink
 		}
-		limit--
 		next, err := link(ref)
 		if err != nil {
 			return err

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
+	"slices"
 
 	"github.com/mainzdb/mainz/shm"
 )
@@ -35,6 +36,8 @@ type Dispatcher struct {
 	scanKey    []byte // of Scan
 	scanned    Held
 	err        error // the first damage met
+	met        []error
+	gate       uint64 // the gate's word as this dispatcher has stored it; 0: it has not
 }
 
 type watchKey struct {
@@ -149,8 +152,53 @@ func joinDispatcher(ctx context.Context, seg *shm.Segment, opts Options) (*Dispa
 func (d *Dispatcher) Store() *Store { return d.s }
 
 // Err returns the first damage of the segment that a method has met, nil if
-// none.
+// none. Damage of one thing leaves the others to be served.
 func (d *Dispatcher) Err() error { return d.err }
+
+// Trouble returns the damage that was met since the last call, each kind once,
+// and forgets it.
+func (d *Dispatcher) Trouble() []error {
+	met := d.met
+	d.met = nil
+	return met
+}
+
+// Ended says why the segment can't be served any more, nil if it can: only this
+// dispatcher stores to the gate, but for who replaces the segment.
+func (d *Dispatcher) Ended() error {
+	g := d.s.gate.Gate.Load()
+	switch {
+	case g == d.gate || d.gate == 0:
+		return nil
+	case g&3 == shm.GateDead:
+		return d.s.seg.Why()
+	}
+	return errBadGate
+}
+
+// HeaderWhole is an error if the segment's header was overwritten.
+func (d *Dispatcher) HeaderWhole() error {
+	if !d.s.seg.HeaderWhole() {
+		return errBadHeader
+	}
+	return nil
+}
+
+// setGate closes the gate or opens it. Whatever somebody else has stored there
+// stays: Ended tells.
+func (d *Dispatcher) setGate(state uint64) {
+	was := d.s.gate.Gate.Load()
+	if d.gate != 0 {
+		was = d.gate
+	}
+	d.gate = (was>>2+1)<<2 | state
+	if was&3 != shm.GateDead { // dead is for good
+		d.s.gate.Gate.CAS(was, d.gate)
+	}
+}
+
+// maxTrouble bounds what Trouble has to say at a time.
+const maxTrouble = 16
 
 // Close gives the dispatcher's slot and the directory up. What it has locked
 // stays so.
@@ -170,8 +218,15 @@ func (d *Dispatcher) KeepOwner() (made bool, err error) { return d.owner.Keep() 
 
 // fail notes damage. An operation that meets it does nothing.
 func (d *Dispatcher) fail(err error) {
-	if err != nil && d.err == nil {
+	if err == nil {
+		return
+	}
+	if d.err == nil {
 		d.err = err
+	}
+	same := func(e error) bool { return e.Error() == err.Error() }
+	if len(d.met) < maxTrouble && !slices.ContainsFunc(d.met, same) {
+		d.met = append(d.met, err)
 	}
 }
 

@@ -88,7 +88,7 @@ func (d *Dispatcher) Leave() {
 
 func (d *Dispatcher) releaseBucket(db *DB, bk *bucket, round int, keep func(db uint32, key []byte) bool) {
 	s := d.s
-	for range maxChain {
+	for chain := (walk{}); ; {
 		for i := range bk.entry {
 			w := &bk.entry[i]
 			e := w.Load()
@@ -110,13 +110,12 @@ func (d *Dispatcher) releaseBucket(db *DB, bk *bucket, round int, keep func(db u
 		if ref == 0 {
 			return
 		}
-		if !s.isBucket(ref) {
+		if !s.isBucket(ref) || chain.again(ref) {
 			d.fail(errBadChain)
 			return
 		}
 		bk = s.bucketAt(ref)
 	}
-	d.fail(errBadChain)
 }
 
 // releaseWord takes the lock of a dead dispatcher off an entry, or its D bit.

@@ -13,21 +13,7 @@ import (
 
 // Freeze closes the gate: who has not yet locked what it is about to change
 // gives it back, and waits. The freeze is complete after a pass.
-func (d *Dispatcher) Freeze() {
-	d.setGate(shm.GateFrozen)
-}
-
-// setGate begins the next generation. A dead gate stays dead: whoever closed it
-// knows that the segment is gone.
-func (d *Dispatcher) setGate(state uint64) {
-	gate := &d.s.gate.Gate
-	for {
-		g := gate.Load()
-		if g&3 == shm.GateDead || gate.CAS(g, (g>>2+1)<<2|state) {
-			return
-		}
-	}
-}
+func (d *Dispatcher) Freeze() { d.setGate(shm.GateFrozen) }
 
 // OpenProvisional makes the provisional records of the epoch taken normal, in
 // one store: a death leaves all of them as they were, or none.
@@ -79,8 +65,10 @@ func (d *Dispatcher) Pass(p *Pass) (busy []uint32, err error) {
 	for _, id := range p.left {
 		i := id.Slot()
 		if s.c.Dead(i) {
+			// Who is dead and can't be recovered is in the middle of nothing.
 			if _, err := s.c.Recover(i); err != nil {
-				return nil, err
+				d.fail(err)
+				continue
 			}
 		}
 		h := &shm.At[body](s.r, s.seg.SlotBody(i)).handles[id.Index()]
@@ -115,7 +103,7 @@ func (d *Dispatcher) eachEntry(mode Mode, f func(db *DB, w *shm.Word64)) {
 		}
 		for n := range db.buckets {
 			bk := &db.buckets[n]
-			for range maxChain {
+			for chain := (walk{}); ; {
 				for k := range bk.entry {
 					if bk.entry[k].Load() != 0 {
 						f(db, &bk.entry[k])
@@ -125,7 +113,7 @@ func (d *Dispatcher) eachEntry(mode Mode, f func(db *DB, w *shm.Word64)) {
 				if ref == 0 {
 					break
 				}
-				if !s.isBucket(ref) {
+				if !s.isBucket(ref) || chain.again(ref) {
 					d.fail(errBadChain)
 					break
 				}
@@ -395,19 +383,20 @@ func (d *Dispatcher) RemoveOrphans(elsewhere func(p *PieceEntry) bool) (changed 
 	return changed, d.s.orphaned()
 }
 
-// RecoverDead recovers the clients that have died and calls f for each.
-func (d *Dispatcher) RecoverDead(f func(slot uint32)) error {
+// RecoverDead recovers the clients that have died and calls f for each. Those
+// that can't be recovered keep no other from it: the error is that of the first.
+func (d *Dispatcher) RecoverDead(f func(slot uint32)) (first error) {
 	for i := uint32(1); i <= d.s.seg.Slots(); i++ {
 		if !d.s.c.Dead(i) {
 			continue
 		}
 		did, err := d.s.c.Recover(i)
-		if err != nil {
-			return err
+		if err != nil && first == nil {
+			first = err
 		}
 		if did {
 			f(i)
 		}
 	}
-	return nil
+	return first
 }

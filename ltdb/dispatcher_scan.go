@@ -22,7 +22,7 @@ func (d *Dispatcher) Scan(id uint32, cursor uint64, f func(key []byte, r *Held) 
 		if n == last {
 			return n * scanPlaces
 		}
-		bk, at := &db.buckets[n], uint64(0)
+		bk, at, chain := &db.buckets[n], uint64(0), walk{}
 		for at < scanPlaces-entriesPerBucket {
 			for i := range bk.entry {
 				if at++; at > from && d.scanEntry(&bk.entry[i]) && !f(d.scanKey, &d.scanned) {
@@ -33,7 +33,7 @@ func (d *Dispatcher) Scan(id uint32, cursor uint64, f func(key []byte, r *Held) 
 			if ref == 0 {
 				break
 			}
-			if !s.isBucket(ref) {
+			if !s.isBucket(ref) || chain.again(ref) {
 				d.fail(errBadChain)
 				break
 			}

@@ -87,9 +87,13 @@ func damage(text string) error {
 }
 
 var (
-	errBadBlock = damage("an entry or free list names no block")
-	errBadClass = damage("a block's class is not its span's")
-	errBadChain = damage("a chain of buckets does not end")
+	errBadBlock  = damage("an entry or free list names no block")
+	errBadClass  = damage("a block's class is not its span's")
+	errBadChain  = damage("a chain of buckets does not end")
+	errBadGate   = damage("the word of its gate was overwritten, so nobody works with it any more")
+	errBadHeader = damage("its header was overwritten, so nobody works with it any more")
+
+	errBadPages = damage("an index of pieces does not end, or leads to what is no page of one")
 	errOddBlock = damage("an entry's block is never finished")
 	errBadLink  = damage("a free list does not end")
 	errLockLost = damage("a record's lock was lost while it was held")

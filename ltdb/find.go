@@ -16,11 +16,9 @@ type spot struct {
 	meta  uint64
 }
 
-// limits on looking again, so that a damaged store ends in an error
-const (
-	maxLooks = 1 << 16 // others changed the record under us
-	maxChain = 1 << 20 // buckets in a row
-)
+// maxLooks is how often others may change the record under us: a damaged store
+// ends in an error.
+const maxLooks = 1 << 16
 
 // bucketAt returns the overflow bucket in the block at ref, or nil.
 func (s *Store) bucketAt(ref uint32) *bucket {
@@ -65,7 +63,7 @@ func (db *DB) find(hash uint64, key []byte, at *spot) (ok bool, err error) {
 	tag := tagOf(hash)
 	s := db.s
 	bk := &db.buckets[hash&db.mask]
-	for chain := 0; ; chain++ {
+	for chain := (walk{}); ; {
 		for m := bk.match(tag); m != 0; m &= m - 1 {
 			w := &bk.entry[bits.TrailingZeros32(m)%entriesPerBucket]
 			e := w.Load()
@@ -93,7 +91,7 @@ func (db *DB) find(hash uint64, key []byte, at *spot) (ok bool, err error) {
 		if ref == 0 {
 			return false, nil
 		}
-		if bk = s.bucketAt(ref); bk == nil || chain == maxChain {
+		if bk = s.bucketAt(ref); bk == nil || chain.again(ref) {
 			return false, errBadChain
 		}
 	}

@@ -196,11 +196,11 @@ func (s *Store) pageAt(ref uint32) (*indexPage, uint32) {
 }
 
 // eachWord calls f for every word of a chain of pages that is not 0, until it
-// returns false. The chain is input: it ends after as many pages as there can be.
+// returns false. The chain is input: it ends where it comes back to itself.
 func (s *Store) eachWord(root uint32, f func(w *shm.Word64, v uint64) bool) {
-	for range s.maxPages() {
+	for chain := (walk{}); ; {
 		page, next := s.pageAt(root)
-		if page == nil {
+		if page == nil || chain.again(root) {
 			return
 		}
 		for i := range page.word {
@@ -211,8 +211,6 @@ func (s *Store) eachWord(root uint32, f func(w *shm.Word64, v uint64) bool) {
 		root = next
 	}
 }
-
-func (s *Store) maxPages() int { return len(s.spans) * int(s.blocksPerSpan(pageClass)) }
 
 // pieceBlock is a piece as its index knows it.
 type pieceBlock struct {
@@ -270,7 +268,8 @@ func (a *actor) preparePiece(db *DB, key, piece []byte, hash uint64) (n uint32, 
 func (a *actor) erasePiece(w *shm.Word64) error {
 	v := w.Load()
 	ref, c := entryRef(v), entryClass(v)
-	if a.s.freeBlockAt(ref, c) == nil {
+	b := a.s.freeBlockAt(ref, c)
+	if b == nil {
 		w.Store(0)
 		return errBadBlock
 	}
@@ -279,6 +278,9 @@ func (a *actor) erasePiece(w *shm.Word64) error {
 	}
 	a.h.jNew.Store(ref)
 	w.Store(0)
+	// A second word that names the block, which only damage makes, must not free
+	// it again: it is no piece now.
+	b.meta.Store(0)
 	a.put(ref, c)
 	a.h.jNew.Store(0)
 	if c >= smallClasses {
@@ -306,9 +308,9 @@ func (p *repairer) inIndex(i int, ref uint32) bool {
 }
 
 func (s *Store) inChainOfPages(root, ref uint32) bool {
-	for range s.maxPages() {
+	for chain := (walk{}); ; {
 		page, next := s.pageAt(root)
-		if page == nil {
+		if page == nil || chain.again(root) {
 			return false
 		}
 		if root == ref {
@@ -321,5 +323,4 @@ func (s *Store) inChainOfPages(root, ref uint32) bool {
 		}
 		root = next
 	}
-	return false
 }

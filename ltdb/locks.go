@@ -30,7 +30,7 @@ func (s *Store) Locked(ctx context.Context) ([]LockedRecord, error) {
 				return nil, ctx.Err()
 			}
 			bk := &db.buckets[n]
-			for range maxChain {
+			for chain := (walk{}); ; {
 				for i := range bk.entry {
 					e := bk.entry[i].Load()
 					if entryOwner(e) == 0 {
@@ -54,7 +54,7 @@ func (s *Store) Locked(ctx context.Context) ([]LockedRecord, error) {
 				if ref == 0 {
 					break
 				}
-				if !s.isBucket(ref) {
+				if !s.isBucket(ref) || chain.again(ref) {
 					return all, errBadChain
 				}
 				bk = s.bucketAt(ref)

@@ -43,7 +43,7 @@ func (p *repairer) chain(o *shm.Word32, root uint32) {
 	last := b.lastPage.Load()
 	if last == 0 {
 		if last = s.lastOf(root); last == 0 {
-			return // garbage: Check will say that blocks are missing
+			return // no page: there is nothing to keep
 		}
 		b.lastPage.Store(last)
 	}
@@ -60,17 +60,43 @@ func (p *repairer) chain(o *shm.Word32, root uint32) {
 	}
 }
 
-// lastOf returns the last page of a chain, 0 if there is none or no end.
-func (s *Store) lastOf(root uint32) uint32 {
-	last := uint32(0)
-	for range s.maxPages() {
+// lastOf returns the last page of a chain, 0 if there is none. Of a chain that
+// comes back to itself it is the page that leads back: who links something to it
+// cuts the ring open, and no page is lost.
+func (s *Store) lastOf(first uint32) uint32 {
+	last, root := uint32(0), first
+	for chain := (walk{}); ; {
 		page, next := s.pageAt(root)
 		if page == nil {
 			return last
 		}
+		if chain.again(root) {
+			return s.lastOfRing(first, root, chain.n)
+		}
 		last, root = root, next
 	}
-	return 0
+}
+
+// lastOfRing returns the page that leads back into a ring, which at is in and
+// first leads to: who goes once around ahead of another from first on meets him
+// where the ring begins. n bounds it if somebody changes the ring meanwhile.
+func (s *Store) lastOfRing(first, at, n uint32) (last uint32) {
+	next := func(ref uint32) uint32 {
+		_, next := s.pageAt(ref)
+		return next
+	}
+	around := uint32(1)
+	for ref := next(at); ref != at && around < n; ref = next(ref) {
+		around++
+	}
+	ahead, behind := first, first
+	for range around {
+		last, ahead = ahead, next(ahead)
+	}
+	for i := uint32(0); i < n && ahead != behind; i++ {
+		last, ahead, behind = ahead, next(ahead), next(behind)
+	}
+	return last
 }
 
 // orphaned reports whether the index of somebody dead may have pieces.
@@ -134,13 +160,16 @@ func (a *actor) tidyChain(slot uint32) (changed int, err error) {
 		return 0, nil
 	}
 	var before *block // of the page in front, nil for the head
-	for range s.maxPages() {
+	for chain := (walk{}); root != 0; {
 		page, next := s.pageAt(root)
-		if page == nil {
-			if root != 0 && err == nil {
-				err = errBadBlock
+		if page == nil || chain.again(root) {
+			// What comes behind is nobody's any more, or was worked through.
+			if before != nil {
+				before.rsn.Store(0)
+			} else {
+				head.CAS(root, 0)
 			}
-			return changed, err
+			return changed, errBadPages
 		}
 		empty := true
 		for i := range page.word {
@@ -178,6 +207,8 @@ func (a *actor) dropPage(head *shm.Word32, before *block, ref, next uint32) bool
 		a.h.jNew.Store(0)
 		return false
 	}
+	// A damaged chain may lead to it once more: it is no page now.
+	a.s.blockAt(ref, pageClass).meta.Store(0)
 	a.put(ref, pageClass)
 	a.h.jNew.Store(0)
 	return true

@@ -188,7 +188,7 @@ func (s *Store) bucketOf(off shm.Offset) *bucket {
 
 // inChain reports whether ref is an entry's or an overflow's in the chain.
 func (s *Store) inChain(bk *bucket, ref uint32) bool {
-	for range maxChain {
+	for chain := (walk{}); ; {
 		for i := range bk.entry {
 			if entryRef(bk.entry[i].Load()) == ref {
 				return true
@@ -198,14 +198,13 @@ func (s *Store) inChain(bk *bucket, ref uint32) bool {
 		if next == ref {
 			return true
 		}
-		if next == 0 {
+		if next == 0 || chain.again(next) {
 			return false
 		}
 		if bk = s.bucketAt(next); bk == nil {
 			return false
 		}
 	}
-	return false
 }
 
 // journal decides whether a commit happened. While the entry still has j.old

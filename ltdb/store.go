@@ -155,12 +155,15 @@ func join(ctx context.Context, seg *shm.Segment, opts Options) (*Store, error) {
 		s.actors[i].init(s, i)
 	}
 	s.locks.init(s)
-	// Who comes tidies up after the dead.
-	if _, err = s.c.RecoverAll(); err == nil {
+	// Who comes tidies up after the dead. Damage that he meets on the way keeps
+	// nobody out of what is whole.
+	if _, err = s.c.RecoverAll(); err == nil || errors.Is(err, ErrCorrupt) {
 		err = s.register(opts.Conditions)
 	}
 	if err == nil {
-		_, err = s.tidy()
+		if _, err = s.tidy(); errors.Is(err, ErrCorrupt) {
+			err = nil
+		}
 	}
 	if err != nil {
 		return nil, errors.Join(err, s.c.Leave())

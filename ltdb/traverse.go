@@ -41,7 +41,7 @@ type traversal struct {
 	db    *DB
 	n     int     // bucket of the table
 	bk    *bucket // that one, or one of its chain
-	chain int
+	chain walk
 	i     int // entry of it that is next
 	e     Entry
 }
@@ -62,13 +62,12 @@ func (t *traversal) next(ctx context.Context) (ok bool, err error) {
 		}
 		t.i = 0
 		if ref := t.bk.overflow.Load(); ref != 0 {
-			if t.bk = s.bucketAt(ref); t.bk == nil || t.chain == maxChain {
+			if t.bk = s.bucketAt(ref); t.bk == nil || t.chain.again(ref) {
 				return false, errBadChain
 			}
-			t.chain++
 			continue
 		}
-		t.chain = 0
+		t.chain = walk{}
 		if t.n++; t.n == len(t.db.buckets) {
 			return false, nil
 		}

@@ -394,7 +394,7 @@ func (a *actor) insertLatched(db *DB, bk *bucket, key []byte, hash uint64, cell 
 // emptyEntry finds room in a latched chain, or makes it.
 func (a *actor) emptyEntry(bk *bucket) (*shm.Word64, error) {
 	s := a.s
-	for chain := 0; ; chain++ {
+	for chain := (walk{}); ; {
 		for i := range bk.entry {
 			if bk.entry[i].Load() == 0 {
 				return &bk.entry[i], nil
@@ -405,7 +405,7 @@ func (a *actor) emptyEntry(bk *bucket) (*shm.Word64, error) {
 			break
 		}
 		// An entry is about to be written: not into something else.
-		if !s.isBucket(ref) || chain == maxChain {
+		if !s.isBucket(ref) || chain.again(ref) {
 			return nil, errBadChain
 		}
 		bk = s.bucketAt(ref)

@@ -2,6 +2,7 @@ package shm
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -236,7 +237,11 @@ func (c *Client) WaitHeld(owner uint32, w Watch, held uint32, cancel *Word32, d 
 		}
 		// Who was woken in our stead may have died before it ran, and nobody
 		// waits for its death. The repair of its slot wakes all.
-		if n, err := c.RecoverAll(); n > 0 || err != nil {
+		n, err := c.RecoverAll()
+		if errors.Is(err, ErrCorrupt) {
+			err = nil // of somebody's slot: no reason not to wait for another
+		}
+		if n > 0 || err != nil {
 			return err
 		}
 		if c.sliceEnded(seen, w, live, held, cancel) {

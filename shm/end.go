@@ -25,6 +25,7 @@ func newEnding() ending { return ending{done: make(chan struct{})} }
 // Why a segment is of no use any more.
 var (
 	errDeleted = fmt.Errorf("shm: the segment's file was deleted: %w; start mainzd, and attach again", ErrClosed)
+	errDamaged = fmt.Errorf("shm: the dispatcher has found the segment damaged and closed it: %w: %w; its log says where; start mainzd, and attach again", ErrCorrupt, ErrClosed)
 	errOther   = fmt.Errorf("shm: the segment's file was replaced by another one: %w; attach again", ErrClosed)
 )
 
@@ -68,7 +69,9 @@ func (s *Segment) Look() error {
 	state, _ := s.Gate().State()
 	switch {
 	case state == GateDead:
-		if reason == nil {
+		if reason == nil && s.Gate().Gate.Load() == gateDamaged {
+			reason = errDamaged
+		} else if reason == nil {
 			reason = errReplaced
 		}
 	case reason == nil:
@@ -83,11 +86,28 @@ func (s *Segment) Look() error {
 	return reason
 }
 
+// End closes the gate for good, for all, as the caller has found the segment
+// damaged. It returns why the segment has ended, which may be an earlier reason.
+func (s *Segment) End(damage error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.Ended(); err != nil {
+		return err
+	}
+	s.buryAs(gateDamaged)
+	reason := fmt.Errorf("%w (%w)", damage, ErrClosed)
+	s.ending.reason.Store(&reason)
+	close(s.ending.done)
+	return reason
+}
+
 // bury closes the segment for good, for all, and wakes who waits in it: they all
 // watch some client's liveness word, or look at the gate within a time slice.
-func (s *Segment) bury() {
+func (s *Segment) bury() { s.buryAs(GateDead) }
+
+func (s *Segment) buryAs(word uint64) {
 	g := &s.Gate().Gate
-	g.Swap(GateDead)
+	g.Swap(word)
 	g.Lo().Wake(All)
 	g.Hi().Wake(All)
 	s.eachSlot(func(_ uint32, sl *Slot) {

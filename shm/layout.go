@@ -106,9 +106,10 @@ const knownFeatures = 0
 
 // States of the gate.
 const (
-	GateDead   = 0
-	GateFrozen = 1
-	GateOpen   = 2
+	GateDead    = 0
+	gateDamaged = 1<<2 | GateDead // the whole word: dead because of damage
+	GateFrozen  = 1
+	GateOpen    = 2
 )
 
 // GateLine is one cache line that every operation looks at. The owner of the
