@@ -86,6 +86,9 @@ func (a *actor) take(c int) uint32 {
 	m := &a.mag[c]
 	w := &a.h.magazine[c][m.first%magazineSize]
 	ref := w.Load()
+	if planted("takefirst") {
+		w.Store(0)
+	}
 	a.h.jNew.Store(ref)
 	w.Store(0)
 	m.first++
@@ -237,7 +240,9 @@ func (a *actor) makeRoom(c, n int) error {
 func (a *actor) refill(c, n int) error {
 	s := a.s
 	cl := &s.classes[c]
-	a.h.classIntent.Store(uint32(c + 1))
+	if !planted("classintent") {
+		a.h.classIntent.Store(uint32(c + 1))
+	}
 	if err := s.lockLatch(s.c, &cl.latch, a.id, classLatch, uint64(c+1)); err != nil {
 		a.h.classIntent.Store(0)
 		return err
@@ -267,6 +272,9 @@ func (a *actor) refillOne(c int, cl *classLine) (bool, error) {
 		if next != 0 && s.freeBlockAt(next, c) == nil {
 			return false, errBadBlock
 		}
+		if planted("popfirst") {
+			cl.head.Store(next)
+		}
 		w.Store(head)
 		cl.head.Store(next)
 		a.filled(c)
@@ -290,6 +298,9 @@ func (a *actor) refillOne(c int, cl *classLine) (bool, error) {
 					return false, errBadBlock
 				}
 				b.seq.Store(sp.seqBase.Load())
+				if planted("carvefirst") {
+					sp.word.Store(uint64(c+1) | (at+1)<<8)
+				}
 				w.Store(ref)
 				sp.word.Store(uint64(c+1) | (at+1)<<8)
 				a.filled(c)
@@ -356,7 +367,9 @@ func (a *actor) newSpan(c int, cl *classLine) bool {
 		if sp.word.Load() != 0 {
 			continue
 		}
-		a.h.carveIntent.Store(uint32(i + 1))
+		if !planted("nocarve") {
+			a.h.carveIntent.Store(uint32(i + 1))
+		}
 		if sp.word.CAS(0, uint64(c+1)) {
 			cl.cur.Store(uint32(i + 1))
 			a.h.carveIntent.Store(0)
@@ -403,6 +416,9 @@ func (a *actor) flushOne(c int, cl *classLine, w *shm.Word32) error {
 	if b == nil {
 		w.Store(0)
 		return errBadBlock
+	}
+	if planted("pushfirst") {
+		w.Store(0)
 	}
 	b.rsn.Store(uint64(cl.head.Load()))
 	cl.head.Store(ref)
@@ -457,7 +473,9 @@ func (a *actor) reclaimClass(c int) error {
 	free, err := s.countFree(c, cl)
 	for i := range s.spans { // not over the map: the explorer repeats what it has seen
 		if n := free[i]; err == nil && n > 0 && n == spanCarved(s.spans[i].word.Load()) {
-			a.h.reclaimIntent.Store(uint32(i + 1))
+			if !planted("noreclaim") {
+				a.h.reclaimIntent.Store(uint32(i + 1))
+			}
 			err = s.dropSpan(c, cl, i)
 			a.h.reclaimIntent.Store(0)
 		}
@@ -546,7 +564,9 @@ func (s *Store) dropSpan(c int, cl *classLine, i int) error {
 	for n := range min(spanCarved(sp.word.Load()), s.blocksPerSpan(c)) {
 		top = max(top, shm.At[block](s.r, start+n*size).seq.Load())
 	}
-	sp.seqBase.Store((top | 1) + 1)
+	if !planted("seqbase") {
+		sp.seqBase.Store((top | 1) + 1)
+	}
 	sp.word.Store(0)
 	return nil
 }

@@ -115,6 +115,8 @@ func (k *checker) spans() {
 		if w&0xff == bucketSpan {
 			if at := w >> 8; at >= uint64(len(k.s.dbs)) || k.s.dbs[at].ready.Load() == 0 {
 				k.bad("span %d belongs to database line %d, which is not ready", i, at)
+			} else if l := &k.s.dbs[at]; k.s.spanStart(i)-l.buckets.Load() >= l.count.Load()*bucketSize {
+				k.bad("span %d belongs to database line %d, whose hash table lies elsewhere", i, at)
 			}
 			continue
 		}
@@ -123,6 +125,10 @@ func (k *checker) spans() {
 			k.bad("span %d: word %#x is no state of a span", i, w)
 		} else {
 			k.r.Blocks += int(spanCarved(w))
+			// A class carves one span to its end before it takes the next.
+			if cur := k.s.classes[c].cur.Load(); cur != uint32(i+1) && spanCarved(w) < k.s.blocksPerSpan(c) {
+				k.bad("span %d of class %d has room for %d blocks more, and the class carves another", i, c, k.s.blocksPerSpan(c)-spanCarved(w))
+			}
 		}
 		if k.s.spans[i].seqBase.Load()&1 != 0 {
 			k.bad("span %d: seq base is odd", i)

@@ -259,7 +259,7 @@ func fillAll(h *Handle) {
 	preload(oneMore)(h)
 	s := h.db.s
 	for i := range s.spans {
-		s.spans[i].word.CAS(0, bucketSpan) // of the database's hash table, as far as Check goes
+		s.spans[i].word.CAS(0, classes) // of the largest class, of which no block fits: nothing is missing
 	}
 	for i := 0; h.Store(bg, fmt.Append(nil, "f", i), []byte(class(1, "f"))) == nil; i++ {
 	}

@@ -169,6 +169,10 @@ type scenario struct {
 	setup func(r *run)
 	// after is a check beside the usual ones.
 	after func(r *run, s *Store) error
+	// picky limits deaths to those before an access of an offset for which die,
+	// which setup makes, says yes.
+	picky bool
+	die   func(off uint64) bool
 	c     explore.Case
 }
 
@@ -229,6 +233,9 @@ func (sc *scenario) makeCase(t *testing.T) explore.Case {
 	c.Name = sc.name
 	c.NamePlace = w.names.name
 	c.Setup = func(er *explore.Run) { sc.setupRun(w, er) }
+	if sc.picky {
+		c.DieAt = func(off uint64) bool { return sc.die(off) }
+	}
 	return c
 }
 

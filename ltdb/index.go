@@ -50,13 +50,18 @@ const (
 // never reset: a slot's next tenant goes on with it.
 func (a *actor) nextCounter() uint64 {
 	n := a.h.opid.Load() + 1
-	a.h.opid.Store(n)
+	if !planted("opidlate") {
+		a.h.opid.Store(n)
+	}
 	return opidBypass | uint64(a.id.Slot())<<opidSlotShift | uint64(a.id.Index())<<opidHandleShift | n&opidRunning
 }
 
 // stampOf is the part of a counter that stands in the index word. It differs
 // between any two of a slot's pieces that are not 2^20 of a handle's apart.
 func stampOf(counter uint64) uint64 {
+	if planted("nostamp") {
+		return 0
+	}
 	return (counter<<4 | counter>>opidHandleShift&15) << stampShift
 }
 
@@ -158,6 +163,9 @@ func (a *actor) newPage(x *pieceIndex) error {
 		page.word[i].Store(0)
 	}
 	d.seal(0, 0, 0, 0, 0, flagIndex)
+	if planted("pagelate") {
+		a.h.jNew.Store(0)
+	}
 	for {
 		root := s.body.pieces.Load()
 		d.b.rsn.Store(uint64(root))
@@ -252,6 +260,9 @@ func (a *actor) preparePiece(db *DB, key, piece []byte, hash uint64) (n uint32, 
 		if d, err = a.draft(c); err == nil {
 			a.writeNew(d, key, piece)
 			d.seal(len(key), len(piece), hash, counter, uint64(db.id), flagIndex)
+			if planted("wordlate") {
+				a.h.jNew.Store(0)
+			}
 			a.s.index.word(n).Store(makeID(d.ref, d.c) | statePrepared | stampOf(counter))
 			a.h.jNew.Store(0)
 			return n, counter, nil
@@ -275,6 +286,9 @@ func (a *actor) erasePiece(w *shm.Word64) error {
 	}
 	if err := a.makeRoom(c, 1); err != nil {
 		return err
+	}
+	if planted("wordfirst") {
+		w.Store(0)
 	}
 	a.h.jNew.Store(ref)
 	w.Store(0)

@@ -51,7 +51,9 @@ func (s *Store) tryLockAs(db *DB, key []byte, hash uint64, cell *shm.Word64, on 
 			cell.Store(0)
 			return false, err
 		}
-		cell.Store(shm.OffsetOf(s.r, at.entry))
+		if !planted("celllate") {
+			cell.Store(shm.OffsetOf(s.r, at.entry))
+		}
 		if !isFree(at.e, slept) {
 			return true, errHeld
 		}
@@ -70,9 +72,11 @@ func (s *Store) tryLockAs(db *DB, key []byte, hash uint64, cell *shm.Word64, on 
 		at.e = mine
 		// The word is as it was when the key was compared, but the block
 		// behind it may have been another record's since, and this one's again.
-		if at.b.seq.Load() == at.seq || db.still(key, at) {
+		if at.b.seq.Load() == at.seq || db.still(key, at) || planted("nostill") {
 			// A repair may have marked it since we looked: that leaves the seq.
-			at.meta = at.b.meta.Load()
+			if !planted("oldflags") {
+				at.meta = at.b.meta.Load()
+			}
 			if s.gate.Gate.Load()&3 == shm.GateOpen && metaFlags(at.meta)&flagOwn != 0 {
 				return true, nil
 			}

@@ -28,6 +28,9 @@ func (p *repairer) orphan() {
 	s, b := p.s, p.body
 	root := b.pieces.Load()
 	if root != 0 {
+		if planted("forgetpages") {
+			b.pieces.Store(0)
+		}
 		if o := &s.node.orphan[p.slot]; o.Load() != root {
 			p.chain(o, root)
 		}
@@ -45,7 +48,9 @@ func (p *repairer) chain(o *shm.Word32, root uint32) {
 		if last = s.lastOf(root); last == 0 {
 			return // no page: there is nothing to keep
 		}
-		b.lastPage.Store(last)
+		if !planted("nolast") {
+			b.lastPage.Store(last)
+		}
 	}
 	if page, _ := s.pageAt(last); page == nil {
 		return
@@ -156,7 +161,7 @@ func (a *actor) tidyChain(slot uint32) (changed int, err error) {
 	s := a.s
 	head := &s.node.orphan[slot]
 	root := head.Load()
-	if root == 0 || shm.At[body](s.r, s.seg.SlotBody(slot)).pieces.Load() == root {
+	if root == 0 || shm.At[body](s.r, s.seg.SlotBody(slot)).pieces.Load() == root && !planted("bothhave") {
 		return 0, nil
 	}
 	var before *block // of the page in front, nil for the head

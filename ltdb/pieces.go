@@ -461,7 +461,7 @@ func (a *actor) lockSame(db *DB, key []byte, hash uint64, at *spot) error {
 		return nil
 	case !ok:
 		return errAgain
-	case !a.look.same(at) && (a.look.found || metaFlags(at.meta)&flagEmpty == 0):
+	case !a.look.same(at) && !planted("stale") && (a.look.found || metaFlags(at.meta)&flagEmpty == 0):
 		if err := a.release(at); err != nil {
 			return err
 		}

@@ -2,27 +2,69 @@
 
 package ltdb
 
-// Plant names a bug to turn on, so that the explorer can be seen to find it:
+// Plant names a bug to turn on, so that a test can be seen to find it. Each breaks one
+// rule of docs/memory.md; the table there says which.
 //
-//	seqlock    a reader skips the second look
-//	publish    a commit publishes the block before it is written
-//	latch      repair breaks a bucket latch without settling what it covered
-//	journal    a commit clears j.old before j.new
-//	allocator  repair of a class latch leaves a block both on the list and in a magazine
-//	waiter     a sleeper that was woken does not pass the waiters bit on
-//	unlocked   an insert publishes its entry without the lock
-//	cell       the lock's cell is cleared before the release
-//	wakeall    repair wakes nobody
-//	pass       a sleeper that was woken and takes no lock does not wake the others
+//	mismatch      a mismatch counts without a second look
+//	seqbase       a span keeps its seq base when it changes its class
+//	believed      a length is believed under the record's lock
+//	seqlock       a reader skips the second look
+//	celllate      a lock's cell is not stored before the CAS
+//	nostill       the key is not compared again under the lock
+//	oldflags      flags are not read again under the lock
+//	waiter        a sleeper that was woken does not pass the waiters bit on
+//	pass          a sleeper that was woken and takes no lock does not wake the others
+//	cell          the lock's cell is cleared before the release
+//	takefirst     a block leaves the magazine before the journal has it
+//	dropfirst     the journal forgets an unused block before the magazine has it
+//	publish       a commit publishes the block before it is written
+//	oldlate       j.old is stored after the CAS
+//	putlate       the journal is cleared before the magazine has the old block
+//	journal       a commit clears j.old before j.new
+//	untold        a commit tells nobody
+//	forgetfirst   the cell forgets the entry before the change is told
+//	intentlate    the bucket intent is stored after the latch is taken
+//	intentfirst   the bucket intent is cleared before the release
+//	twice         an insert does not look again under the latch
+//	insertcell    an insert stores no cell
+//	unlocked      an insert publishes its entry without the lock
 //	unlatchfirst  an insert releases the latch before it clears j.new
-//	livefirst  an append makes its piece live before it has locked the record
-//	nobusy     an append does not say that it is busy
-//	nopass     a freeze does not wait for who is busy
-//	noring     a release that hands a record to the dispatcher does not ring
-//	attendlate the dispatcher attends a record without looking whether it has changed
-//	leftd      a dispatcher that starts leaves the D bits of the one before
-//	armlate    a waiting append arms the record without looking whether it has changed
-//	spare      repair breaks the spare's latch and leaves the record in the spare
+//	linklate      j.new is cleared before the overflow bucket is linked
+//	popfirst      a block leaves the list before the magazine has it
+//	pushfirst     a block leaves the magazine before the list has it
+//	carvefirst    a block is counted as carved before the magazine has it
+//	classintent   a refill stores no class intent
+//	nocarve       no carve intent is stored
+//	noreclaim     no reclaim intent is stored
+//	wordlate      j.new is cleared before the index has the piece
+//	pagelate      j.new is cleared before the page is in the chain
+//	wordfirst     a word is erased before the journal has its block
+//	opidlate      the OPID's counter is not stored
+//	nostamp       words of the index carry no stamp
+//	stale         an append does not compare the record with what its condition saw
+//	livefirst     an append makes its piece live before it has locked the record
+//	nobusy        an append does not say that it is busy
+//	armlate       a waiting append arms the record without looking whether it has changed
+//	nopass        a freeze does not wait for who is busy
+//	noring        a release that hands a record to the dispatcher does not ring
+//	leftd         a dispatcher that starts leaves the D bits of the one before
+//	attendlate    the dispatcher attends a record without looking whether it has changed
+//	allocator     repair of a class latch leaves a block both on the list and in a magazine
+//	nocur         repair does not make a span that was being taken the one to carve
+//	halfmade      repair leaves the spans of a database that was never ready
+//	latch         repair breaks a bucket latch without settling what it covered
+//	journalsfirst repair decides journals before bucket latches
+//	cellsfirst    repair releases records before it decides journals
+//	putagain      repair lays a block into a magazine twice
+//	nodied        repair does not flag the records that it releases
+//	wakeall       repair wakes nobody
+//	nonews        repair does not tell those who wait for a change
+//	repairforget  repair clears the cell before it wakes and tells
+//	givefirst     repair releases the class latch before the magazine forgets the block
+//	forgetpages   repair clears the slot's index before the orphans have it
+//	nolast        repair does not note the last page of the index
+//	bothhave      pages are taken from an index that its slot still has
+//	spare         repair breaks the spare's latch and leaves the record in the spare
 //
 // Set before the tasks start.
 var Plant string

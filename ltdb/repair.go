@@ -20,11 +20,21 @@ func (s *Store) repair(c *shm.Client, slot uint32) error {
 		return damage(fmt.Sprintf("slot %d to repair", slot))
 	}
 	p := &repairer{s: s, c: c, slot: slot, body: shm.At[body](s.r, s.seg.SlotBody(slot))}
+	if planted("cellsfirst") {
+		for i := range p.body.cells {
+			p.cell(&p.body.cells[i])
+		}
+	}
 	for i := range p.body.handles {
 		p.classLatch(i)
 	}
 	for i := range p.body.handles {
 		p.tableLatch(i)
+	}
+	if planted("journalsfirst") {
+		for i := range p.body.handles {
+			p.journal(i)
+		}
 	}
 	for i := range p.body.handles {
 		p.bucketLatch(i)
@@ -92,7 +102,7 @@ func (p *repairer) classLatch(i int) {
 func (p *repairer) settleClass(h *handle, c int, cl *classLine) {
 	s := p.s
 	if n := h.carveIntent.Load(); n != 0 && int(n) <= len(s.spans) {
-		if spanClass(s.spans[n-1].word.Load()) == c {
+		if spanClass(s.spans[n-1].word.Load()) == c && !planted("nocur") {
 			cl.cur.Store(n)
 		}
 	}
@@ -137,7 +147,7 @@ func (p *repairer) tableLatch(i int) {
 		return
 	}
 	l := &p.s.dbHead.latch
-	if l.Owner() == p.id(i) {
+	if l.Owner() == p.id(i) && !planted("halfmade") {
 		p.s.dropHalfMade()
 	}
 	l.Break(p.id(i))
@@ -267,7 +277,7 @@ func (p *repairer) put(h *handle, ref uint32) bool {
 			empty = w
 		}
 	})
-	if !there && empty != nil {
+	if (!there || planted("putagain")) && empty != nil {
 		empty.Store(ref)
 	}
 	return there || empty != nil
@@ -286,7 +296,7 @@ func (p *repairer) cell(cell *shm.Word64) {
 		me := ownedBy(p.slot)
 		// What the dispatcher has locked its successor finds.
 		if e := entry.Load(); e&ownerMask == me && p.slot != DispatcherSlot {
-			if b := s.blockAt(entryRef(e), entryClass(e)); b != nil {
+			if b := s.blockAt(entryRef(e), entryClass(e)); b != nil && !planted("nodied") {
 				b.meta.Store(b.meta.Load() | flagOwnerDied<<24)
 			}
 			for {
@@ -302,11 +312,16 @@ func (p *repairer) cell(cell *shm.Word64) {
 				}
 			}
 		}
+		if planted("repairforget") {
+			cell.Store(0)
+		}
 		if !planted("wakeall") {
 			entry.Hi().Wake(shm.All)
 		}
 		// It may have died between a commit and the news of it.
-		s.bump(off)
+		if !planted("nonews") {
+			s.bump(off)
+		}
 		if s.served() {
 			s.rung(entry)
 		}
@@ -368,8 +383,13 @@ func (p *repairer) give(i int, h *handle, c int, w *shm.Word32) error {
 	b := s.freeBlockAt(w.Load(), c)
 	b.rsn.Store(uint64(cl.head.Load()))
 	cl.head.Store(w.Load())
-	w.Store(0)
+	if !planted("givefirst") {
+		w.Store(0)
+	}
 	cl.latch.Unlock(p.id(i))
 	h.classIntent.Store(0)
+	if planted("givefirst") {
+		w.Store(0)
+	}
 	return nil
 }

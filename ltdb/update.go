@@ -66,6 +66,9 @@ func (d draft) seal(klen, dlen int, hash, rsn, acc, flags uint64) {
 // drop gives an unused draft back.
 func (a *actor) drop(d draft) {
 	d.b.seq.Store(d.odd + 1)
+	if planted("dropfirst") {
+		a.h.jNew.Store(0)
+	}
 	a.put(d.ref, d.c)
 	a.h.jNew.Store(0)
 }
@@ -214,8 +217,10 @@ func (a *actor) publish(at *spot, cell *shm.Word64, id uint64, unlock bool) erro
 	}
 	s, h := a.s, a.h
 	old, oldClass := entryRef(at.e), entryClass(at.e)
-	h.jEntry.Store(shm.OffsetOf(s.r, at.entry))
-	h.jOld.Store(old)
+	if !planted("oldlate") {
+		h.jEntry.Store(shm.OffsetOf(s.r, at.entry))
+		h.jOld.Store(old)
+	}
 	if unlock && planted("cell") {
 		cell.Store(0)
 	}
@@ -228,6 +233,14 @@ func (a *actor) publish(at *spot, cell *shm.Word64, id uint64, unlock bool) erro
 	if !ok {
 		return a.lost(cell)
 	}
+	if planted("oldlate") {
+		h.jEntry.Store(shm.OffsetOf(s.r, at.entry))
+		h.jOld.Store(old)
+	}
+	if planted("putlate") {
+		h.jNew.Store(0)
+		h.jOld.Store(0)
+	}
 	a.put(old, oldClass)
 	if planted("journal") {
 		h.jOld.Store(0)
@@ -236,7 +249,10 @@ func (a *actor) publish(at *spot, cell *shm.Word64, id uint64, unlock bool) erro
 		h.jNew.Store(0)
 		h.jOld.Store(0)
 	}
-	if at.meta&(flagAttended<<24|metaWaited) != 0 {
+	if unlock && planted("forgetfirst") {
+		cell.Store(0)
+	}
+	if at.meta&(flagAttended<<24|metaWaited) != 0 && !planted("untold") {
 		s.changed(at)
 	}
 	if unlock {
@@ -342,10 +358,15 @@ func (a *actor) insert(db *DB, key []byte, hash uint64, cell *shm.Word64, at *sp
 		}
 	}
 	bk := &db.buckets[hash&db.mask]
-	h.bucketIntent.Store(shm.OffsetOf(s.r, bk))
+	if !planted("intentlate") {
+		h.bucketIntent.Store(shm.OffsetOf(s.r, bk))
+	}
 	if err := s.lockLatch(s.c, &bk.latch, a.id, bucketLatch, shm.OffsetOf(s.r, bk)); err != nil {
 		h.bucketIntent.Store(0)
 		return err
+	}
+	if planted("intentlate") {
+		h.bucketIntent.Store(shm.OffsetOf(s.r, bk))
 	}
 	err := a.insertLatched(db, bk, key, hash, cell, at, c)
 	if planted("unlatchfirst") {
@@ -353,6 +374,9 @@ func (a *actor) insert(db *DB, key []byte, hash uint64, cell *shm.Word64, at *sp
 		h.jNew.Store(0)
 	} else {
 		h.jNew.Store(0) // published, or dropped: repair of the latch looks at it
+		if planted("intentfirst") {
+			h.bucketIntent.Store(0)
+		}
 		bk.latch.Unlock(a.id)
 	}
 	h.bucketIntent.Store(0)
@@ -364,7 +388,7 @@ func (a *actor) insertLatched(db *DB, bk *bucket, key []byte, hash uint64, cell 
 	if s.gate.Gate.Load()&3 != shm.GateOpen && s.slot != DispatcherSlot {
 		return errGate
 	}
-	if there, err := db.find(hash, key, at); there || err != nil {
+	if there, err := db.find(hash, key, at); (there || err != nil) && !planted("twice") {
 		if err == nil {
 			err = errHeld
 		}
@@ -374,7 +398,9 @@ func (a *actor) insertLatched(db *DB, bk *bucket, key []byte, hash uint64, cell 
 	if err != nil {
 		return err
 	}
-	cell.Store(shm.OffsetOf(s.r, entry))
+	if !planted("insertcell") {
+		cell.Store(shm.OffsetOf(s.r, entry))
+	}
 	d, err := a.draft(c)
 	if err != nil {
 		return err
@@ -421,6 +447,9 @@ func (a *actor) emptyEntry(bk *bucket) (*shm.Word64, error) {
 		more.entry[i].Store(0)
 	}
 	d.seal(0, 0, 0, 0, 0, flagBucket)
+	if planted("linklate") {
+		a.h.jNew.Store(0)
+	}
 	bk.overflow.Store(d.ref)
 	a.h.jNew.Store(0)
 	a.h.counters[countOverflows].Inc()

@@ -39,6 +39,9 @@ type Case struct {
 	// FewBytes tries a death only before the first of the accesses that write
 	// bytes one behind the other, not before each.
 	FewBytes bool
+	// DieAt, if set, limits deaths to those before an access of an offset for
+	// which it says yes: for a case in which several have to die at certain stores.
+	DieAt func(off uint64) bool
 	// DieWoken lets a process die only where it has just been woken, which
 	// is where a wake-up that was meant for one of many is lost.
 	DieWoken bool

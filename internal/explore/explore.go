@@ -463,7 +463,7 @@ func Replay(t *testing.T, c Case, schedule string) *Violation {
 func (x *explorer) replay(p *playback) *Run {
 	c := *x.c
 	// Offer more than was offered: what is not in the schedule is not done.
-	c.EveryAccess, c.DieWoken, c.FewBytes = true, false, false
+	c.EveryAccess, c.DieWoken, c.FewBytes, c.DieAt = true, false, false, nil
 	c.Deaths, c.EarlySlices = maxTasks, 1<<20
 	c.Slices = 0
 	own := x.c

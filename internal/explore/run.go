@@ -414,6 +414,9 @@ func (r *Run) point(t *Task, op shm.Op, g uint64) {
 			t.wrote = g
 		}
 	}
+	if r.c.DieAt != nil && (g == eventGranule || !r.c.DieAt((g-1)<<3)) {
+		mayDie = false
+	}
 	if !shared && !mayDie {
 		return
 	}
@@ -588,7 +591,7 @@ func (r *Run) WaitAny(ws []shm.Watch) shm.WaitResult {
 
 // deathPoint is where a task may die without being about to make an access.
 func (r *Run) deathPoint(t *Task, op shm.Op) {
-	if !r.mayDie(t) || r.c.DieWoken && op != opWait {
+	if !r.mayDie(t) || r.c.DieAt != nil || r.c.DieWoken && op != opWait {
 		return
 	}
 	r.settle()
