@@ -6,6 +6,7 @@ import (
 	"errors"
 	"iter"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/mainzdb/mainz/internal/call"
@@ -19,7 +20,10 @@ type (
 	// Batch is reusable room for FetchBatch.
 	Batch = ltdb.Batch
 	// Record is a locked record, a small value: copies go stale together, and
-	// every method of a stale one returns ErrNotLocked. One goroutine at a time.
+	// every method of a stale one returns ErrNotLocked, or ErrClosed after the Client's
+	// Close. One goroutine at a time: of two calls that end a record at once one does,
+	// and the other returns ErrNotLocked; one that meets Store under way in another
+	// goroutine panics.
 	Record = ltdb.Record
 	// Piece names what one ConditionalAppend added; comparable; meaningless to
 	// other clients and after Close.
@@ -54,13 +58,18 @@ type DB struct {
 }
 
 // Handle does what its DB does, for one goroutine at a time, without the
-// borrowing: the hot path.
+// borrowing: the hot path. A call that finds another one of the same Handle under way
+// panics, before it has touched anything; Fetch and its like, which change nothing, are
+// not looked at.
 type Handle struct {
 	l       *ltdb.Handle
 	quick   *ltdb.Handle // l, or one that refuses always if special
 	special bool         // the DB's
 	db      *DB
-	ring    []Record // locked through the ring, which are no locks of l
+
+	mu     sync.Mutex
+	ring   []Record // locked through the ring, which are no locks of l
+	closed bool
 }
 
 // Ops is what both a *DB and a *Handle can do. ctx is looked at only when a call
@@ -127,9 +136,12 @@ func (db *DB) Handle() (*Handle, error) {
 
 // Close gives the handle back and unlocks what it still holds.
 func (h *Handle) Close() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.closed = true
 	var errs []error
 	for _, r := range h.ring {
-		if err := r.Unlock(); err != ErrNotLocked {
+		if err := r.Unlock(); err != ErrNotLocked && !errors.Is(err, ErrClosed) {
 			errs = append(errs, err)
 		}
 	}
@@ -140,10 +152,16 @@ func (h *Handle) Close() error {
 // lock is FetchLocked through the ring.
 func (h *Handle) lock(ctx context.Context, key []byte, wait bool) (Record, error) {
 	r, err := h.db.lock(ctx, key, wait)
-	if err == nil {
-		h.ring = append(slices.DeleteFunc(h.ring, func(old Record) bool { return !old.Held() }), r)
+	if err != nil {
+		return r, err
 	}
-	return r, err
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed {
+		return Record{}, errors.Join(errHandleClosed, r.Unlock())
+	}
+	h.ring = append(slices.DeleteFunc(h.ring, func(old Record) bool { return !old.Held() }), r)
+	return r, nil
 }
 
 // must reports whether an operation that the bypass refused can go through the
@@ -154,6 +172,9 @@ func (db *DB) must(err error) bool {
 
 // limit is the time that a request may take at the dispatcher.
 func limit(ctx context.Context) uint32 {
+	if ctx == nil {
+		return call.NoLimit // through refuses it
+	}
 	d, ok := ctx.Deadline()
 	if !ok {
 		return call.NoLimit
@@ -167,6 +188,9 @@ func limit(ctx context.Context) uint32 {
 // late is called if the call ends when nobody waits for it any more; it may be
 // nil.
 func (db *DB) through(ctx context.Context, m *wire.Message, late func(*pending)) (*pending, error) {
+	if ctx == nil {
+		return nil, errNoContext
+	}
 	if db.c.ring == nil {
 		return nil, ErrMode
 	}
@@ -216,6 +240,9 @@ func (db *DB) change(ctx context.Context, m *wire.Message, once bool, late func(
 
 // fetch is AppendFetch through the ring.
 func (db *DB) fetch(ctx context.Context, dst, key []byte) ([]byte, error) {
+	if ctx == nil {
+		return dst, errNoContext
+	}
 	p, err := db.through(ctx, &wire.Message{Op: wire.ReqFetch, Key: key, Timeout: limit(ctx)}, nil)
 	defer db.giveBack(p)
 	if err != nil {
@@ -236,6 +263,9 @@ func (db *DB) fetch(ctx context.Context, dst, key []byte) ([]byte, error) {
 
 // lock is FetchLocked through the ring.
 func (db *DB) lock(ctx context.Context, key []byte, wait bool) (Record, error) {
+	if ctx == nil {
+		return Record{}, errNoContext
+	}
 	if db.c.ring == nil {
 		return Record{}, ErrMode
 	}
@@ -334,6 +364,9 @@ func (db *DB) remove(ctx context.Context, key []byte, p Piece) error {
 	if db.l.Mode() != Pieces {
 		return ErrMode
 	}
+	if ctx == nil {
+		return errNoContext
+	}
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -371,6 +404,12 @@ func (db *DB) put(ctx context.Context, key, data []byte) error {
 }
 
 func (db *DB) batch(ctx context.Context, b *Batch) (int, error) {
+	if ctx == nil {
+		return 0, errNoContext
+	}
+	if b == nil {
+		return 0, errNoBatch
+	}
 	n := 0
 	b.Value, b.Err = make([][]byte, len(b.Keys)), make([]error, len(b.Keys))
 	for i, key := range b.Keys {
@@ -417,6 +456,9 @@ func (db *DB) Watch(ctx context.Context, key []byte) iter.Seq2[Event, error] {
 
 // await waits for one event of a watch; 0: it is to be asked again.
 func (db *DB) await(ctx context.Context, key []byte, seen uint64, event Event) (rsn uint64, _ Event, err error) {
+	if ctx == nil {
+		return 0, 0, errNoContext
+	}
 	if db.c.ring == nil {
 		return 0, 0, ErrMode
 	}

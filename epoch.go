@@ -46,6 +46,9 @@ func (c *Client) told(ctx context.Context) {
 	if r == nil || r.tell == nil {
 		return
 	}
+	if ctx == nil {
+		ctx = context.Background()
+	}
 	if c.store.Segment().Gate().Epoch.Load() != r.epoch.Load() {
 		ctx, cancel := context.WithTimeout(ctx, toldLimit)
 		defer cancel()
@@ -89,9 +92,15 @@ func (r *callRing) deliver() {
 		e := r.opened[0]
 		r.opened = r.opened[1:]
 		r.mu.Unlock()
-		r.tell(e)
-		r.untold.Add(-1)
+		r.tellOne(e)
 	}
+}
+
+// tellOne tells of one epoch. If that panics, it has been told: else everybody would
+// wait for it.
+func (r *callRing) tellOne(e Epoch) {
+	defer r.untold.Add(-1)
+	r.tell(e)
 }
 
 // attend takes replies while nobody calls, for a client that wants to be told of

@@ -33,10 +33,24 @@ var (
 	ErrCorrupt      = ltdb.ErrCorrupt
 	ErrClosed       = ltdb.ErrClosed
 	ErrNotSupported = ltdb.ErrNotSupported
+	ErrMisuse       = ltdb.ErrMisuse
 
 	// ErrUnknown: nobody can say whether the operation has happened.
 	ErrUnknown = errors.New("mainz: outcome unknown")
 )
+
+// wrong is an ErrMisuse that says what is wrong.
+type wrong string
+
+func (e wrong) Error() string { return "mainz: " + string(e) }
+func (e wrong) Unwrap() error { return ErrMisuse }
+
+const (
+	errNoContext = wrong("the context is nil; give the call context.Background() if it may wait for ever")
+	errNoBatch   = wrong("the Batch is nil; give a *Batch with its Keys")
+)
+
+var errHandleClosed = fmt.Errorf("mainz: handle is closed; make another one: %w", ErrClosed)
 
 // attachFailed is an error of package attach with the kind that callers know.
 type attachFailed struct{ err, kind error }

@@ -34,6 +34,22 @@ type options struct {
 	conditions []Condition
 	forceRing  bool // nothing by bypass
 	events     func(Epoch)
+	noEvents   bool // WithEvents without a function
+}
+
+// check says which options make no sense, alone or together.
+func (o *options) check() error {
+	switch {
+	case o.noEvents:
+		return wrong("WithEvents has no function; leave the option away, or give one")
+	case o.readOnly && len(o.conditions) > 0:
+		return wrong("WithCondition is for who appends, and ReadOnly does not")
+	case o.readOnly && o.forceRing:
+		return wrong("ThroughRing is for who has a ring, and ReadOnly has none")
+	case o.readOnly && o.events != nil:
+		return wrong("WithEvents is for who has a ring, and ReadOnly has none")
+	}
+	return nil
 }
 
 // WithCondition registers a condition function (the plan's set_conditional).
@@ -49,12 +65,15 @@ func WithName(name string) Option { return func(o *options) { o.name = name } }
 
 // WithEvents calls f once for each recovery, before the first call that sees the new
 // epoch returns. f is called by one goroutine at a time, which may be that of any call;
-// others wait for it, so it has to return soon, and must not call the client. An
-// observer is not told.
-func WithEvents(f func(Epoch)) Option { return func(o *options) { o.events = f } }
+// others wait for it, so it has to return soon, and must not call the client. If it
+// panics, the goroutine that called it does, and that epoch counts as told. An observer
+// is not told.
+func WithEvents(f func(Epoch)) Option {
+	return func(o *options) { o.events, o.noEvents = f, f == nil }
+}
 
 // ReadOnly attaches an observer: no slot, no locks, Fetch and Traverse by bypass
-// only. It needs no dispatcher.
+// only. It needs no dispatcher. Options for who does more go not with it (ErrMisuse).
 func ReadOnly() Option { return func(o *options) { o.readOnly = true } }
 
 // ThroughRing sends every operation through the ring to the dispatcher: to
@@ -79,9 +98,18 @@ type Client struct {
 // ErrNotRunning comes at once. It, ErrPermission, ErrIncompatible and ErrNoSpace say
 // what to do next.
 func Attach(ctx context.Context, dir string, opts ...Option) (*Client, error) {
+	if ctx == nil {
+		return nil, errNoContext
+	}
 	c := &Client{}
-	for _, o := range opts {
+	for i, o := range opts {
+		if o == nil {
+			return nil, wrong(fmt.Sprintf("option %d of Attach is nil", i+1))
+		}
 		o(&c.opts)
+	}
+	if err := c.opts.check(); err != nil {
+		return nil, err
 	}
 	if c.opts.name == "" {
 		c.opts.name = filepath.Base(os.Args[0])
@@ -219,6 +247,9 @@ func (c *Client) watchNode(seg *shm.Segment) {
 
 // Ping asks the dispatcher for nothing. It returns when that has answered.
 func (c *Client) Ping(ctx context.Context) error {
+	if ctx == nil {
+		return errNoContext
+	}
 	if c.ring == nil {
 		return ErrMode
 	}
@@ -269,28 +300,30 @@ type OpenOption func(*openOptions)
 type openOptions struct {
 	ltdb.DatabaseOptions
 	lockTimeout time.Duration
+	noResupply  bool // Resupply without a function
 }
 
 // MustExist makes it an ErrNoDatabase if there is no such database.
 func MustExist() OpenOption { return func(o *openOptions) { o.MustExist = true } }
 
-// Clear deletes all records of a kv database if no other client has it open: what
-// clients that ended have left is of no use to many applications. Pieces need no
-// clearing, they end with their clients.
+// Clear deletes all records of a kv database if no other client has it open, and this
+// one opens it for the first time: what clients that ended have left is of no use to
+// many applications. Pieces need no clearing, they end with their clients. ErrMode for
+// an observer.
 func Clear() OpenOption { return func(o *openOptions) { o.Clear = true } }
 
 // Resupply (the plan's callback) rebuilds a kv database whose records are gone, as
 // they are when a node starts anew: f is called by Open if no other client has the
 // database open and nothing is in it, and puts back what this client knows; others who
 // open wait for that. Its error ends Open, and leaves the database empty. f must not
-// open databases.
+// open databases, nor close the client. ErrMode for an observer.
 func Resupply(f func(ctx context.Context, put func(key, data []byte) error) error) OpenOption {
-	return func(o *openOptions) { o.DatabaseOptions.Resupply = f }
+	return func(o *openOptions) { o.DatabaseOptions.Resupply, o.noResupply = f, f == nil }
 }
 
 // LockTimeout (the plan's LCKTIMEOUT) is how long a record's lock may be held by a
 // client of another node than the record's; default 10 s. After that the record is
-// unlocked, and its holder's calls say ErrNotLocked. On one node it has no effect: who
+// unlocked, and its holder's calls say ErrNotLocked. It is more than 0. On one node it has no effect: who
 // holds a lock there is known to live.
 func LockTimeout(d time.Duration) OpenOption { return func(o *openOptions) { o.lockTimeout = d } }
 
@@ -302,8 +335,17 @@ func Records(n int) OpenOption { return func(o *openOptions) { o.Records = n } }
 // is new; ErrMode if it exists with another one.
 func (c *Client) Open(ctx context.Context, name string, mode Mode, opts ...OpenOption) (*DB, error) {
 	o := openOptions{lockTimeout: 10 * time.Second}
-	for _, f := range opts {
+	for i, f := range opts {
+		if f == nil {
+			return nil, wrong(fmt.Sprintf("option %d of Open is nil", i+1))
+		}
 		f(&o)
+	}
+	switch {
+	case o.noResupply:
+		return nil, wrong("Resupply has no function; leave the option away, or give one")
+	case o.lockTimeout <= 0:
+		return nil, wrong(fmt.Sprintf("LockTimeout of %v: a lock must be held for some time", o.lockTimeout))
 	}
 	l, err := c.store.Database(ctx, name, mode, o.DatabaseOptions)
 	if err != nil {

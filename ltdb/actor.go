@@ -1,6 +1,7 @@
 package ltdb
 
 import (
+	"context"
 	"sync/atomic"
 	"time"
 
@@ -8,7 +9,8 @@ import (
 )
 
 // actor is this process's side of a handle: the view of its journal and
-// magazines, and scratch memory. It is used by one goroutine at a time.
+// magazines, and scratch memory. One call at a time uses it: who borrows it claims
+// use, who has a Handle for it claims the Handle's seat.
 type actor struct {
 	s  *Store
 	h  *handle
@@ -30,19 +32,29 @@ type actor struct {
 	spare bool
 	// elsewhere is asked about orphans whose record is not here; nil: erase them.
 	elsewhere func(p *PieceEntry) bool
-	held      *lock // records locked through the Handle that has the actor, the last first
+	of        *Handle // that has the actor; nil while it is in the pool
+	held      *lock   // records locked through that, the last first
 
 	_   [64]byte // keeps use off the lines that the owner writes
 	use useWord
 }
 
-// useWord is who uses an actor.
+// useWord is who uses an actor, or a Handle.
 type useWord struct{ v uint32 }
 
 func (w *useWord) Load() uint32 { return atomic.LoadUint32(&w.v) }
 
 func (w *useWord) CompareAndSwap(from, to uint32) bool {
 	return atomic.CompareAndSwapUint32(&w.v, from, to)
+}
+
+// stateWord is a lock's generation and state.
+type stateWord struct{ v uint64 }
+
+func (w *stateWord) Load() uint64 { return atomic.LoadUint64(&w.v) }
+
+func (w *stateWord) CompareAndSwap(from, to uint64) bool {
+	return atomic.CompareAndSwapUint64(&w.v, from, to)
 }
 
 // States of actor.use.
@@ -66,17 +78,21 @@ func (a *actor) init(s *Store, i int) {
 
 // borrow gets an actor for one call. It starts looking at a place that
 // depends on the goroutine, so that goroutines on different CPUs mostly use
-// different actors, and the same ones again.
-func (s *Store) borrow() (*actor, error) {
+// different actors, and the same ones again. It waits while all are taken, as long
+// as ctx allows.
+func (s *Store) borrow(ctx context.Context) (*actor, error) {
 	at := int(shm.GoroutineHint() % shm.HandlesPerSlot)
 	a := &s.actors[at]
 	if a.use.Load() == actorIdle && a.use.CompareAndSwap(actorIdle, actorBusy) {
 		return a, nil
 	}
-	return s.borrowSlow(at)
+	return s.borrowSlow(ctx, at)
 }
 
-func (s *Store) borrowSlow(at int) (*actor, error) {
+func (s *Store) borrowSlow(ctx context.Context, at int) (*actor, error) {
+	if ctx == nil {
+		return nil, errNoContext
+	}
 	for {
 		if s.closed.Load() {
 			return nil, errClosed
@@ -87,6 +103,9 @@ func (s *Store) borrowSlow(at int) (*actor, error) {
 		if a := s.anyIdle(at); a != nil {
 			return a, nil
 		}
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
 		s.wanted.Add(1)
 		a := s.anyIdle(at) // one may have come back before wanted was seen
 		if a == nil && !s.closed.Load() {
@@ -94,6 +113,7 @@ func (s *Store) borrowSlow(at int) (*actor, error) {
 			// store: both may have missed the other.
 			select {
 			case <-s.idle:
+			case <-ctx.Done():
 			case <-time.After(time.Millisecond):
 			}
 		}

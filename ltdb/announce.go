@@ -20,9 +20,10 @@ type Announced struct {
 // who holds its lock makes no difference. It waits for a closed gate only: then
 // nothing is made.
 func (h *Handle) Announce(ctx context.Context, key []byte) (*Announced, error) {
-	if err := h.ready(); err != nil {
+	if err := h.enter(); err != nil {
 		return nil, err
 	}
+	defer h.leave()
 	if checkKey(key) != nil {
 		return nil, errBadKey
 	}
@@ -72,6 +73,10 @@ func (h *Handle) Announce(ctx context.Context, key []byte) (*Announced, error) {
 // means that it has not: ErrNotLocked, and nothing is held.
 func (n *Announced) Record() (Record, error) {
 	h, l := n.h, n.l
+	if err := h.enter(); err != nil {
+		return Record{}, err
+	}
+	defer h.leave()
 	s := h.db.s
 	ok, err := h.db.find(l.hash, n.key, &l.at)
 	if err == nil && (!ok || l.at.e&ownerMask != s.me || shm.OffsetOf(s.r, l.at.entry) != l.cell.Load()) {
@@ -80,12 +85,12 @@ func (n *Announced) Record() (Record, error) {
 	if err == nil {
 		if err = h.a.fillLock(h.db, n.key, l.hash, l); err == nil {
 			h.a.holds(l)
-			return Record{l, l.gen}, nil
+			return l.record(), nil
 		}
 		h.a.keepLock(l)
 		return Record{}, err
 	}
-	return Record{}, errors.Join(err, n.Cancel())
+	return Record{}, errors.Join(err, n.cancel())
 }
 
 // Cancel takes the announcement back. A lock that was left to the client is
@@ -93,6 +98,14 @@ func (n *Announced) Record() (Record, error) {
 //
 // Preconditions: the dispatcher does not act on it any more.
 func (n *Announced) Cancel() error {
+	if err := n.h.enter(); err != nil {
+		return err
+	}
+	defer n.h.leave()
+	return n.cancel()
+}
+
+func (n *Announced) cancel() error {
 	h, l := n.h, n.l
 	s := h.db.s
 	var at spot

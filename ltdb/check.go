@@ -47,6 +47,9 @@ const maxErrors = 50
 // It takes no lock, so it speaks the truth only while nobody changes the
 // store: records that are locked may stay so, but no call may be under way.
 func (s *Store) Check(ctx context.Context) (*Report, error) {
+	if ctx == nil {
+		return nil, errNoContext
+	}
 	if err := s.enter(); err != nil {
 		return nil, err
 	}

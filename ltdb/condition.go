@@ -1,6 +1,7 @@
 package ltdb
 
 import (
+	"context"
 	"encoding/binary"
 	"fmt"
 	"iter"
@@ -243,7 +244,7 @@ func (s *Store) register(conds []Condition) error {
 	if len(conds) == 0 {
 		return nil
 	}
-	a, err := s.borrow()
+	a, err := s.borrow(context.Background())
 	if err != nil {
 		return err
 	}

@@ -6,7 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
+	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/zeebo/xxh3"
 
@@ -40,14 +43,16 @@ func (m Mode) String() string {
 type DatabaseOptions struct {
 	Records   int  // records to expect; sizes the hash table; 0: 100,000
 	MustExist bool // ErrNoDatabase instead of a new one
-	// Clear deletes all records if no other client has the database open. In
-	// mode Pieces there is nothing to do: pieces end with their clients.
+	// Clear deletes all records if no other client has the database open, and this
+	// one opens it for the first time. In mode Pieces there is nothing to do: pieces
+	// end with their clients. ErrMode in a store for reading only.
 	Clear bool
 	// Resupply is called if no other client has the database open and nothing is in
 	// it, as after the loss of the node's memory: it puts back what the caller knows,
 	// and others who open wait for that. With its error the database is empty again,
-	// and not open. It must not open databases of this store. ErrMode: only records
-	// of mode KV are put.
+	// and not open, and so if it panics. It must neither open databases of this store
+	// (ErrMisuse, if it gives the context that it got) nor close it. ErrMode: only
+	// records of mode KV are put, and by who may write.
 	Resupply func(ctx context.Context, put func(key, data []byte) error) error
 }
 
@@ -124,10 +129,23 @@ func (s *Store) Database(ctx context.Context, name string, mode Mode, opts Datab
 	if len(name) < 1 || len(name) > maxName {
 		return nil, fmt.Errorf("database %q: the name must have 1 to %d bytes: %w", name, maxName, ErrTooBig)
 	}
-	if mode != KV && mode != Pieces {
+	switch {
+	case !printable(name):
+		return nil, fmt.Errorf("database %q: the name must be printable text in UTF-8: %w", name, ErrMisuse)
+	case mode != KV && mode != Pieces:
 		return nil, fmt.Errorf("database %q: %v does not exist: %w", name, mode, ErrMode)
+	case opts.Records < 0:
+		return nil, fmt.Errorf("database %q: %d records: expect 1 or more, or 0 for the default: %w", name, opts.Records, ErrMisuse)
+	case s.c == nil && (opts.Clear || opts.Resupply != nil):
+		return nil, fmt.Errorf("database %q: it can be neither cleared nor filled: %w", name, errReadOnly)
+	case ctx == nil:
+		return nil, errNoContext
+	case ctx.Value(resupplying{}) == s:
+		return nil, fmt.Errorf("database %q: Resupply must not open databases of its store: %w", name, ErrMisuse)
 	}
-	s.mu.Lock()
+	if err := s.lock(ctx); err != nil {
+		return nil, err
+	}
 	defer s.mu.Unlock()
 	if s.closed.Load() {
 		return nil, errClosed
@@ -152,6 +170,26 @@ func (s *Store) Database(ctx context.Context, name string, mode Mode, opts Datab
 	return db, nil
 }
 
+// printable reports whether a name can be shown on a terminal as it is.
+func printable(name string) bool {
+	return utf8.ValidString(name) && strings.IndexFunc(name, func(r rune) bool { return !unicode.IsPrint(r) }) < 0
+}
+
+// resupplying marks the context of a Resupply under way: the store's mutex is held.
+type resupplying struct{}
+
+// lock takes s.mu, which another goroutine's Resupply may hold for long.
+func (s *Store) lock(ctx context.Context) error {
+	for !s.mu.TryLock() {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(100 * time.Microsecond):
+		}
+	}
+	return nil
+}
+
 // use notes that this client has the database open, which the kernel forgets when the
 // client ends, however it ends. If it is the only one it may clear it first, and fill
 // it; others who open wait for that.
@@ -164,12 +202,7 @@ func (s *Store) use(ctx context.Context, db *DB, opts DatabaseOptions) error {
 	}
 	for {
 		if opts.Clear || opts.Resupply != nil {
-			alone, err := s.seg.TryAlone(db.place)
-			if alone {
-				err = db.prepare(ctx, opts)
-			}
-			if err != nil {
-				s.seg.Unshare(db.place)
+			if err := s.useAlone(ctx, db, opts); err != nil {
 				return err
 			}
 		}
@@ -182,6 +215,23 @@ func (s *Store) use(ctx context.Context, db *DB, opts DatabaseOptions) error {
 		case <-time.After(time.Millisecond):
 		}
 	}
+}
+
+// useAlone prepares the database if no other client has it open. If that fails, or the
+// caller's Resupply panics, others may open it.
+func (s *Store) useAlone(ctx context.Context, db *DB, opts DatabaseOptions) (err error) {
+	done := false
+	defer func() {
+		if !done || err != nil {
+			s.seg.Unshare(db.place)
+		}
+	}()
+	alone, err := s.seg.TryAlone(db.place)
+	if alone {
+		err = db.prepare(ctx, opts)
+	}
+	done = true
+	return err
 }
 
 // prepare does what the only one that has the database open may do.
@@ -202,7 +252,14 @@ func (db *DB) resupply(ctx context.Context, f func(context.Context, func(key, da
 	for _, err := range db.Traverse(ctx) {
 		return err // nil: something is there
 	}
-	err := f(ctx, func(key, data []byte) error { return db.Store(ctx, key, data) })
+	done := false
+	defer func() {
+		if !done { // f panics
+			_ = db.clear(context.WithoutCancel(ctx))
+		}
+	}()
+	err := f(context.WithValue(ctx, resupplying{}, db.s), func(key, data []byte) error { return db.Store(ctx, key, data) })
+	done = true
 	if err != nil {
 		return errors.Join(err, db.clear(context.WithoutCancel(ctx)))
 	}
@@ -319,7 +376,7 @@ func (s *Store) createDatabase(ctx context.Context, name string, mode Mode, opts
 	if opts.Records <= 0 {
 		opts.Records = 100_000
 	}
-	a, err := s.borrow()
+	a, err := s.borrow(ctx)
 	if err != nil {
 		return nil, err
 	}

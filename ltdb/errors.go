@@ -35,6 +35,8 @@ var (
 	ErrNotHere = errors.New("ltdb: record is at another node")
 	// ErrLeaseLost: this node left its cluster while the operation ran; it may or may not have happened.
 	ErrLeaseLost = errors.New("ltdb: node left the cluster; attach again")
+	// ErrMisuse: the call itself is wrong, whatever the store holds: a nil context, batch or function, or options that contradict each other.
+	ErrMisuse = errors.New("ltdb: wrong call")
 	// ErrNoDatabase: DatabaseOptions.MustExist, and there is none of that name.
 	ErrNoDatabase = errors.New("ltdb: no such database")
 
@@ -101,6 +103,8 @@ var (
 	errLatch    = damage("a latch is held by nobody")
 	errBadSpare = damage("its first block, the spare, belongs to another class")
 
-	errClosed   error = wrapError{"ltdb: store or handle is closed; open it again", ErrClosed}
-	errReadOnly error = wrapError{"ltdb: store is open for reading only; open it without Options.ReadOnly", ErrMode}
+	errClosed    error = wrapError{"ltdb: store or handle is closed; open it again", ErrClosed}
+	errNoContext error = wrapError{"ltdb: the context is nil; give the call context.Background() if it may wait for ever", ErrMisuse}
+	errNoBatch   error = wrapError{"ltdb: the Batch is nil; give a *Batch with its Keys", ErrMisuse}
+	errReadOnly  error = wrapError{"ltdb: store is open for reading only; open it without Options.ReadOnly", ErrMode}
 )

@@ -167,10 +167,19 @@ func (db *DB) fetchMiss(ctx context.Context, own *actor, dst, key []byte, hash u
 // fetchSlow waits for the gate, or copies the value under the record's lock.
 func (db *DB) fetchSlow(ctx context.Context, own *actor, dst, key []byte, hash uint64) ([]byte, error) {
 	s := db.s
+	if ctx == nil {
+		return dst, errNoContext
+	}
 	if err := s.enter(); err != nil {
 		return dst, err
 	}
 	defer s.exit()
+	if own != nil && own.of != nil { // what follows may need more of the actor than its counters
+		if err := own.of.enter(); err != nil {
+			return dst, err
+		}
+		defer own.of.leave()
+	}
 	for {
 		if own != nil {
 			own.h.counters[countRetries].Inc()

@@ -917,7 +917,7 @@ func TestDamage(t *testing.T) {
 				})
 			},
 			use: func(w *damaged) error {
-				a, err := w.a.borrow()
+				a, err := w.a.borrow(bg)
 				if err != nil {
 					return err
 				}

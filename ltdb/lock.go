@@ -142,6 +142,9 @@ const starvedAfter = 5 * time.Millisecond
 // neither as many threads nor as many cells.
 func (db *DB) contended(ctx context.Context, own *actor, key []byte, hash uint64, then func(*actor, *spot, *lock) error) (ok bool, err error) {
 	s := db.s
+	if ctx == nil {
+		return false, errNoContext
+	}
 	if err := s.enter(); err != nil {
 		return false, err
 	}
@@ -168,7 +171,7 @@ func (db *DB) contended(ctx context.Context, own *actor, key []byte, hash uint64
 	}
 	a := own
 	if a == nil {
-		if a, err = s.borrow(); err != nil { // the store was closed
+		if a, err = s.borrow(ctx); err != nil { // the store was closed
 			s.unlock(&at, l.cell)
 			s.locks.put(l)
 			return false, err

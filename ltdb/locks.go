@@ -15,6 +15,9 @@ type LockedRecord struct {
 // no lock and waits for nobody: what is locked or released meanwhile may be
 // missing or not.
 func (s *Store) Locked(ctx context.Context) ([]LockedRecord, error) {
+	if ctx == nil {
+		return nil, errNoContext
+	}
 	dbs, err := s.Databases()
 	if err != nil {
 		return nil, err

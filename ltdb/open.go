@@ -20,6 +20,12 @@ const creating = 10 * time.Second
 // 10 s for another client that makes it, and returns then what it waited for,
 // ErrNotRunning or ErrInUse.
 func Open(ctx context.Context, dir string, opts Options) (*Store, error) {
+	if ctx == nil {
+		return nil, errNoContext
+	}
+	if err := opts.check(); err != nil {
+		return nil, err
+	}
 	if opts.ReadOnly {
 		seg, err := shm.AttachReadOnly(ctx, dir, layout())
 		if err != nil {
@@ -44,6 +50,22 @@ func Open(ctx context.Context, dir string, opts Options) (*Store, error) {
 		return nil, fmt.Errorf("open %s: %w", dir, err)
 	}
 	return s, nil
+}
+
+// check says which options contradict each other.
+func (o *Options) check() error {
+	if !o.ReadOnly {
+		return nil
+	}
+	for _, c := range []struct {
+		set  bool
+		name string
+	}{{o.Create, "Create"}, {o.Wipe, "Wipe"}, {len(o.Conditions) > 0, "Conditions"}, {o.Doorbell != nil, "Doorbell"}} {
+		if c.set {
+			return fmt.Errorf("ltdb: Options.%s is for who may write, and Options.ReadOnly is set: %w", c.name, ErrMisuse)
+		}
+	}
+	return nil
 }
 
 func warn(seg *shm.Segment, opts Options) {

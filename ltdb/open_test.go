@@ -98,7 +98,9 @@ func TestOpenOnDisk(t *testing.T) {
 	opts := Options{Create: true, Config: small(), Log: slog.New(slog.NewTextHandler(&log, nil))}
 	for _, ro := range []bool{false, true} {
 		log.Reset()
-		opts.ReadOnly = ro
+		if opts.ReadOnly = ro; ro {
+			opts.Create = false
+		}
 		s, err := Open(bg, dir, opts)
 		if err != nil {
 			t.Fatal(err)

@@ -4,16 +4,49 @@ import (
 	"context"
 	"errors"
 	"runtime"
+	"slices"
+	"time"
 
 	"github.com/mainzdb/mainz/shm"
 )
 
 // Handle does what its DB does, for one goroutine at a time, without
-// borrowing one of the client's handles for each call: the hot path.
+// borrowing one of the client's handles for each call: the hot path. A call that finds
+// another one of the same Handle under way panics, before it has touched anything;
+// Fetch and its like, which change nothing, are not looked at.
 type Handle struct {
 	db    *DB
 	a     *actor
-	quick *actor // a, if Quick may look for it
+	quick *actor  // a, if Quick may look for it
+	seat  useWord // who has it may use what of a is not for reading
+}
+
+// States of Handle.seat.
+const (
+	seatClosed = iota // of the zero Handle as well
+	seatFree
+	seatBusy
+)
+
+// enter begins a call that uses the actor. It is what keeps a Handle that two
+// goroutines share by mistake from damaging everybody's segment, so it is certain: a
+// hint, as Go's maps have one, would be enough to find the mistake, but not to survive
+// it.
+func (h *Handle) enter() error {
+	if h.seat.CompareAndSwap(seatFree, seatBusy) {
+		return nil
+	}
+	return h.refuse()
+}
+
+func (h *Handle) leave() { h.seat.Store(seatFree) }
+
+// refuse says why the Handle can't be used.
+func (h *Handle) refuse() error {
+	if h.seat.Load() == seatClosed {
+		return errClosed
+	}
+	panic("ltdb: a Handle is used by two goroutines at once, or by a condition that it runs; each goroutine needs a Handle of its own, or the DB's methods")
 }
 
 // Handle reserves one of the client's handles until its Close. ErrNoHandles
@@ -28,7 +61,7 @@ func (db *DB) Handle() (*Handle, error) {
 	if s.closed.Load() {
 		return nil, errClosed
 	}
-	if s.reserved == shm.HandlesPerSlot-pooled {
+	if len(s.handles) == shm.HandlesPerSlot-pooled {
 		return nil, ErrNoHandles
 	}
 	for i := range s.actors {
@@ -36,16 +69,14 @@ func (db *DB) Handle() (*Handle, error) {
 		// A call may be under way on an idle-to-be actor; it will end, but
 		// another one is most likely free.
 		if a.use.CompareAndSwap(actorIdle, actorReserved) {
-			s.reserved++
-			return newHandle(db, a), nil
+			return s.reserveHandle(db, a), nil
 		}
 	}
 	for i := range s.actors {
 		a := &s.actors[i]
 		for a.use.Load() != actorReserved {
 			if a.use.CompareAndSwap(actorIdle, actorReserved) {
-				s.reserved++
-				return newHandle(db, a), nil
+				return s.reserveHandle(db, a), nil
 			}
 			runtime.Gosched()
 		}
@@ -53,11 +84,23 @@ func (db *DB) Handle() (*Handle, error) {
 	return nil, ErrNoHandles
 }
 
+// newHandle makes a Handle for an actor that is the caller's.
 func newHandle(db *DB, a *actor) *Handle {
 	h := &Handle{db: db, a: a}
 	if vectors {
 		h.quick = a
 	}
+	a.of = h
+	h.seat.Store(seatFree)
+	return h
+}
+
+// reserveHandle makes the Handle of an actor that was reserved just now.
+//
+// Preconditions: the caller has s.mu.
+func (s *Store) reserveHandle(db *DB, a *actor) *Handle {
+	h := newHandle(db, a)
+	s.handles = append(s.handles, h)
 	return h
 }
 
@@ -65,34 +108,55 @@ func newHandle(db *DB, a *actor) *Handle {
 func (h *Handle) DB() *DB { return h.db }
 
 // Close gives the handle back and unlocks the records that were locked
-// through it and are locked still.
+// through it and are locked still. It may be called again, and after the Store's Close,
+// which has closed the Handle as well.
 func (h *Handle) Close() error {
-	if h.a == nil {
+	if err := h.enter(); err != nil {
 		return nil
 	}
+	err := h.a.unlockAll()
+	h.shut()
 	s := h.db.s
-	for h.a.held != nil {
-		if err := (Record{h.a.held, h.a.held.gen}).Unlock(); err != nil {
-			return err
-		}
-	}
 	s.mu.Lock()
-	s.reserved--
-	h.a.use.Store(actorIdle)
-	h.a, h.quick = nil, nil
-	s.mu.Unlock()
-	if s.wanted.Load() > 0 {
-		s.nudge()
+	defer s.mu.Unlock()
+	i := slices.Index(s.handles, h)
+	if i < 0 {
+		return err // Close was here meanwhile
 	}
-	if s.closed.Load() {
-		return s.Close()
-	}
-	return nil
+	s.handles = slices.Delete(s.handles, i, i+1)
+	h.a.of = nil
+	s.giveBack(h.a)
+	return err
 }
 
-// ready reports why h cannot be used.
+// shut ends the use of the Handle for good.
+//
+// Preconditions: the caller has the seat.
+func (h *Handle) shut() {
+	if vectors {
+		h.quick = nil
+	}
+	h.seat.Store(seatClosed)
+}
+
+// shutHandles ends the use of all Handles, and waits for their calls under way: those
+// that wait look at closed.
+//
+// Preconditions: closed is set, and the caller has s.mu.
+func (s *Store) shutHandles() {
+	for _, h := range s.handles {
+		for !h.seat.CompareAndSwap(seatFree, seatBusy) && h.seat.Load() != seatClosed {
+			time.Sleep(50 * time.Microsecond)
+		}
+		h.shut()
+		h.a.use.Store(actorRetired)
+	}
+	s.handles = nil
+}
+
+// ready reports why h can't be used for reading.
 func (h *Handle) ready() error {
-	if h.a == nil || h.db.s.closed.Load() {
+	if h.seat.Load() == seatClosed || h.db.s.closed.Load() {
 		return errClosed
 	}
 	return nil
@@ -141,15 +205,19 @@ func (h *Handle) appendFetch(ctx context.Context, dst, key []byte) ([]byte, erro
 		return dst, err
 	}
 	if h.a.h.counters[countFetches].Next()%sampleEvery == 0 {
-		return h.a.sampledFetch(ctx, h.db, dst, key)
+		return h.sampledFetch(ctx, dst, key)
 	}
 	return h.db.fetch(ctx, h.a, dst, key, h.db.hash(key))
 }
 
-func (a *actor) sampledFetch(ctx context.Context, db *DB, dst, key []byte) ([]byte, error) {
+func (h *Handle) sampledFetch(ctx context.Context, dst, key []byte) ([]byte, error) {
 	start := shm.Ticks()
-	out, err := db.fetch(ctx, a, dst, key, db.hash(key))
-	a.sample(latencyFetch, start)
+	out, err := h.db.fetch(ctx, h.a, dst, key, h.db.hash(key))
+	// The first sample takes a block for the histograms.
+	if h.seat.CompareAndSwap(seatFree, seatBusy) {
+		h.a.sample(latencyFetch, start)
+		h.leave()
+	}
 	return out, err
 }
 
@@ -157,6 +225,9 @@ func (a *actor) sampledFetch(ctx context.Context, db *DB, dst, key []byte) ([]by
 // were found. The cache misses of 8 keys at a time overlap. Its own error says
 // that nothing was looked for.
 func (h *Handle) FetchBatch(ctx context.Context, b *Batch) (int, error) {
+	if b == nil {
+		return 0, errNoBatch
+	}
 	if err := h.ready(); err != nil {
 		return 0, err
 	}
@@ -169,10 +240,11 @@ func (h *Handle) FetchBatch(ctx context.Context, b *Batch) (int, error) {
 // hold the lock, as long as ctx allows: then its error is that of ctx.
 // ErrTooManyLocks, ErrNoSpace: nothing has changed.
 func (h *Handle) FetchLocked(ctx context.Context, key []byte) (Record, error) {
-	if h.a == nil || h.db.s.closed.Load() {
-		return Record{}, errClosed
+	if err := h.enter(); err != nil {
+		return Record{}, err
 	}
 	if checkKey(key) != nil {
+		h.leave()
 		return Record{}, errBadKey
 	}
 	if l := h.a.free; l != nil { // the common case, without the loop around it
@@ -180,28 +252,39 @@ func (h *Handle) FetchLocked(ctx context.Context, key []byte) (Record, error) {
 			h.a.free = l.next
 			h.a.nfree--
 			h.a.holds(l)
-			return Record{l, l.gen}, nil
+			r := l.record()
+			h.leave()
+			return r, nil
 		}
 	}
-	return h.db.lockRecord(ctx, h.a, key, true)
+	return h.lockRecord(ctx, key, true)
+}
+
+// lockRecord is the rest of FetchLocked.
+//
+// Preconditions: the caller has the seat, which this gives back.
+func (h *Handle) lockRecord(ctx context.Context, key []byte, wait bool) (Record, error) {
+	defer h.leave()
+	return h.db.lockRecord(ctx, h.a, key, wait)
 }
 
 // TryFetchLocked is FetchLocked that returns ErrLocked instead of waiting for
 // another holder.
 func (h *Handle) TryFetchLocked(ctx context.Context, key []byte) (Record, error) {
-	if err := h.ready(); err != nil {
+	if err := h.enter(); err != nil {
 		return Record{}, err
 	}
-	return h.db.lockRecord(ctx, h.a, key, false)
+	return h.lockRecord(ctx, key, false)
 }
 
 // Store gives the record a new value, or makes the record; no data deletes it.
 // It takes the record's lock for a moment, and waits while others hold it.
 // ErrTooBig, ErrMode, ErrNoSpace: nothing has changed.
 func (h *Handle) Store(ctx context.Context, key, data []byte) error {
-	if err := h.ready(); err != nil {
+	if err := h.enter(); err != nil {
 		return err
 	}
+	defer h.leave()
 	return h.db.store(ctx, h.a, key, data)
 }
 
@@ -209,18 +292,23 @@ func (h *Handle) Store(ctx context.Context, key, data []byte) error {
 // is no record. It waits like Store, and has its errors: ErrTooBig if the
 // value would become too long.
 func (h *Handle) Append(ctx context.Context, key, data []byte) error {
-	if err := h.ready(); err != nil {
+	if err := h.db.checkStore(key, data); err != nil {
 		return err
 	}
-	return h.db.appendTo(ctx, h.a, key, data)
+	r, err := h.FetchLocked(ctx, key)
+	if err != nil {
+		return err
+	}
+	return r.append(data)
 }
 
 // Delete removes the record; it waits like Store. ErrNotFound if there is
 // none.
 func (h *Handle) Delete(ctx context.Context, key []byte) error {
-	if err := h.ready(); err != nil {
+	if err := h.enter(); err != nil {
 		return err
 	}
+	defer h.leave()
 	return h.db.remove(ctx, h.a, key)
 }
 
@@ -240,7 +328,7 @@ func (db *DB) AppendFetch(ctx context.Context, dst, key []byte) ([]byte, error) 
 		return db.observe(ctx, dst, key)
 	}
 	hash := db.hash(key)
-	a, err := s.borrow()
+	a, err := s.borrow(ctx)
 	if err != nil {
 		return dst, err
 	}
@@ -281,9 +369,12 @@ func (db *DB) observe(ctx context.Context, dst, key []byte) ([]byte, error) {
 // were found. The cache misses of 8 keys at a time overlap. Its own error says
 // that nothing was looked for.
 func (db *DB) FetchBatch(ctx context.Context, b *Batch) (int, error) {
+	if b == nil {
+		return 0, errNoBatch
+	}
 	s := db.s
 	if s.c != nil {
-		a, err := s.borrow()
+		a, err := s.borrow(ctx)
 		if err != nil {
 			return 0, err
 		}
@@ -306,7 +397,7 @@ func (db *DB) FetchLocked(ctx context.Context, key []byte) (Record, error) {
 		return Record{}, errBadKey
 	}
 	hash := db.hash(key) // here the CPU has done it by the time the swap in borrow is
-	a, err := db.s.borrow()
+	a, err := db.s.borrow(ctx)
 	if err != nil {
 		return Record{}, err
 	}
@@ -314,8 +405,9 @@ func (db *DB) FetchLocked(ctx context.Context, key []byte) (Record, error) {
 		if a.fetchLocked(db, key, hash, l) == nil {
 			a.free = l.next
 			a.nfree--
+			r := l.record()
 			db.s.giveBack(a)
-			return Record{l, l.gen}, nil
+			return r, nil
 		}
 	}
 	db.s.giveBack(a)
@@ -339,7 +431,14 @@ func (db *DB) Store(ctx context.Context, key, data []byte) error {
 // is no record. It waits like Store, and has its errors: ErrTooBig if the
 // value would become too long.
 func (db *DB) Append(ctx context.Context, key, data []byte) error {
-	return db.appendTo(ctx, nil, key, data)
+	if err := db.checkStore(key, data); err != nil {
+		return err
+	}
+	r, err := db.FetchLocked(ctx, key)
+	if err != nil {
+		return err
+	}
+	return r.append(data)
 }
 
 // Delete removes the record; it waits like Store. ErrNotFound if there is
@@ -377,7 +476,7 @@ func (db *DB) store(ctx context.Context, own *actor, key, data []byte) error {
 	hash := db.hash(key)
 	var spin shm.Spin
 	for {
-		err := db.storeOnce(own, key, data, hash, &spin)
+		err := db.storeOnce(ctx, own, key, data, hash, &spin)
 		if err != errHeld && err != errGate && err != errAgain {
 			return err
 		}
@@ -395,11 +494,11 @@ func (db *DB) store(ctx context.Context, own *actor, key, data []byte) error {
 	}
 }
 
-func (db *DB) storeOnce(own *actor, key, data []byte, hash uint64, spin *shm.Spin) error {
+func (db *DB) storeOnce(ctx context.Context, own *actor, key, data []byte, hash uint64, spin *shm.Spin) error {
 	a := own
 	if a == nil {
 		var err error
-		if a, err = db.s.borrow(); err != nil {
+		if a, err = db.s.borrow(ctx); err != nil {
 			return err
 		}
 	}
@@ -414,16 +513,10 @@ func (db *DB) storeOnce(own *actor, key, data []byte, hash uint64, spin *shm.Spi
 	return err
 }
 
-func (db *DB) appendTo(ctx context.Context, own *actor, key, data []byte) error {
-	if err := db.checkStore(key, data); err != nil {
-		return err
-	}
-	r, err := db.lockRecord(ctx, own, key, true)
-	if err != nil {
-		return err
-	}
+// append is the second half of Append.
+func (r Record) append(data []byte) error {
 	l := r.l
-	if len(l.value)+len(data) > db.s.maxValue {
+	if len(l.value)+len(data) > l.s.maxValue {
 		return errors.Join(errBadValue, r.Unlock())
 	}
 	l.value = append(l.value, data...)
@@ -437,7 +530,7 @@ func (db *DB) remove(ctx context.Context, own *actor, key []byte) error {
 	hash := db.hash(key)
 	var spin shm.Spin
 	for {
-		err := db.removeOnce(own, key, hash, &spin)
+		err := db.removeOnce(ctx, own, key, hash, &spin)
 		if err != errHeld && err != errGate && err != errAgain {
 			return err
 		}
@@ -455,11 +548,11 @@ func (db *DB) remove(ctx context.Context, own *actor, key []byte) error {
 	}
 }
 
-func (db *DB) removeOnce(own *actor, key []byte, hash uint64, spin *shm.Spin) error {
+func (db *DB) removeOnce(ctx context.Context, own *actor, key []byte, hash uint64, spin *shm.Spin) error {
 	a := own
 	if a == nil {
 		var err error
-		if a, err = db.s.borrow(); err != nil {
+		if a, err = db.s.borrow(ctx); err != nil {
 			return err
 		}
 	}

@@ -1,6 +1,10 @@
 package ltdb
 
-import "github.com/mainzdb/mainz/shm"
+import (
+	"context"
+
+	"github.com/mainzdb/mainz/shm"
+)
 
 // Pieces of the dead. Repair moves the index of a dead client, as it is, to
 // the orphans; what its pieces need, the lock of their records, a repair can't
@@ -120,7 +124,7 @@ func (s *Store) tidy() (int, error) {
 	if s.managed() || !s.orphaned() {
 		return 0, nil
 	}
-	a, err := s.borrow()
+	a, err := s.borrow(context.Background())
 	if err != nil {
 		return 0, err
 	}

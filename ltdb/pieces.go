@@ -161,33 +161,37 @@ func (db *DB) RemoveMatching(ctx context.Context, cond ConditionID, key, data []
 
 // ConditionalAppend is DB.ConditionalAppend.
 func (h *Handle) ConditionalAppend(ctx context.Context, cond ConditionID, key, piece []byte) (Piece, error) {
-	if err := h.ready(); err != nil {
+	if err := h.enter(); err != nil {
 		return Piece{}, err
 	}
+	defer h.leave()
 	return h.db.conditionalAppend(ctx, h.a, cond, key, piece, false)
 }
 
 // ConditionalAppendWait is DB.ConditionalAppendWait.
 func (h *Handle) ConditionalAppendWait(ctx context.Context, cond ConditionID, key, piece []byte) (Piece, error) {
-	if err := h.ready(); err != nil {
+	if err := h.enter(); err != nil {
 		return Piece{}, err
 	}
+	defer h.leave()
 	return h.db.conditionalAppend(ctx, h.a, cond, key, piece, true)
 }
 
 // RemoveAndTrigger is DB.RemoveAndTrigger.
 func (h *Handle) RemoveAndTrigger(ctx context.Context, key []byte, p Piece) error {
-	if err := h.ready(); err != nil {
+	if err := h.enter(); err != nil {
 		return err
 	}
+	defer h.leave()
 	return h.db.removePiece(ctx, h.a, key, p)
 }
 
 // RemoveMatching is DB.RemoveMatching.
 func (h *Handle) RemoveMatching(ctx context.Context, cond ConditionID, key, data []byte) error {
-	if err := h.ready(); err != nil {
+	if err := h.enter(); err != nil {
 		return err
 	}
+	defer h.leave()
 	return h.db.removeMatching(ctx, h.a, cond, key, data)
 }
 
@@ -207,6 +211,12 @@ func (db *DB) conditionalAppend(ctx context.Context, own *actor, id ConditionID,
 		return Piece{}, ErrNoCondition
 	}
 	t.hash = db.hash(key)
+	panicked := true
+	defer func() {
+		if panicked { // the condition did: nothing stays prepared
+			_ = db.giveUp(own, key, &t, nil)
+		}
+	}()
 	err := db.decide(ctx, own, key, piece, &t)
 	if err == ErrFull {
 		// The pieces of the dead take room as well.
@@ -214,6 +224,7 @@ func (db *DB) conditionalAppend(ctx context.Context, own *actor, id ConditionID,
 			err = db.decide(ctx, own, key, piece, &t)
 		}
 	}
+	panicked = false
 	if err != nil {
 		return Piece{}, db.giveUp(own, key, &t, err)
 	}
@@ -249,7 +260,7 @@ func (db *DB) decide(ctx context.Context, own *actor, key, piece []byte, t *atte
 	s := db.s
 	var spin shm.Spin
 	for again := 0; ; {
-		err := db.decideOnce(own, key, piece, t, &spin)
+		err := db.decideOnce(ctx, own, key, piece, t, &spin)
 		switch err {
 		case nil:
 			return nil
@@ -285,25 +296,30 @@ func (db *DB) decide(ctx context.Context, own *actor, key, piece []byte, t *atte
 }
 
 // decideOnce makes one attempt. It never waits for a record.
-func (db *DB) decideOnce(own *actor, key, piece []byte, t *attempt, spin *shm.Spin) error {
+func (db *DB) decideOnce(ctx context.Context, own *actor, key, piece []byte, t *attempt, spin *shm.Spin) error {
 	a := own
 	if a == nil {
 		var err error
-		if a, err = db.s.borrow(); err != nil {
+		if a, err = db.s.borrow(ctx); err != nil {
 			return err
 		}
 	} else if db.s.closed.Load() {
-		return ErrClosed
+		return errClosed
 	}
+	defer a.endDecide(own) // the condition may panic
 	a.keep = 0
 	err := a.decide(t, key, piece)
 	if err == errHeld && spinFor(spin, &a.look.at) {
 		err = errAgain
 	}
-	if own == nil {
-		db.s.giveBack(a)
-	}
 	return err
+}
+
+func (a *actor) endDecide(own *actor) {
+	a.arriving = false
+	if own == nil {
+		a.s.giveBack(a)
+	}
 }
 
 // decide looks, asks the condition, and changes the record if it is then still
@@ -593,7 +609,7 @@ func (db *DB) giveUp(own *actor, key []byte, t *attempt, err error) error {
 	a := own
 	if a == nil {
 		var e error
-		if a, e = db.s.borrow(); e != nil {
+		if a, e = db.s.borrow(context.Background()); e != nil {
 			return err // closed: Close removes it
 		}
 		defer db.s.giveBack(a)
@@ -624,7 +640,7 @@ func (db *DB) removePiece(ctx context.Context, own *actor, key []byte, p Piece) 
 	case s.c == nil:
 		return errReadOnly
 	case s.closed.Load():
-		return ErrClosed
+		return errClosed
 	case checkKey(key) != nil:
 		return errBadKey
 	case db.mode != Pieces:
@@ -649,7 +665,7 @@ func (db *DB) removePiece(ctx context.Context, own *actor, key []byte, p Piece) 
 	hash := db.hash(key)
 	var spin shm.Spin
 	for {
-		err := db.removePieceOnce(own, key, hash, p, w, &spin)
+		err := db.removePieceOnce(ctx, own, key, hash, p, w, &spin)
 		switch err {
 		case errAgain:
 			continue
@@ -671,15 +687,15 @@ func (db *DB) removePiece(ctx context.Context, own *actor, key []byte, p Piece) 
 	}
 }
 
-func (db *DB) removePieceOnce(own *actor, key []byte, hash uint64, p Piece, w *shm.Word64, spin *shm.Spin) error {
+func (db *DB) removePieceOnce(ctx context.Context, own *actor, key []byte, hash uint64, p Piece, w *shm.Word64, spin *shm.Spin) error {
 	a := own
 	if a == nil {
 		var err error
-		if a, err = db.s.borrow(); err != nil {
+		if a, err = db.s.borrow(ctx); err != nil {
 			return err
 		}
 	} else if db.s.closed.Load() {
-		return ErrClosed
+		return errClosed
 	}
 	a.keep = 0
 	_, err := a.cutPiece(db, key, hash, p.opid)

@@ -10,20 +10,36 @@ import (
 
 // lock is this process's side of a record lock that outlives a call. It owns
 // a cell in the slot for good.
+//
+// Who moves the state away from lockLive owns the lock, and nobody else does: that one
+// step decides which of several calls ends a record. A lock that was locked through
+// a Handle is changed under the Handle's seat alone, one that was locked through the
+// DB by a compare-and-swap, with an actor borrowed: so Close, which waits for seats
+// and actors, meets no lock on its way.
 type lock struct {
 	cell  *shm.Word64
+	state stateWord // generation of tenants << 2 | what it is now
 	next  *lock
+	s     *Store
 	db    *DB
-	own   *actor // the Handle's, nil if the record was locked through the DB
+	own   *Handle // nil if the record was locked through the DB
 	at    spot
 	hash  uint64
-	gen   uint64 // raised at each release, so that copies of a Record go stale together
-	held  bool
 	older *lock // of the same Handle
 	klen  int   // of the key: its bytes are in the block, which stays while it is locked
 	value []byte
 	has   bool // the record has a value
 }
+
+// States of a lock. A Record has the word that its lock had when it was live, so that
+// copies of it go stale together.
+const (
+	lockFree   = iota
+	lockLive   // somebody has a Record of it
+	lockBusy   // Record.Store is under way
+	lockClosed // it was live when the Store was closed
+	lockTenant // the next tenant's lockFree
+)
 
 // lockPool has the locks that are not in use.
 type lockPool struct {
@@ -31,6 +47,7 @@ type lockPool struct {
 	s     *Store
 	made  int
 	first *lock
+	all   []*lock // all that were made
 }
 
 func (p *lockPool) init(s *Store) { p.s, p.made = s, shm.HandlesPerSlot }
@@ -45,8 +62,9 @@ func (p *lockPool) get() (*lock, error) {
 	if p.made == cellsPerSlot {
 		return nil, ErrTooManyLocks
 	}
-	l := &lock{cell: &p.s.body.cells[p.made]}
+	l := &lock{cell: &p.s.body.cells[p.made], s: p.s}
 	p.made++
+	p.all = append(p.all, l)
 	return l, nil
 }
 
@@ -55,6 +73,18 @@ func (p *lockPool) put(l *lock) {
 	l.next = p.first
 	p.first = l
 	p.mu.Unlock()
+}
+
+// close makes stale what is live still. Nobody uses the locks any more: the Handles
+// are shut, and the actors retired.
+func (p *lockPool) close() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, l := range p.all {
+		if v := l.state.Load(); v&3 == lockLive {
+			l.state.Store(v - lockLive + lockClosed)
+		}
+	}
 }
 
 // locksAtHand is how many locks an actor keeps to itself.
@@ -81,12 +111,17 @@ func (a *actor) keepLock(l *lock) {
 }
 
 // Record is a locked record, a small value: copies go stale together, and
-// every method of a stale one returns ErrNotLocked. One goroutine at a time
-// uses it. Its methods never wait for another holder.
+// every method of a stale one returns ErrNotLocked, or ErrClosed after the Store's
+// Close. One goroutine at a time uses it. Of two calls that end a record at once one
+// does, and the other returns ErrNotLocked; a call that meets Store under way in
+// another goroutine panics. Its methods never wait for another holder.
 type Record struct {
-	l   *lock
-	gen uint64
+	l    *lock
+	live uint64 // l.state as long as the Record is not stale
 }
+
+// record is the Record of a lock that was filled just now.
+func (l *lock) record() Record { return Record{l, l.state.Load()} }
 
 // fetchLocked locks the record and copies its value. It never waits.
 func (a *actor) fetchLocked(db *DB, key []byte, hash uint64, l *lock) error {
@@ -120,7 +155,7 @@ func (a *actor) fillLock(db *DB, key []byte, hash uint64, l *lock) error {
 	if err != nil {
 		return errors.Join(err, a.s.unlock(&l.at, l.cell))
 	}
-	l.held = true
+	l.state.Store(l.state.Load() + lockLive)
 	raceAcquire(hash)
 	a.h.counters[countLocks].Inc()
 	if metaFlags(l.at.meta)&flagOwnerDied != 0 {
@@ -129,26 +164,42 @@ func (a *actor) fillLock(db *DB, key []byte, hash uint64, l *lock) error {
 	return nil
 }
 
-func (r Record) live() *lock {
-	if r.l == nil || r.l.gen != r.gen || !r.l.held {
-		return nil
+// fresh reports whether r is not stale and nobody changes its lock just now.
+func (r Record) fresh() bool { return r.l != nil && r.l.state.Load() == r.live }
+
+// stale says why a record that is not fresh can't be used.
+//
+// It panics if another goroutine stores just now: then nobody could say whether the
+// record is locked after that.
+func (r Record) stale() error {
+	if r.l != nil {
+		switch r.l.state.Load() {
+		case r.live - lockLive + lockClosed:
+			return errClosed
+		case r.live - lockLive + lockBusy:
+			panic("ltdb: a Record is used by two goroutines at once: one of them is in Store")
+		}
 	}
-	return r.l
+	return ErrNotLocked
 }
 
 // Held reports whether the record is locked still, as far as this process has
 // not unlocked it.
-func (r Record) Held() bool { return r.live() != nil }
+func (r Record) Held() bool { return r.fresh() }
 
 // Data returns the value as fetched or last stored, in memory of this
 // process, capacity clipped; it may be changed in place and stored. It is
 // valid until the record is unlocked, and nil if the record is new.
 func (r Record) Data() []byte {
-	l := r.live()
-	if l == nil || !l.has {
+	if !r.fresh() {
 		return nil
 	}
-	return l.value[:len(l.value):len(l.value)]
+	l := r.l
+	has, v := l.has, l.value
+	if !has || !r.fresh() { // ended meanwhile: v may be half of two slices
+		return nil
+	}
+	return v[:len(v):len(v)]
 }
 
 // Header is what CTDB knows of a record beside its data. The DMASTER is this
@@ -161,47 +212,89 @@ type Header struct {
 
 // Header returns the record's header; the zero Header if r is stale.
 func (r Record) Header() Header {
-	l := r.live()
-	if l == nil {
+	if !r.fresh() {
 		return Header{}
 	}
-	acc := l.at.b.acc.Load()
-	return Header{RSN: l.at.b.rsn.Load(), LACCESSOR: uint32(acc), LACOUNT: uint32(acc >> 32)}
+	b := r.l.at.b
+	acc := b.acc.Load()
+	h := Header{RSN: b.rsn.Load(), LACCESSOR: uint32(acc), LACOUNT: uint32(acc >> 32)}
+	if !r.fresh() {
+		return Header{} // ended meanwhile
+	}
+	return h
 }
 
 // OwnerDied reports that the last holder died with the lock: the value is
 // whole, what it guards may not be.
 func (r Record) OwnerDied() bool {
-	l := r.live()
-	return l != nil && metaFlags(l.at.meta)&flagOwnerDied != 0
-}
-
-// actor gets the actor that a record's method works with.
-func (l *lock) actor() (*actor, error) {
-	if l.own != nil {
-		return l.own, nil
-	}
-	return l.db.s.borrow()
+	return r.fresh() && metaFlags(r.l.at.meta)&flagOwnerDied != 0
 }
 
 // holds notes that l was locked through the Handle that has the actor.
 func (a *actor) holds(l *lock) {
-	l.own = a
+	l.own = a.of
 	l.older = a.held
 	a.held = l
 }
 
+// take makes the caller the only one that works with the record, and gets the actor
+// for that: to is the state that the lock has from then on, lockBusy or lockTenant.
+// Done or kept ends it.
+func (r Record) take(to uint64) (*actor, error) {
+	if !r.fresh() {
+		return nil, r.stale()
+	}
+	l := r.l
+	if h := l.own; h != nil {
+		if err := h.enter(); err != nil {
+			return nil, err
+		}
+		if !r.fresh() {
+			h.leave()
+			return nil, r.stale()
+		}
+		l.state.Store(r.live - lockLive + to)
+		return h.a, nil
+	}
+	// The actor first: Close, which waits for actors, makes stale what is live then.
+	a, err := l.s.borrow(context.Background())
+	if err != nil {
+		return nil, err
+	}
+	if !l.state.CompareAndSwap(r.live, r.live-lockLive+to) {
+		l.s.giveBack(a)
+		return nil, r.stale()
+	}
+	return a, nil
+}
+
+// kept ends a call that keeps the record locked.
+func (r Record) kept(a *actor) {
+	h := r.l.own
+	r.l.state.Store(r.live)
+	if h == nil {
+		a.s.giveBack(a)
+		return
+	}
+	h.leave()
+}
+
 // done ends the record: the lock is released already.
 func (l *lock) done(a *actor) {
-	own := l.own
-	l.held = false
-	l.gen++
-	if own == nil {
+	h := l.own
+	if h == nil {
 		a.keepLock(l)
 		a.s.giveBack(a)
 		return
 	}
-	// Mostly the last one locked is the first one unlocked.
+	a.forget(l)
+	a.keepLock(l)
+	h.leave()
+}
+
+// forget takes l off the locks of the Handle that has the actor. Mostly the last one
+// locked is the first one unlocked.
+func (a *actor) forget(l *lock) {
 	for p := &a.held; *p != nil; p = &(*p).older {
 		if *p == l {
 			*p = l.older
@@ -209,27 +302,45 @@ func (l *lock) done(a *actor) {
 		}
 	}
 	l.older = nil
-	a.keepLock(l)
+}
+
+// unlockAll ends the records that were locked through the Handle that has the actor.
+//
+// Preconditions: the caller has the Handle's seat.
+func (a *actor) unlockAll() error {
+	var errs []error
+	for l := a.held; l != nil; l = a.held {
+		l.state.Store(l.state.Load() - lockLive + lockTenant)
+		raceRelease(l.hash)
+		if err := a.letGo(&l.at, l.cell); err != nil {
+			errs = append(errs, err)
+		}
+		a.forget(l)
+		a.keepLock(l)
+	}
+	return errors.Join(errs...)
 }
 
 // Store replaces the value and keeps the lock. data may be what Data
 // returned. On an error the record has its old value and its lock; with
 // ErrLeaseLost it has the new one, which may not count.
 func (r Record) Store(data []byte) error {
-	l := r.live()
-	if l == nil {
-		return ErrNotLocked
+	if !r.fresh() {
+		return r.stale()
 	}
-	if err := l.db.checkValue(data); err != nil {
+	if err := r.l.db.checkValue(data); err != nil {
 		return err
 	}
-	a, err := l.actor()
+	a, err := r.take(lockBusy)
 	if err != nil {
 		return err
 	}
-	if l.own == nil {
-		defer a.s.giveBack(a)
-	}
+	err = a.storeKept(r.l, data)
+	r.kept(a)
+	return err
+}
+
+func (a *actor) storeKept(l *lock, data []byte) error {
 	a.keep = 0
 	d, err := a.prepare(l.klen, data, &l.at)
 	if err != nil {
@@ -261,14 +372,11 @@ func (r Record) Store(data []byte) error {
 // StoreUnlock replaces the value and unlocks, in one step; no data deletes.
 // On any error the lock is gone.
 func (r Record) StoreUnlock(data []byte) error {
-	l := r.live()
-	if l == nil {
-		return ErrNotLocked
-	}
-	a, err := l.actor()
+	a, err := r.take(lockTenant)
 	if err != nil {
 		return err
 	}
+	l := r.l
 	a.keep = 0
 	raceRelease(l.hash)
 	if len(data) == 0 {
@@ -295,14 +403,11 @@ func (r Record) Delete() error { return r.StoreUnlock(nil) }
 // Unlock unlocks; a second call returns ErrNotLocked, so that a deferred one
 // after StoreUnlock is harmless.
 func (r Record) Unlock() error {
-	l := r.live()
-	if l == nil {
-		return ErrNotLocked
-	}
-	a, err := l.actor()
+	a, err := r.take(lockTenant)
 	if err != nil {
 		return err
 	}
+	l := r.l
 	raceRelease(l.hash)
 	err = a.letGo(&l.at, l.cell)
 	l.done(a)
@@ -317,9 +422,9 @@ func (db *DB) lockRecord(ctx context.Context, own *actor, key []byte, wait bool)
 	hash := db.hash(key)
 	var spin shm.Spin
 	for {
-		l, err := db.lockOnce(own, key, hash, &spin, wait)
+		r, err := db.lockOnce(ctx, own, key, hash, &spin, wait)
 		if err == nil {
-			return Record{l, l.gen}, nil
+			return r, nil
 		}
 		switch {
 		case err == errAgain:
@@ -338,7 +443,7 @@ func (db *DB) lockRecord(ctx context.Context, own *actor, key []byte, wait bool)
 				if own != nil {
 					own.holds(l)
 				}
-				r = Record{l, l.gen}
+				r = l.record()
 				return nil
 			})
 			if ok || err != nil {
@@ -351,15 +456,14 @@ func (db *DB) lockRecord(ctx context.Context, own *actor, key []byte, wait bool)
 // errAgain makes the caller begin again at once.
 var errAgain = errors.New("ltdb: look again")
 
-func (db *DB) lockOnce(own *actor, key []byte, hash uint64, spin *shm.Spin, wait bool) (*lock, error) {
+func (db *DB) lockOnce(ctx context.Context, own *actor, key []byte, hash uint64, spin *shm.Spin, wait bool) (r Record, err error) {
 	a := own
 	if a == nil {
-		var err error
-		if a, err = db.s.borrow(); err != nil {
-			return nil, err
+		if a, err = db.s.borrow(ctx); err != nil {
+			return Record{}, err
 		}
 	} else if db.s.closed.Load() {
-		return nil, errClosed
+		return Record{}, errClosed
 	}
 	l, err := a.takeLock()
 	if err == nil {
@@ -367,6 +471,7 @@ func (db *DB) lockOnce(own *actor, key []byte, hash uint64, spin *shm.Spin, wait
 			if own != nil {
 				own.holds(l)
 			}
+			r = l.record()
 		} else {
 			if err == errHeld && wait && spinFor(spin, &l.at) {
 				err = errAgain
@@ -377,8 +482,5 @@ func (db *DB) lockOnce(own *actor, key []byte, hash uint64, spin *shm.Spin, wait
 	if own == nil {
 		db.s.giveBack(a)
 	}
-	if err != nil {
-		return nil, err
-	}
-	return l, nil
+	return r, err
 }

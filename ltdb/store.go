@@ -84,11 +84,11 @@ type Store struct {
 	spanShift uint
 	reserve   int // spans that ordinary writes leave alone
 	maxValue  int
-	maxBlock  uint64 // the largest block that fits a span
-	topClass  int    // its class
-	pnn       uint32 // of this node
-	life      uint64 // of the node, when the store was opened
-	reserved  int    // actors that are Handles'
+	maxBlock  uint64    // the largest block that fits a span
+	topClass  int       // its class
+	pnn       uint32    // of this node
+	life      uint64    // of the node, when the store was opened
+	handles   []*Handle // that are open
 
 	actors [shm.HandlesPerSlot]actor
 	idle   chan struct{} // nudged when an actor is given back and somebody waits
@@ -363,8 +363,8 @@ func (s *Store) managed() bool { return s.seg.Slot(DispatcherSlot).Generation.Lo
 func (s *Store) served() bool { return s.seg.Slot(DispatcherSlot).Live.Load() != 0 }
 
 // Close ends the client as its death would: locks are released, waits end
-// with ErrClosed. Handles that are still open keep the slot until they are
-// closed, or until the process ends. Close may be called again.
+// with ErrClosed, and so does whatever is called later, through Handles and Records as
+// well. It waits for calls under way. Close may be called again.
 func (s *Store) Close() error {
 	s.closed.Store(true) // first: who waits with mu looks at it
 	s.nudge()
@@ -374,9 +374,10 @@ func (s *Store) Close() error {
 		return nil
 	}
 	if s.c != nil {
+		s.shutHandles()
 		for i := range s.actors {
 			if !s.actors[i].retire() {
-				return nil // a Handle is open: its Close comes back here
+				return nil // the dispatcher's own, whose Close comes back here
 			}
 		}
 	}
@@ -385,6 +386,7 @@ func (s *Store) Close() error {
 		time.Sleep(50 * time.Microsecond)
 	}
 	s.left = true
+	s.locks.close()
 	var err error
 	if s.c != nil {
 		err = errors.Join(s.abandon(), s.c.Leave())

@@ -22,7 +22,7 @@ func (s *Store) Tenant(slot uint32) (generation uint64, alive bool) {
 // Announce prepares for the record's lock to be left to this client by the
 // dispatcher: Handle.Announce for who has no Handle. Redeem or Withdraw ends it.
 func (db *DB) Announce(ctx context.Context, key []byte) (n *Announced, err error) {
-	err = db.with(func(h *Handle) error {
+	err = db.with(ctx, func(h *Handle) error {
 		n, err = h.Announce(ctx, key)
 		return err
 	})
@@ -32,10 +32,11 @@ func (db *DB) Announce(ctx context.Context, key []byte) (n *Announced, err error
 // Redeem takes the lock that the dispatcher has left to this client.
 // ErrNotLocked: it has not, and nothing is held.
 func (db *DB) Redeem(n *Announced) (r Record, err error) {
-	err = db.with(func(h *Handle) error {
+	err = db.with(context.Background(), func(h *Handle) error {
 		n.h = h
 		if r, err = n.Record(); err == nil {
-			h.a.held, r.l.older, r.l.own = r.l.older, nil, nil // it is nobody's Handle's
+			h.a.forget(r.l)
+			r.l.own = nil // it is nobody's Handle's
 		}
 		return err
 	})
@@ -48,7 +49,7 @@ func (db *DB) Redeem(n *Announced) (r Record, err error) {
 //
 // Preconditions: the dispatcher does not act on it any more.
 func (db *DB) Withdraw(n *Announced, given bool) error {
-	return db.with(func(h *Handle) error {
+	return db.with(context.Background(), func(h *Handle) error {
 		n.h = h
 		if given {
 			return n.Cancel()
@@ -60,17 +61,19 @@ func (db *DB) Withdraw(n *Announced, given bool) error {
 }
 
 // with calls f with a borrowed handle.
-func (db *DB) with(f func(h *Handle) error) error {
+func (db *DB) with(ctx context.Context, f func(h *Handle) error) error {
 	if db.s.c == nil {
 		return errReadOnly
 	}
-	a, err := db.s.borrow()
+	a, err := db.s.borrow(ctx)
 	if err != nil {
 		return err
 	}
-	err = f(newHandle(db, a))
-	db.s.giveBack(a)
-	return err
+	defer func() {
+		a.of = nil
+		db.s.giveBack(a)
+	}()
+	return f(newHandle(db, a))
 }
 
 // PreparePiece puts a piece into this client's index which the dispatcher is to
@@ -87,7 +90,7 @@ func (db *DB) PreparePiece(key, piece []byte) (p Piece, err error) {
 	case len(piece) > db.s.maxValue:
 		return Piece{}, errBadValue
 	}
-	err = db.with(func(h *Handle) error {
+	err = db.with(context.Background(), func(h *Handle) error {
 		h.a.keep = 0
 		n, counter, err := h.a.preparePiece(db, key, piece, db.hash(key))
 		if err == nil {
@@ -108,7 +111,7 @@ func (db *DB) KeepPiece(p Piece) {
 
 // DropPiece notes that a piece is in no record.
 func (db *DB) DropPiece(p Piece) error {
-	return db.with(func(h *Handle) error {
+	return db.with(context.Background(), func(h *Handle) error {
 		w := db.s.index.word(p.word)
 		if w == nil {
 			return ErrNotFound

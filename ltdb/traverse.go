@@ -21,6 +21,10 @@ type Entry struct {
 // database. An error ends it.
 func (db *DB) Traverse(ctx context.Context) iter.Seq2[Entry, error] {
 	return func(yield func(Entry, error) bool) {
+		if ctx == nil {
+			yield(Entry{}, errNoContext)
+			return
+		}
 		t := traversal{db: db, bk: &db.buckets[0]}
 		for {
 			ok, err := t.next(ctx)

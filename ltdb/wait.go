@@ -29,6 +29,9 @@ type changeWaiter struct {
 // the caller looks again, as somebody may have died without a word. It returns
 // the error of ctx, or ErrClosed.
 func (s *Store) awaitChange(ctx context.Context, w *shm.Word32, seen uint32) error {
+	if ctx == nil {
+		return errNoContext
+	}
 	if err := s.enter(); err != nil {
 		return err
 	}
@@ -47,7 +50,7 @@ func (s *Store) awaitChange(ctx context.Context, w *shm.Word32, seen uint32) err
 	case err != nil:
 		return err
 	case s.closed.Load():
-		return ErrClosed
+		return errClosed
 	}
 	return ctx.Err()
 }
