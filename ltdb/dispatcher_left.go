@@ -98,6 +98,9 @@ func (d *Dispatcher) releaseBucket(db *DB, bk *bucket, round int, keep func(db u
 				if e&bitD != 0 || entryOwner(e) == DispatcherSlot {
 					d.releaseWord(db, w, keep)
 				}
+				if !s.isHeld(w, e) && !d.waitsFor(w) {
+					d.releaseNobodys(w)
+				}
 			default:
 				if b := s.blockAt(entryRef(e), entryClass(e)); b == nil {
 					d.fail(errBadBlock)
@@ -145,6 +148,53 @@ func (d *Dispatcher) releaseWord(db *DB, w *shm.Word64, keep func(db uint32, key
 			return
 		}
 	}
+}
+
+// releaseNobodys releases a record that a slot has locked whose client has no cell for
+// it: nobody ever will. Such a lock is damage, as of a program that stored where it must
+// not.
+//
+// A client has a cell from before it takes a lock until after it has released it, but
+// cells are looked at one by one, and one lock after another, in different cells, might
+// be missed. D tells: a release hands the record over to this dispatcher then, so as long
+// as the owner stays, the lock is one and the same, and so is its cell.
+func (d *Dispatcher) releaseNobodys(w *shm.Word64) {
+	s := d.s
+	e := w.Load()
+	if s.isHeld(w, e) || !w.CAS(e, e|bitD) {
+		return
+	}
+	for {
+		e = w.Load()
+		owner, free := entryOwner(e), e&identity
+		switch {
+		case owner == DispatcherSlot: // it was released just now, to us
+		case e&bitD == 0:
+			return // it was deleted, and what stands here now is somebody else's
+		case s.isHeld(w, e):
+			free = e &^ bitD
+		default:
+			if b := s.blockAt(entryRef(e), entryClass(e)); b != nil {
+				b.meta.Store(b.meta.Load() | flagOwnerDied<<24)
+			}
+		}
+		if w.CAS(e, free) {
+			if free&ownerMask == 0 {
+				w.Hi().Wake(shm.All)
+			}
+			return
+		}
+	}
+}
+
+// isHeld reports whether the entry w, whose word is e, is free, the dispatcher's, or
+// locked by a slot that has a cell for it.
+func (s *Store) isHeld(w *shm.Word64, e uint64) bool {
+	owner := entryOwner(e)
+	if owner == 0 || owner == DispatcherSlot {
+		return true
+	}
+	return owner <= s.seg.Slots() && hasCell(s, owner, shm.OffsetOf(s.r, w))
 }
 
 // waitsFor reports whether this dispatcher has asked for the lock of an entry.

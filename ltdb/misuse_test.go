@@ -327,10 +327,7 @@ func TestCloseEndsAll(t *testing.T) {
 	ends(t, "Close", func() { wantErr(t, "Close", c.Close(), nil) })
 	wantErr(t, "who waited", <-waiting, ErrClosed)
 	for _, key := range []string{"by handle", "by db"} {
-		r, err := db.TryFetchLocked(bg, []byte(key))
-		if err != nil {
-			t.Fatal(key, err)
-		}
+		r := lockedBy(t, db, key)
 		if !r.OwnerDied() {
 			t.Error(key, ": nobody says that its owner has ended with it")
 		}
@@ -570,4 +567,87 @@ func TestResupplyMisused(t *testing.T) {
 		}))
 		wantErr(t, "Database", err, nil)
 	})
+}
+
+// A lock without an owner, as a program leaves it that has stored where it must not, is
+// taken off by the next dispatcher's walk; one that somebody has stays.
+func TestNobodysLock(t *testing.T) {
+	n := newNode(t, KV)
+	other := database(t, guest(t, n.s, "other"), "db", 10)
+	held := lockedBy(t, other, "held")
+	var slot uint32
+	for _, asked := range []bool{false, true} { // by a dispatcher that has died over it
+		key := fmt.Sprintf("nobody's %v", asked)
+		wantErr(t, "Store", other.Store(bg, []byte(key), []byte("value")), nil)
+		r := lockedBy(t, other, key)
+		slot = r.l.s.slot
+		r.l.cell.Store(0)
+		if asked {
+			e := r.l.at.entry.Load()
+			r.l.at.entry.CAS(e, e|bitD)
+		}
+		// What the process knows of it goes as well.
+		r.l.state.Store(r.live - lockLive + lockTenant)
+	}
+	if got := n.holder("held"); got != slot {
+		t.Fatal("held by ", got)
+	}
+	n.d.ReleaseUnlisted(nil)
+	for _, asked := range []bool{false, true} {
+		r, err := n.db.TryFetchLocked(bg, fmt.Appendf(nil, "nobody's %v", asked))
+		if err != nil || !r.OwnerDied() {
+			t.Errorf("asked %v: %v, owner died: %v", asked, err, r.OwnerDied())
+		}
+		r.Unlock()
+	}
+	if _, err := n.db.TryFetchLocked(bg, []byte("held")); err != ErrLocked {
+		t.Error("held: ", err)
+	}
+	wantErr(t, "Unlock", held.Unlock(), nil)
+	n.wantRung()
+}
+
+// However often the walk meets locks that come and go, it takes none of them off.
+func TestNobodysLockBesideOthers(t *testing.T) {
+	n := newNode(t, KV)
+	other := database(t, guest(t, n.s, "other"), "db", 10)
+	var walks atomic.Int64
+	var wg sync.WaitGroup
+	for g, db := range []*DB{n.db, other, other} {
+		wg.Go(func() {
+			var before Record // so that the cell is another one each time
+			for i := 0; i < 2000 || walks.Load() < 100; i++ {
+				r, err := db.FetchLocked(bg, fmt.Appendf(nil, "key %d", g/2))
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				wantErr(t, "StoreUnlock", r.StoreUnlock(fmt.Append(nil, g, i)), nil)
+				if before.Held() {
+					wantErr(t, "Unlock", before.Unlock(), nil)
+				}
+				if before, err = db.FetchLocked(bg, fmt.Appendf(nil, "own %d", g)); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+			wantErr(t, "Unlock", before.Unlock(), nil)
+		})
+	}
+	done := make(chan struct{})
+	go func() {
+		wg.Wait()
+		close(done)
+	}()
+	for {
+		select {
+		case <-done:
+			n.rung()
+			return
+		default:
+			n.d.ReleaseUnlisted(nil)
+			n.rung()
+			walks.Add(1)
+		}
+	}
 }

@@ -205,9 +205,14 @@ func (s *Segment) mapFile(p *place, owner bool) error {
 	}
 	// A core dump of shared memory would delay the news of a death by 1.5 s
 	// per GiB.
-	if err := unix.Madvise(m, unix.MADV_DONTDUMP); err != nil {
-		_ = m.Unmap()
-		return fmt.Errorf("shm: madvise: %w", err)
+	// A forked child has the slot's locks, handles and journals as its parent has
+	// them, and both would use them: it faults where it would damage all that others
+	// have. It costs the fork no page tables either.
+	for _, advice := range []int{unix.MADV_DONTDUMP, unix.MADV_DONTFORK} {
+		if err := unix.Madvise(m, advice); err != nil {
+			_ = m.Unmap()
+			return fmt.Errorf("shm: madvise: %w", err)
+		}
 	}
 	err = nil
 	if owner || !s.reserved() {
