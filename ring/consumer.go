@@ -43,7 +43,9 @@ func OpenConsumer(r *shm.Region, off shm.Offset, cells int, opts Options) (*Cons
 	if s := v.h.asleep.Load(); s&1 != 0 {
 		v.h.asleep.CAS(s, s+1)
 	}
-	v.wakeProducers(true)
+	if !planted("open") {
+		v.wakeProducers(true)
+	}
 	return c, nil
 }
 
@@ -94,7 +96,7 @@ func (c *Consumer) release() {
 // may have been about to do it.
 func (v *view) wakeProducers(all bool) {
 	asleep := v.h.full.Load()
-	if asleep&1 == 0 && !all || planted("room") {
+	if asleep&1 == 0 && (!all || planted("openodd")) || planted("room") {
 		return
 	}
 	if asleep&1 != 0 {

@@ -570,6 +570,18 @@ func TestPlantedWake(t *testing.T)    { caught(t, "wake", "everybody waits", req
 func TestPlantedRepair(t *testing.T)  { caught(t, "repair", "acknowledged", requests(2, 1, 1), nil) }
 func TestPlantedRelease(t *testing.T) { caught(t, "release", "not whole", room(4), nil) }
 func TestPlantedRoom(t *testing.T)    { caught(t, "room", "everybody waits", room(4), nil) }
+func TestPlantedFullLook(t *testing.T) {
+	caught(t, "fulllook", "everybody waits", room(4), nil)
+}
+func TestPlantedOpen(t *testing.T) {
+	caught(t, "open", "everybody waits", consumerDies(3, 1, 1), nil)
+}
+func TestPlantedOpenOdd(t *testing.T) {
+	caught(t, "openodd", "everybody waits", consumerDies(3, 1, 1), nil)
+}
+func TestPlantedRepairWake(t *testing.T) {
+	caught(t, "repairwake", "everybody waits", replies(2, 1), nil)
+}
 func TestPlantedBell(t *testing.T) {
 	caught(t, "bell", "everybody waits", bells(1, 1, true, false), nil)
 }

@@ -11,6 +11,10 @@ package ring
 //	repair   repair aborts cells that are committed
 //	release  the consumer releases cells before it has read them
 //	room     the consumer does not look for producers that wait for room
+//	fulllook a producer that has said that it sleeps does not look for room again
+//	open     a new consumer wakes nobody who waits for room
+//	openodd  a new consumer wakes only those whom the one before has not begun to wake
+//	repairwake  a producer that repairs does not wake whom the dead one was about to wake
 //
 // Set before the tasks start.
 var Plant string

@@ -74,7 +74,7 @@ func OpenProducer(r *shm.Region, off shm.Offset, cells int, opts Options) (*Prod
 func (p *Producer) Repair() (int, error) {
 	n, err := p.repair(p.released.Load())
 	p.ring()
-	if p.opts.Bell == nil {
+	if p.opts.Bell == nil && !planted("repairwake") {
 		p.asleep.Wake(shm.All)
 	}
 	if err != nil {
@@ -175,8 +175,10 @@ func (p *Producer) claimSlow(ctx context.Context) (Claim, error) {
 			// or of this very loop. A barrier is needed all the same.
 			p.h.full.CAS(v, v)
 		}
-		if c, err := p.TryClaim(); err != ErrFull {
-			return c, err
+		if !planted("fulllook") {
+			if c, err := p.TryClaim(); err != ErrFull {
+				return c, err
+			}
 		}
 		if err := p.opts.Wait(shm.Watch{W: &p.h.full, Val: v}, s.cancel(ctx)); err != nil {
 			return Claim{}, fmt.Errorf("ring: wait for room: %w", err)
