@@ -411,7 +411,7 @@ func (s *Store) fillDatabase(name string, mode Mode, opts DatabaseOptions) (*DB,
 		}
 	}
 	if place < 0 {
-		return nil, fmt.Errorf("the store has its maximum of %d databases (Config.Databases): %w", len(s.dbs), ErrNoSpace)
+		return nil, fmt.Errorf("%w: %d", ErrTooManyDatabases, len(s.dbs))
 	}
 	// Three and a half records a bucket at most, on average: then 2 % of the
 	// buckets of seven overflow, or fewer.

@@ -138,6 +138,7 @@ func joinDispatcher(ctx context.Context, seg *shm.Segment, opts Options) (*Dispa
 		opts.Name = "dispatcher"
 	}
 	opts.dispatcher = true
+	warn(seg, opts)
 	s, err := join(ctx, seg, opts)
 	if err != nil {
 		return nil, err

@@ -31,6 +31,8 @@ var (
 	// ErrTooManyLocks: the client holds or waits for its maximum of 1,008 locks. A few less may be it, as each
 	// handle keeps up to 8 free ones to itself.
 	ErrTooManyLocks = errors.New("ltdb: client holds its maximum of 1,008 locks; unlock some first")
+	// ErrTooManyDatabases: the segment has as many as it was made for (Config.Databases). It is an ErrNoSpace.
+	ErrTooManyDatabases error = wrapError{"ltdb: the store has its maximum of databases (Config.Databases)", shm.ErrNoSpace}
 	// ErrNotHere: the record is at another node.
 	ErrNotHere = errors.New("ltdb: record is at another node")
 	// ErrLeaseLost: this node left its cluster while the operation ran; it may or may not have happened.

@@ -69,7 +69,10 @@ func (o *Options) check() error {
 }
 
 func warn(seg *shm.Segment, opts Options) {
-	if w := seg.Warning(); w != "" && opts.Log != nil {
+	if opts.Log == nil {
+		return
+	}
+	for _, w := range seg.Warnings(opts.dispatcher) {
 		opts.Log.Warn("segment", "dir", seg.Dir(), "warning", w)
 	}
 }

@@ -100,6 +100,9 @@ func (d *Doorbell) Drain() {}
 // Close does nothing here.
 func (d *Doorbell) Close() error { return nil }
 
+// Warnings has none on this system.
+func (s *Segment) Warnings(owner bool) []string { return nil }
+
 // Huge returns which pages the segment has: not known on this system.
 func (s *Segment) Huge() HugeReport { return HugeReport{Asked: HugePages(s.h.Huge)} }
 

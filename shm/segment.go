@@ -50,6 +50,8 @@ type Segment struct {
 	root   fileID      // of "/" as it was: whether the path still means the same
 	timer  *time.Timer // an observer's looks
 
+	warnings []string // from its creation
+
 	mu      sync.Mutex
 	clients int
 	tenants map[uint32]uint64 // slots of clients of this Segment, and their generations

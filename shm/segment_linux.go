@@ -59,7 +59,14 @@ func Create(ctx context.Context, dir string, cfg Config, fill func(*Segment) err
 	if err := unix.Unlinkat(p.fd, newName, 0); err != nil && err != unix.ENOENT {
 		return nil, p.openError(err, newName, p.file(newName))
 	}
-	if !old.hasClients() && fi.bound && fi.free < h.Size {
+	m, need := ReadMachine("/"), Need{Dir: p.path, Size: h.Size, Slots: h.Slots, Create: true, Ram: fi.ram && fi.name != "hugetlbfs"}
+	tight := fi.bound && fi.free < h.Size
+	if !old.hasClients() && (tight || m.refuses(need) != nil) {
+		if !tight {
+			if err := m.without(old.size()).refuses(need); err != nil {
+				return nil, err // the old one may stay: it would not help
+			}
+		}
 		// Nobody misses the old segment, and its space may be enough.
 		old.bury()
 		old.close()
@@ -68,12 +75,21 @@ func Create(ctx context.Context, dir string, cfg Config, fill func(*Segment) err
 		if fi, err = fileSystem(p.fd, p.path); err != nil {
 			return nil, err
 		}
+		m = ReadMachine("/")
+	}
+	if fi.bound && fi.free < h.Size {
+		return nil, noSpace(p.fd, p.path, h.Size)
+	}
+	warnings, err := m.Check(need)
+	if err != nil {
+		return nil, err
 	}
 	s, err := p.create(ctx, &cfg, h, &fi, fill)
 	if err != nil {
 		_ = unix.Unlinkat(p.fd, newName, 0)
 		return nil, err
 	}
+	s.warnings = warnings
 	// Closed first, so that nobody finds two segments open.
 	old.bury()
 	if err := unix.Renameat(p.fd, newName, p.fd, segmentName); err != nil {
@@ -110,9 +126,6 @@ func (p *place) fillFile(ctx context.Context, s *Segment, cfg *Config, fill func
 	at, size := p.file(segmentName), s.h.Size
 	if err := own(int(s.file.Fd()), uint32(cfg.fileMode()), p.gid); err != nil {
 		return p.openError(err, newName, at)
-	}
-	if s.fs.bound && s.fs.free < size {
-		return noSpace(p.fd, p.path, size)
 	}
 	// Huge pages that the mount gives on advice only need the advice before
 	// the pages; else reserving first is twice as fast.
@@ -191,7 +204,7 @@ func (s *Segment) mapFile(p *place, owner bool) error {
 	}
 	m, err := mmap.MapRegion(s.file, int(s.h.Size), prot, 0, 0)
 	if errors.Is(err, unix.ENOMEM) {
-		return noSpace(p.fd, p.path, s.h.Size)
+		return noAddress(s.h.Size)
 	}
 	if err != nil {
 		return fmt.Errorf("shm: map %s: %w", p.file(segmentName), err)
@@ -231,6 +244,12 @@ func (s *Segment) mapFile(p *place, owner bool) error {
 			if unix.Fstat(int(s.file.Fd()), &st) == nil && uint64(st.Size) < s.h.Size {
 				return fmt.Errorf("shm: %s: truncated to %d bytes: %w; create the segment anew", p.file(segmentName), st.Size, ErrCorrupt)
 			}
+			if errors.Is(err, unix.ENOMEM) {
+				// The kernel's tables for the pages, or a control group.
+				if err := ReadMachine("/").refuses(Need{Dir: p.path, Size: besides(s.h.Size), Create: true, Ram: true}); err != nil {
+					return err
+				}
+			}
 			return noSpace(p.fd, p.path, s.h.Size)
 		case errors.Is(err, unix.EINVAL):
 			return fmt.Errorf("shm: MADV_POPULATE_WRITE: %w: Linux 5.16 or newer is needed", ErrNotSupported)
@@ -253,6 +272,32 @@ func (s *Segment) mapFile(p *place, owner bool) error {
 func (s *Segment) reserved() bool {
 	var st unix.Stat_t
 	return s.fs.ram && unix.Fstat(int(s.file.Fd()), &st) == nil && uint64(st.Size) >= s.h.Size && uint64(st.Blocks)*512 >= s.h.Size
+}
+
+// noAddress is the error of a mapping for which the kernel has no place: no memory
+// was touched, so the file system is not the reason.
+func noAddress(size uint64) error {
+	if err := ReadMachine("/").refuses(Need{Size: size}); err != nil {
+		return err
+	}
+	return &LimitError{size, 0, "the kernel's accounting of address space", "see vm.overcommit_memory, vm.max_map_count and ulimit -v, or choose a smaller segment"}
+}
+
+// Warnings are what the caller should log about the segment's place and about the
+// machine's limits. owner: the process serves the clients. It reads files.
+func (s *Segment) Warnings(owner bool) []string {
+	if s.InHeap() {
+		return nil
+	}
+	all := append([]string(nil), s.warnings...)
+	if w := s.Warning(); w != "" {
+		all = append(all, w)
+	}
+	more, err := ReadMachine("/").Check(Need{Dir: s.dir, Slots: s.h.Slots, Owner: owner})
+	if err != nil {
+		more = []string{err.Error()}
+	}
+	return append(all, more...)
 }
 
 // unmap ends the segment's use here.
@@ -423,6 +468,14 @@ func (o oldSegment) close() {
 	if o.s != nil {
 		_ = o.s.Close()
 	}
+}
+
+// size is what goes with it.
+func (o oldSegment) size() uint64 {
+	if o.s == nil {
+		return 0
+	}
+	return o.s.h.Size
 }
 
 func (o oldSegment) hasClients() bool {

@@ -33,7 +33,10 @@ var (
 	notFound     = &kind{8, "not_found", ""}
 	noDatabase   = &kind{8, "not_found", "mainz size lists the databases; mainz put --create makes one"}
 	busy         = &kind{9, "busy", "try again when the holder is done"}
-	noSpace      = &kind{10, "no_space", "make room in the ramdisk, or ask for a smaller segment"}
+	noSpace      = &kind{10, "no_space", ""} // which limit it is, and what to do, the message says
+	full         = &kind{10, "no_space", "delete records; or dump them (mainz dump), and start mainzd with --wipe and a larger --size"}
+	noSlots      = &kind{10, "no_space", "end some clients (mainz stat lists them); or dump the records (mainz dump), and start mainzd with --wipe and more --slots"}
+	databases    = &kind{10, "no_space", "use one of the databases that are there (mainz size lists them); or dump them, and start mainzd with --wipe and more --databases"}
 )
 
 // kinds says what an error that wraps one of these is. The first match counts.
@@ -52,8 +55,10 @@ var kinds = []struct {
 	{ltdb.ErrLocked, busy},
 	{ltdb.ErrCondition, busy},
 	{ltdb.ErrInUse, busy},
+	{ltdb.ErrFull, full},
+	{ltdb.ErrTooManyDatabases, databases},
 	{ltdb.ErrNoSpace, noSpace},
-	{ltdb.ErrNoSlots, noSpace},
+	{ltdb.ErrNoSlots, noSlots},
 	{ltdb.ErrNoHandles, noSpace},
 	{ltdb.ErrTooManyLocks, noSpace},
 	{context.DeadlineExceeded, timeout},
