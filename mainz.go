@@ -92,6 +92,8 @@ type Client struct {
 	shut  atomic.Bool
 }
 
+var errNoDir = errors.New("mainz: MAINZ_DIR is set and empty; name the node's directory in it, or unset it")
+
 // Attach joins the segment in dir; "" means $MAINZ_DIR, then DefaultDir. ctx
 // bounds the attach alone; if it has no deadline, each of the four steps of an attach
 // may take 5 s, on an idle machine they take some milliseconds together.
@@ -115,7 +117,10 @@ func Attach(ctx context.Context, dir string, opts ...Option) (*Client, error) {
 		c.opts.name = filepath.Base(os.Args[0])
 	}
 	if dir == "" {
-		dir = os.Getenv("MAINZ_DIR")
+		var set bool
+		if dir, set = os.LookupEnv("MAINZ_DIR"); set && dir == "" {
+			return nil, errNoDir
+		}
 	}
 	if dir == "" {
 		dir = DefaultDir

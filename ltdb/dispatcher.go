@@ -108,7 +108,9 @@ func openOwned(ctx context.Context, dir string, opts Options, cfg shm.Config) (*
 	var seg *shm.Segment
 	err := error(ErrNotRunning)
 	if !opts.Wipe {
-		seg, err = shm.Attach(ctx, dir, layout())
+		if seg, err = shm.Attach(ctx, dir, layout()); err == nil {
+			warnConfig(seg, opts)
+		}
 	}
 	if absent(err) && (opts.Create || opts.Wipe) {
 		seg, err = shm.Create(ctx, dir, cfg, fill)

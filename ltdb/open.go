@@ -77,6 +77,17 @@ func warn(seg *shm.Segment, opts Options) {
 	}
 }
 
+// warnConfig says which configured values the segment, which was there, does not have.
+func warnConfig(seg *shm.Segment, opts Options) {
+	if opts.Log == nil {
+		return
+	}
+	for _, d := range opts.Config.Differences(inForce(seg)) {
+		opts.Log.Warn("a configured value is not in force: the segment was made with another one, and only a new one (--wipe) takes it",
+			"dir", seg.Dir(), "setting", d.Setting, "configured", d.Configured, "in_force", d.InForce)
+	}
+}
+
 // attachOrCreate tries to attach first: that takes no lock, and it is what
 // all but the first client do.
 func attachOrCreate(ctx context.Context, dir string, opts Options) (*shm.Segment, error) {

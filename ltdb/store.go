@@ -171,8 +171,8 @@ func join(ctx context.Context, seg *shm.Segment, opts Options) (*Store, error) {
 	return s, nil
 }
 
-// segmentConfig turns sizes into areas.
-func segmentConfig(c Config) (shm.Config, error) {
+// withDefaults fills in what the zero Config leaves open.
+func (c Config) withDefaults() Config {
 	if c.Size == 0 {
 		c.Size = 256 << 20
 	}
@@ -188,6 +188,12 @@ func segmentConfig(c Config) (shm.Config, error) {
 	if c.Cluster == "" {
 		c.Cluster = "default"
 	}
+	return c
+}
+
+// segmentConfig turns sizes into areas.
+func segmentConfig(c Config) (shm.Config, error) {
+	c = c.withDefaults()
 	switch {
 	case c.Slots < 1 || c.Slots >= DispatcherSlot:
 		return shm.Config{}, fmt.Errorf("ltdb: %d slots: must be 1 to %d", c.Slots, DispatcherSlot-1)

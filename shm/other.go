@@ -100,6 +100,12 @@ func (d *Doorbell) Drain() {}
 // Close does nothing here.
 func (d *Doorbell) Close() error { return nil }
 
+// GroupNumber needs Linux.
+func GroupNumber(string) (int, error) { return 0, ErrNotSupported }
+
+// Group is not known on this system.
+func (s *Segment) Group() (gid uint32, ok bool) { return 0, false }
+
 // Warnings has none on this system.
 func (s *Segment) Warnings(owner bool) []string { return nil }
 

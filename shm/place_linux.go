@@ -45,10 +45,16 @@ func MakeDir(dir string, cfg Config) error {
 	return nil
 }
 
+var errNoDir = errors.New("shm: the name of the directory is empty; name the node's directory")
+
 // openPlace walks to dir, component by component and through no symlink, and
 // checks that nobody but its users can have put it there. With a cfg it makes
 // the directories that are missing.
 func openPlace(dir string, cfg *Config) (*place, error) {
+	if dir == "" {
+		// Not the working directory: nobody means that by nothing.
+		return nil, errNoDir
+	}
 	path, err := filepath.Abs(dir)
 	if err != nil {
 		return nil, fmt.Errorf("shm: %s: %w", dir, err)
@@ -79,7 +85,7 @@ func (p *place) step(name, at string, cfg *Config, last bool) error {
 	const flags = unix.O_PATH | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
 	fd, err := unix.Openat(p.fd, name, flags, 0)
 	if err == unix.ENOENT && cfg != nil {
-		if err = p.mkdir(name, cfg); err == nil {
+		if err = p.mkdir(name, cfg, last); err == nil {
 			fd, err = unix.Openat(p.fd, name, flags, 0)
 		}
 	}
@@ -116,7 +122,11 @@ func (p *place) trusted(st *unix.Stat_t) bool {
 	return err == nil && slices.Contains(groups, int(st.Gid))
 }
 
-func (p *place) mkdir(name string, cfg *Config) error {
+// mkdir makes a directory that only the group of cfg may use. What root makes above
+// the segment's own lets everybody pass, and nobody else make anything there: nodes of
+// other groups may lie beside this one. A directory that another user made is trusted
+// by his own group only, so there it would help nobody.
+func (p *place) mkdir(name string, cfg *Config, last bool) error {
 	if err := unix.Mkdirat(p.fd, name, 0o700); err == unix.EEXIST {
 		return nil
 	} else if err != nil {
@@ -129,6 +139,9 @@ func (p *place) mkdir(name string, cfg *Config) error {
 	defer unix.Close(fd)
 	mode := uint32(cfg.fileMode())
 	mode |= mode >> 2 & 0o111 // who may read may enter
+	if !last && os.Geteuid() == 0 {
+		mode = mode&^0o022 | 0o011
+	}
 	return own(fd, mode|unix.S_ISGID, p.gid)
 }
 
@@ -192,6 +205,21 @@ func groupName(gid uint32) string {
 		return g.Name
 	}
 	return id
+}
+
+// GroupNumber is the number of a group, whose name or number is given.
+func GroupNumber(name string) (int, error) { return groupID(name) }
+
+// Group returns the number of the group of the segment's file; false in the heap.
+func (s *Segment) Group() (gid uint32, ok bool) {
+	if s.InHeap() {
+		return 0, false
+	}
+	var st unix.Stat_t
+	if unix.Fstat(int(s.file.Fd()), &st) != nil {
+		return 0, false
+	}
+	return st.Gid, true
 }
 
 func groupID(name string) (int, error) {

@@ -325,6 +325,52 @@ func TestOtherUser(t *testing.T) {
 	}
 }
 
+// Two nodes with groups of their own may lie under one directory: the members of each
+// come to theirs, and to no other. Nobody but root may make anything beside them.
+func TestTwoGroups(t *testing.T) {
+	dir := mapped(t)
+	testenv.Need(t, testenv.Root)
+	top := filepath.Dir(filepath.Dir(filepath.Dir(dir)))
+	if err := os.Chmod(top, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	public := testenv.Program(t, "program")
+	old := unix.Umask(0o077) // the modes must not depend on it
+	defer unix.Umask(old)
+	dirs := map[uint32]string{12345: filepath.Join(top, "nodes", "a", "v1"), 12346: filepath.Join(top, "nodes", "b", "v1")}
+	for gid, dir := range dirs {
+		cfg := testConfig(4)
+		cfg.Group = fmt.Sprint(gid)
+		newSegment(t, dir, cfg)
+	}
+	for gid := range dirs {
+		for of, dir := range dirs {
+			c := spawnExe(t, public, "attach", dir, &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 54321, Gid: 54321, Groups: []uint32{gid}}})
+			if gid == of {
+				c.says("attached")
+			} else {
+				c.says("refused true")
+			}
+			c.end()
+		}
+	}
+	for _, d := range []string{filepath.Join(top, "nodes"), filepath.Join(top, "nodes", "a")} {
+		if st, err := os.Stat(d); err != nil || st.Mode().Perm()&0o022 != 0 {
+			t.Errorf("%s has mode %v (%v)", d, st.Mode(), err)
+		}
+	}
+}
+
+// No name is no name of the working directory.
+func TestEmptyDir(t *testing.T) {
+	mapped(t)
+	_, err := Attach(context.Background(), "", testLayout)
+	_, err2 := LockOwner("")
+	if err == nil || err2 == nil || MakeDir("", Config{}) == nil {
+		t.Errorf("%v, %v", err, err2)
+	}
+}
+
 // A ramdisk that is too small is an error when the segment is made or
 // attached, never a SIGBUS later.
 func TestFullRamdisk(t *testing.T) {

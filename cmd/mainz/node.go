@@ -22,9 +22,15 @@ import (
 
 // onNode gives a command the flag that says which node.
 func onNode(cmd *cobra.Command) *cobra.Command {
-	dir := os.Getenv("MAINZ_DIR")
-	if dir == "" {
+	dir, set := os.LookupEnv("MAINZ_DIR")
+	if !set {
 		dir = mainz.DefaultDir
+	}
+	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {
+		if dirOf(cmd) != "" {
+			return nil
+		}
+		return &problem{kind: usage, err: errors.New("the name of the directory is empty"), hint: "name the node's directory in --dir or MAINZ_DIR, or leave both out"}
 	}
 	cmd.Flags().String("dir", dir, "`directory` of the node; default $MAINZ_DIR")
 	return cmd
@@ -285,6 +291,9 @@ func configCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "config [MAINZD FLAG]...",
 		Short: "Show what mainzd would go by, and where each value comes from",
+		Long: `Shows each setting, its value, and where that comes from. Where the segment that
+is there was made with another value, that is shown as well: it is in force
+until mainzd is started with --wipe, which empties the node.`,
 		Example: `  mainz config
   mainz config -o json -- --config /etc/mainz/prod.toml`,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -294,7 +303,11 @@ func configCommand() *cobra.Command {
 			}
 			return show(cmd, map[string]any{"settings": all}, func(w io.Writer) {
 				for _, s := range all {
-					fmt.Fprintf(w, "%s\t%s\t%s\n", s.Name, s.Value, s.Source)
+					force := ""
+					if s.InForce != "" {
+						force = "in force: " + s.InForce
+					}
+					fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", s.Name, s.Value, s.Source, force)
 				}
 			})
 		},

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"flag"
 	"fmt"
@@ -48,6 +49,9 @@ type Setting struct {
 	Value  string `json:"value"`
 	Source string `json:"source"` // default, the file's path, the variable's or the flag's name
 	Help   string `json:"help"`
+	// InForce is what the node's segment was made with, if that is another value:
+	// then Value takes effect with a new segment only.
+	InForce string `json:"in_force,omitempty"`
 }
 
 // field is one setting of a Config.
@@ -167,6 +171,10 @@ func parse(name string, args []string, env func(string) (string, bool), stderr i
 			return nil, fmt.Errorf("%w: %s: %w", errUsage, source, err)
 		}
 		p.source[f.name] = source
+	}
+	if p.Dir == "" {
+		source := p.source["dir"]
+		return nil, fmt.Errorf("%w: %s: the name of the directory is empty; name the node's directory, or leave the setting out", errUsage, source)
 	}
 	if _, err := p.store(); err != nil {
 		return nil, err
@@ -301,17 +309,41 @@ func (p *parsed) settings() []Setting {
 		if source == "" {
 			source = "default"
 		}
-		all = append(all, Setting{f.name, f.get(&p.Config), source, strings.ReplaceAll(f.help, "`", "")})
+		all = append(all, Setting{Name: f.name, Value: f.get(&p.Config), Source: source, Help: strings.ReplaceAll(f.help, "`", "")})
 	}
 	return all
 }
 
 // Settings returns what a daemon that is started with these flags in this
-// environment would go by, and where each value comes from.
+// environment would go by, where each value comes from, and what the segment that is
+// there has instead.
 func Settings(args []string) ([]Setting, error) {
 	p, err := parse("mainzd", args, os.LookupEnv, io.Discard)
 	if err != nil {
 		return nil, err
 	}
-	return p.settings(), nil
+	all := p.settings()
+	p.inForce(all)
+	return all, nil
+}
+
+// inForce looks which settings the node's segment does not have, if there is one that
+// can be looked at.
+func (p *parsed) inForce(all []Setting) {
+	cfg, err := p.store()
+	if err != nil {
+		return
+	}
+	s, err := ltdb.Open(context.Background(), p.Dir, ltdb.Options{ReadOnly: true})
+	if err != nil {
+		return
+	}
+	defer s.Close()
+	for _, d := range cfg.Differences(s.InForce()) {
+		for i := range all {
+			if all[i].Name == d.Setting {
+				all[i].InForce = d.InForce
+			}
+		}
+	}
 }

@@ -45,6 +45,7 @@ func TestBadConfiguration(t *testing.T) {
 		"idle = \"often\"":     "idle",
 		"size = \"1 mile\"":    "size",
 		"log_level = \"loud\"": "log_level",
+		"dir = \"\"":           "directory is empty",
 	} {
 		file := filepath.Join(dir, "c.toml")
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
@@ -58,7 +59,11 @@ func TestBadConfiguration(t *testing.T) {
 			t.Errorf("%s: exit code %d", text, exitCode(err))
 		}
 	}
-	for _, args := range [][]string{{"extra"}, {"--slots", "x"}} {
+	empty := func(name string) (string, bool) { return "", name == "MAINZ_DIR" }
+	if _, err := parse("mainzd", nil, empty, io.Discard); !errors.Is(err, errUsage) || !strings.Contains(err.Error(), "MAINZ_DIR") {
+		t.Errorf("an empty MAINZ_DIR: %v", err)
+	}
+	for _, args := range [][]string{{"extra"}, {"--slots", "x"}, {"--dir", ""}} {
 		if _, err := parse("mainzd", args, none, io.Discard); !errors.Is(err, errUsage) {
 			t.Errorf("%q: %v", args, err)
 		}
