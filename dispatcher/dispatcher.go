@@ -118,6 +118,7 @@ func Open(ctx context.Context, opts Options) (*Dispatcher, error) {
 }
 
 func (d *Dispatcher) open(ctx context.Context) (err error) {
+	d.opts.Store.Peer = d.dialled
 	if d.d, err = ltdb.OpenDispatcher(ctx, d.opts.Dir, d.opts.Store); err != nil {
 		return err
 	}
@@ -424,6 +425,11 @@ func (d *Dispatcher) Close() error {
 	}
 	for len(d.peers) > 0 {
 		d.closePeer(d.peers[0].Peer)
+	}
+	for _, c := range d.clients {
+		if c.peer != nil {
+			d.closePeer(c.peer)
+		}
 	}
 	if d.d != nil {
 		if d.node != nil {

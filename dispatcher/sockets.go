@@ -138,7 +138,11 @@ func (d *Dispatcher) hear(p *peer) {
 		if err != io.EOF {
 			d.log.Warn("connection", "error", err)
 		}
-		d.closePeer(p.Peer)
+		if p.joined {
+			d.hungUp(p)
+		} else {
+			d.closePeer(p.Peer)
+		}
 		d.scanAt = 0 // it may be dead
 	case got:
 		if err := d.talk(p, &m); err != nil {
@@ -207,6 +211,24 @@ func (d *Dispatcher) joined(p *peer, m *attach.Message) error {
 	d.Stats.Attached++
 	d.log.Debug("client attached", "slot", m.Slot, "name", d.seg.SlotName(m.Slot))
 	return p.Send(&attach.Message{Kind: attach.Ready, Version: attach.Version, Slot: m.Slot, Generation: m.Generation})
+}
+
+// dialled is ltdb.Options.Peer: whom the kernel names for the socket of a slot's
+// client. The client of a dispatcher before this one has none here.
+func (d *Dispatcher) dialled(slot uint32, generation uint64) (pidfd, pid int, ok bool) {
+	c := d.bySlot[slot]
+	if c == nil || c.peer == nil || c.generation != uint32(generation) {
+		return -1, 0, false
+	}
+	pidfd, ok = c.peer.Process()
+	return pidfd, int(c.peer.Cred.PID), ok
+}
+
+// hungUp listens no more to a client's connection. It stays open until the client is
+// gone: until then the kernel tells by it who that was.
+func (d *Dispatcher) hungUp(p *peer) {
+	d.peers = slices.DeleteFunc(d.peers, func(q *peer) bool { return q == p })
+	d.polls.stale = true
 }
 
 func (d *Dispatcher) closePeer(p *attach.Peer) {

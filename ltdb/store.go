@@ -55,7 +55,9 @@ type Options struct {
 	// it attends has changed: it wakes the dispatcher if that sleeps. It must
 	// neither block nor call the store. nil: the dispatcher looks by itself.
 	Doorbell func()
-	Log      *slog.Logger // warnings about what was attached; nil: none
+	// Peer is shm.JoinOptions.Peer: who has dialled as the tenant of a slot.
+	Peer func(slot uint32, generation uint64) (pidfd, pid int, ok bool)
+	Log  *slog.Logger // warnings about what was attached; nil: none
 
 	dispatcher bool // the dispatcher's own store
 }
@@ -144,7 +146,7 @@ func join(ctx context.Context, seg *shm.Segment, opts Options) (*Store, error) {
 		return nil, err
 	}
 	s.doorbell = opts.Doorbell
-	s.c, err = seg.Join(ctx, shm.JoinOptions{Name: opts.Name, Dispatcher: opts.dispatcher, Repair: s.repair, Shared: s.shared})
+	s.c, err = seg.Join(ctx, shm.JoinOptions{Name: opts.Name, Dispatcher: opts.dispatcher, Repair: s.repair, Shared: s.shared, Peer: opts.Peer})
 	if err != nil {
 		return nil, err
 	}

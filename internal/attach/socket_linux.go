@@ -404,6 +404,17 @@ func (l *Listener) allowed(fd int, c Cred) bool {
 // FD is the descriptor to poll for reading: a message, or the client's end.
 func (p *Peer) FD() int { return p.fd }
 
+// Process returns the process that has dialled, as the kernel names it for this
+// socket: a pidfd, which the caller closes. No PID that was used again can take its
+// place. false: that process has gone, or the kernel is older than Linux 6.5.
+func (p *Peer) Process() (pidfd int, ok bool) {
+	if p.fd < 0 {
+		return -1, false
+	}
+	fd, err := unix.GetsockoptInt(p.fd, unix.SOL_SOCKET, unix.SO_PEERPIDFD)
+	return fd, err == nil
+}
+
 // Receive takes a message. false: none is there. io.EOF: the client is gone.
 // After any error the connection is of no use.
 func (p *Peer) Receive(m *Message) (bool, error) {

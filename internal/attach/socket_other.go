@@ -49,6 +49,9 @@ type Peer struct{ Cred Cred }
 // FD is no descriptor here.
 func (p *Peer) FD() int { return -1 }
 
+// Process names nobody here.
+func (p *Peer) Process() (pidfd int, ok bool) { return -1, false }
+
 // Receive needs Linux.
 func (p *Peer) Receive(*Message) (bool, error) { return false, ErrNotSupported }
 
