@@ -386,6 +386,7 @@ func (d *Dispatcher) RemoveOrphans(elsewhere func(p *PieceEntry) bool) (changed 
 // RecoverDead recovers the clients that have died and calls f for each. Those
 // that can't be recovered keep no other from it: the error is that of the first.
 func (d *Dispatcher) RecoverDead(f func(slot uint32)) (first error) {
+	d.s.c.FindLost()
 	for i := uint32(1); i <= d.s.seg.Slots(); i++ {
 		if !d.s.c.Dead(i) {
 			continue

@@ -24,7 +24,11 @@ type Client struct {
 	left    atomic.Bool // nothing works any more
 	slices  sliceCounters
 
-	mu      sync.Mutex // never held across a shared access
+	generation uint64        // as it has to stand in the slot
+	strange    uint32        // what the guardian has last seen in the liveness word in its stead
+	nextLost   atomic.Uint32 // the slot that FindLost looks at next
+
+	mu      sync.Mutex // never held across a shared access, but for tend
 	idle    *sync.Cond // of busy becoming empty
 	busy    []uint32   // slots that goroutines of this process are recovering for this client
 	stalled map[uint32]stall
@@ -132,6 +136,7 @@ func (c *Client) became(i uint32) error {
 	m.Joined.Store(uint64(time.Now().UnixNano()))
 	gen := m.Generation.Load() + 1
 	m.Generation.Store(gen)
+	c.generation = gen
 	var name [nameSize]byte
 	copy(name[:nameSize-1], c.name)
 	c.seg.r.CopyIn(c.seg.slotOffset(i)+slotNameOffset, name[:])

@@ -192,7 +192,11 @@ func (c *Client) takeSlot(ctx context.Context) error {
 	}
 	inherited := false
 	g, err := startGuardian(func(g *guardian) (err error) {
-		g.look = func() { _ = c.seg.Look() }
+		g.look = func() {
+			if c.seg.Look() == nil {
+				c.tend(g.mark())
+			}
+		}
 		inherited, err = c.takeFileSlot(ctx, g)
 		return err
 	})

@@ -115,6 +115,9 @@ func (s *Segment) Huge() HugeReport { return HugeReport{Asked: HugePages(s.h.Hug
 // Stopped reports whether the process in a slot is stopped: not known here.
 func (c *Client) Stopped(uint32) bool { return false }
 
+// FindLost has nothing to do here.
+func (c *Client) FindLost() {}
+
 // Evict kills nobody here.
 func (c *Client) Evict(uint32, uint64) (bool, error) { return false, nil }
 

@@ -235,6 +235,7 @@ func (c *Client) stands(slot, claim, progress uint32, gen uint64) bool {
 
 // RecoverAll recovers all dead slots and returns how many.
 func (c *Client) RecoverAll() (int, error) {
+	c.FindLost()
 	n := 0
 	var first error
 	c.seg.eachSlot(func(i uint32, _ *Slot) {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -92,13 +93,10 @@ func tasks(pid int) (int, error) {
 var errMoving = errors.New("threads come and go")
 
 // eachThread calls f for every thread of the process whose directory of threads
-// dir is. It is an error if it can't tell that these were all.
-func eachThread(dir int, pid int, f func(*thread)) error {
+// dir is, lead first, which its leader has just been read as. It ends when f says
+// so. It is an error if it can't tell that these were all.
+func eachThread(dir, pid int, lead thread, f func(*thread) bool) error {
 	leader := strconv.Itoa(pid)
-	first, err := readThread(dir, leader)
-	if err != nil {
-		return err
-	}
 	if _, err := unix.Seek(dir, 0, 0); err != nil {
 		return err
 	}
@@ -113,19 +111,27 @@ func eachThread(dir int, pid int, f func(*thread)) error {
 		}
 		_, _, names = unix.ParseDirent(buf[:n], -1, names)
 	}
+	if !f(&lead) {
+		return nil
+	}
 	for _, name := range names {
+		if name == leader {
+			continue
+		}
 		t, err := readThread(dir, name)
 		if err != nil {
 			return errMoving // an exec gives the leader's TID to another thread
 		}
-		f(&t)
+		if !f(&t) {
+			return nil
+		}
 	}
 	last, err := readThread(dir, leader)
 	if err != nil {
 		return errMoving
 	}
 	// A listing can miss a thread when another one ends under it.
-	if first.threads != len(names) || last.threads != len(names) {
+	if lead.threads != len(names) || last.threads != len(names) {
 		return errMoving
 	}
 	return nil
@@ -165,22 +171,21 @@ func fateOfPeer(fd, pid int, start uint64) fate {
 		return gone(fd)
 	}
 	defer unix.Close(dir)
-	if start != 0 {
-		t, err := readThread(dir, strconv.Itoa(pid))
+	verdict := unknown
+	for look, agreed := 0, 0; look < looks && agreed < 2; look++ {
+		lead, err := readThread(dir, strconv.Itoa(pid))
 		if err != nil {
 			return gone(fd)
 		}
-		if t.start != start {
-			return ended // the PID was used again
+		doomed := lead.doomed()
+		if doomed {
+			err = eachThread(dir, pid, lead, func(t *thread) bool { doomed = doomed && t.doomed(); return doomed })
 		}
-	}
-	verdict := unknown
-	for look, agreed := 0, 0; look < looks && agreed < 2; look++ {
-		doomed := true
-		err := eachThread(dir, pid, func(t *thread) { doomed = doomed && t.doomed() })
 		switch {
 		case over(fd): // else /proc may have shown somebody else
 			return ended
+		case start != 0 && lead.start != start:
+			return ended // the PID was used again
 		case err == nil && doomed:
 			return ended
 		case err == nil:
@@ -322,15 +327,15 @@ func stoppedProcess(pid int) bool {
 	}
 	defer unix.Close(dir)
 	for range looks {
+		lead, err := readThread(dir, strconv.Itoa(pid))
+		if err != nil {
+			return false
+		}
 		running, stopped := false, false
-		err := eachThread(dir, pid, func(t *thread) {
-			switch {
-			case t.doomed():
-			case t.stopped():
-				stopped = true
-			default:
-				running = true
-			}
+		err = eachThread(dir, pid, lead, func(t *thread) bool {
+			running = !t.doomed() && !t.stopped()
+			stopped = stopped || t.stopped() && !t.doomed()
+			return !running
 		})
 		if err != errMoving {
 			return err == nil && stopped && !running
@@ -431,4 +436,57 @@ func (c *Client) Evict(slot uint32, generation uint64) (bool, error) {
 		sl.Live.Wake(All)
 	}
 	return true, nil
+}
+
+// tend puts right what somebody has written into the client's slot, or in its name:
+// else its death could go unnoticed, or others wait for a recovery that it does not
+// make. The guardian's thread calls it from time to time; mark is what belongs into
+// the liveness word.
+func (c *Client) tend(mark uint32) {
+	m := c.me
+	if v := m.Live.Load(); v != mark {
+		// Seen twice: somebody who has just taken the slot, because it was said to
+		// be free, would have another generation by now.
+		if v == c.strange && m.Generation.Load() == c.generation {
+			m.Live.CAS(v, mark)
+		}
+		c.strange = v
+		return
+	}
+	c.strange = mark
+	id := identify()
+	m.Generation.Store(c.generation)
+	m.Place.Store(id.place)
+	m.Start.Store(id.start)
+	if m.PID.Load() != 0 { // 0: it leaves
+		m.PID.Store(id.pid)
+	}
+	// With mu held nobody here begins a recovery.
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.seg.eachSlot(func(i uint32, sl *Slot) {
+		if sl.Claim.Load() == c.slot && !slices.Contains(c.busy, i) && sl.Claim.CAS(c.slot, 0) {
+			sl.Claim.Wake(All)
+		}
+	})
+}
+
+// FindLost looks at one slot, at another one each time. It marks it dead if its
+// tenant's process has gone although the liveness word, which somebody has
+// overwritten, says that it lives. It takes some tens of microseconds.
+func (c *Client) FindLost() {
+	if c.seg.InHeap() {
+		return
+	}
+	i := c.nextLost.Add(1)%c.seg.Slots() + 1
+	sl, me := c.seg.Slot(i), identify()
+	live, pid := sl.Live.Load(), sl.PID.Load()
+	// A claim: who takes a dead slot over may not have written down who it is.
+	if i == c.slot || live == 0 || live&liveDied != 0 || sl.Claim.Load() != 0 || pid == 0 ||
+		me.place == 0 || sl.Place.Load() != me.place || fateOf(int(pid), sl.Start.Load()) != ended {
+		return
+	}
+	if sl.Claim.Load() == 0 && sl.PID.Load() == pid && sl.Live.CAS(live, liveWaiters|liveDied) {
+		sl.Live.Wake(All)
+	}
 }

@@ -421,3 +421,51 @@ func TestExec(t *testing.T) {
 		t.Errorf("recovered %d, %v; want 0", n, err)
 	}
 }
+
+// Somebody overwrites the words of living clients' slots. They put them right, and do
+// not keep others from a recovery that is claimed in their name. One that dies before
+// it could is found all the same.
+func TestForgedWords(t *testing.T) {
+	dir := mapped(t)
+	s := newSegment(t, dir, testConfig(4))
+	c := join(t, s, repairArea)
+	b, h := spawn(t, "join", dir, nil), spawn(t, "hold", dir, nil)
+	var idle, held uint32
+	b.says("joined", &idle)
+	h.says("holds", &held)
+	sl := s.Slot(idle)
+	var live uint32
+	for _, v := range []uint32{liveWaiters | liveDied, 0} {
+		// Stored by the kernel or the guardian alone: it is the same all the time.
+		live = sl.Live.Load()
+		pid, gen, start := sl.PID.Load(), sl.Generation.Load(), sl.Start.Load()
+		sl.Live.Store(v)
+		sl.PID.Store(1)
+		sl.Start.Store(2)
+		until(t, "the words are right again", func() bool {
+			return sl.Live.Load() == live && sl.PID.Load() == pid && sl.Generation.Load() == gen && sl.Start.Load() == start
+		})
+	}
+	h.kill()
+	s.Slot(held).Claim.Store(idle)
+	if did, err := c.Recover(held); did || err != nil {
+		t.Fatalf("recovered in spite of a claim: %v, %v", did, err)
+	}
+	until(t, "the slot is recovered", func() bool {
+		did, err := c.Recover(held)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return did
+	})
+	b.signal(syscall.SIGSTOP) // it can't put it right
+	until(t, "the client is stopped", b.stopped)
+	sl.Live.Store(liveWaiters | 7)
+	b.kill()
+	until(t, "the lost client is recovered", func() bool {
+		if _, err := c.RecoverAll(); err != nil {
+			t.Fatal(err)
+		}
+		return sl.Live.Load() == 0
+	})
+}
