@@ -774,7 +774,7 @@ func slotWord(slot uint32, at uint64) (string, int) {
 	case unsafe.Offsetof(z.Generation):
 		return fmt.Sprintf("slot %d generation", slot), 8
 	}
-	return fmt.Sprintf("slot %d %s", slot, field(at, "live", "claim", "progress")), 4
+	return fmt.Sprintf("slot %d %s", slot, field(at, "live", "", "claim", "", "progress")), 4
 }
 
 func bodyWord(slot uint32, at uint64) (string, int) {

@@ -103,8 +103,8 @@
 //	  88  node number, slots
 //	  96  slot size, slot head size       slot
 //	 104  handles per slot, huge pages       0  live: robust futex of the guardian
-//	 112  8 parameters of the layers above   4  progress of the recovery
-//	 176  16 areas: offset, size             8  claim: who recovers this one
+//	 112  8 parameters of the layers above   8  claim: who recovers this one
+//	 176  16 areas: offset, size            16  progress of the recovery
 //	 432  cluster                           64  PID, user, namespaces, start, joined at
 //	 496  creator                           96  generation
 //	 560  device, inode, birth, random id  128  name

@@ -157,14 +157,17 @@ type Slot struct {
 	// Stored by its guardian, by the kernel at its death, by its recoverer
 	// (0, last of all). All load and wait on it.
 	Live Word32
-	// Counts the claimer's steps, so that others can tell slow from stopped.
-	Progress Word32
+	_    uint32
 	// Who recovers this slot: the number of a client's slot, or a joiner, or 0.
 	// Stored by recoverers by CAS. A joiner has no slot yet. Its claim is a robust
 	// futex as Live is: the TID of its guardian and FUTEX_WAITERS; the kernel
 	// stores FUTEX_OWNER_DIED when it dies. All load and wait on it.
 	Claim Word32
-	_     [52]byte
+	_     uint32
+	// Counts the claimer's steps, so that others can tell slow from stopped. The
+	// explorer ignores its 8 bytes, so they hold nothing else.
+	Progress Word32
+	_        [44]byte
 
 	// Who lives here. Stored by the client after Live, PID last, and zeroed
 	// before Live is: PID 0 means that it can't have done anything yet. They say
