@@ -54,7 +54,7 @@ type watch struct {
 	attended bool // until Attend says no; else until the record is handed over
 	waits    bool // for the lock
 	later    bool // tell at the next Rung in any case
-	overdue  bool // it was starving others when it was last tried
+	overdue  bool // it was left to a sleeper when it was last tried
 	left     bool // what an earlier dispatcher has left there is still to be taken off
 	entry    *shm.Word64
 }
@@ -347,8 +347,8 @@ func (d *Dispatcher) TryLock(id uint32, key []byte, arriving bool) LockResult {
 			}
 		case at.e&bitS != 0 && !d.overdue(db, key):
 			return LockHeld // a sleeper goes first
-		case at.entry.CAS(at.e, at.e&^bitD|s.me):
-			at.e = at.e&^bitD | s.me
+		case at.entry.CAS(at.e, at.e&^(bitD|bitS)|s.me):
+			at.e = at.e&^(bitD|bitS) | s.me
 			if at.b.seq.Load() == at.seq || db.still(key, &at) {
 				return LockTaken
 			}
@@ -362,8 +362,8 @@ func (d *Dispatcher) TryLock(id uint32, key []byte, arriving bool) LockResult {
 	return LockNoSpace
 }
 
-// overdue reports whether a record that sleepers starve for was left to them
-// once already: they may be dead.
+// overdue reports whether a free record that was left to a sleeper has been
+// left to him once already by this dispatcher: he may be gone.
 func (d *Dispatcher) overdue(db *DB, key []byte) bool {
 	w := d.watch[watchKey{db.id, string(key)}]
 	if w != nil && w.overdue {
@@ -468,7 +468,7 @@ func (d *Dispatcher) Unlock(id uint32, key []byte) {
 			d.fail(errLockLost)
 			return
 		}
-		free := e & (identity | bitS)
+		free := e & identity
 		starve := false
 		if e&bitW != 0 {
 			if b.entry != at.entry {
@@ -515,7 +515,7 @@ func (d *Dispatcher) UnlockTo(id uint32, key []byte, slot uint32) bool {
 			d.fail(errLockLost)
 			return false
 		}
-		if at.entry.CAS(e, e&^ownerMask|ownedBy(slot)) {
+		if at.entry.CAS(e, e&(identity|bitW)|ownedBy(slot)) {
 			break
 		}
 	}
@@ -688,10 +688,11 @@ func (d *Dispatcher) locked(id uint32, key []byte, f func(at *spot)) bool {
 			f(at)
 			return true
 		case 0:
-			if !at.entry.CAS(at.e, at.e|d.s.me) {
+			mine := at.e&^(bitS|bitD) | d.s.me
+			if !at.entry.CAS(at.e, mine) {
 				continue
 			}
-			at.e |= d.s.me
+			at.e = mine
 			same := at.b.seq.Load() == at.seq || db.still(key, at)
 			if same {
 				at.meta = at.b.meta.Load()

@@ -294,7 +294,13 @@ func (r *run) add(def actorDef) {
 	if def.joins {
 		first := r.clients[0]
 		c.s, c.db, c.p = first.s, first.db, first.p
-		c.s.actors[2].use.Store(actorIdle)
+		at := 1
+		for _, o := range r.clients {
+			if o.s == first.s {
+				at++
+			}
+		}
+		c.s.actors[at].use.Store(actorIdle)
 		c.h = must(c.db.Handle())
 		if def.warm != nil {
 			def.warm(c)

@@ -16,9 +16,10 @@ import (
 //
 // owner is the slot that holds the record's lock, 0 for nobody. W: somebody
 // sleeps on the upper half. D: the dispatcher waits and gets the lock next.
-// S: a sleeper starves, newcomers queue up. The low 49 bits are the entry's
-// identity. A non-zero entry changes by CAS alone; 0 becomes an entry under
-// the bucket's latch.
+// S on an owned word: goroutines of the owner's process stand in line for it.
+// S on a free word: it was left to one who has slept for it. The low 49 bits
+// are the entry's identity. A non-zero entry changes by CAS alone; 0 becomes
+// an entry under the bucket's latch.
 const (
 	refBits    = 32
 	classBits  = 5

@@ -3,7 +3,6 @@ package ltdb
 import (
 	"context"
 	"errors"
-	"sync"
 	"time"
 
 	"github.com/mainzdb/mainz/shm"
@@ -16,25 +15,29 @@ var (
 	errGate = errors.New("ltdb: gate is closed")
 )
 
+// Who asks for a lock, as far as a free word with S on goes: it was left to one who
+// has slept for it. S is a request with a bound, no lock: who waits steps back for
+// stepBack at most, who can't wait does not step back at all, and whoever takes the lock
+// takes S off. So it does not matter whether the sleeper is still there.
+const (
+	anybody  = ownerMask        // has slept or stepped back already, or never waits
+	newcomer = ownerMask | bitS // waits, and has not slept yet
+)
+
 // tryLock takes the record's lock for this client's slot, with the entry's
 // offset in cell from before the first CAS until after the release. ok is
 // false if there is no record. It returns errHeld if the lock is somebody
 // else's, and leaves the cell standing then: who waits for a lock needs it as
 // much as who holds it, since it may die just after it was woken.
 //
+// who is which bits of a word make it somebody else's: anybody or newcomer.
+//
 // on is the entry that this call has slept on, nil for none. The wake-up that
 // ends a sleep is meant for one sleeper; others may sleep on, which only the
 // W bit will tell whoever unlocks, so it is set again with the lock. If the
 // record stands there no more, the others are woken from here, before the
 // cell forgets the entry: a death in between would lose their wake-up.
-func (s *Store) tryLock(db *DB, key []byte, hash uint64, cell *shm.Word64, on *shm.Word64, at *spot) (ok bool, err error) {
-	return s.tryLockAs(db, key, hash, cell, on, at, false)
-}
-
-// tryLockAs is tryLock for who may have starved for long: others may have, too, so S
-// stays, and the lock goes from one that has slept to the next. That is fair and slow:
-// each waits for a wake-up.
-func (s *Store) tryLockAs(db *DB, key []byte, hash uint64, cell *shm.Word64, on *shm.Word64, at *spot, starved bool) (ok bool, err error) {
+func (s *Store) tryLock(db *DB, key []byte, hash uint64, cell *shm.Word64, on *shm.Word64, at *spot, who uint64) (ok bool, err error) {
 	slept := on != nil
 	for range maxLooks {
 		ok, err := db.seek(hash, key, at), error(nil)
@@ -54,42 +57,31 @@ func (s *Store) tryLockAs(db *DB, key []byte, hash uint64, cell *shm.Word64, on 
 		if !planted("celllate") {
 			cell.Store(shm.OffsetOf(s.r, at.entry))
 		}
-		if !isFree(at.e, slept) {
+		if who == anybody && planted("trysteps") {
+			who = newcomer
+		}
+		if at.e&who != 0 {
 			return true, errHeld
 		}
-		mine := at.e | s.me
-		if slept {
-			if mine &^= bitS; starved {
-				mine |= bitS
-			}
-			if !planted("waiter") {
-				mine |= bitW
-			}
+		mine := at.e&^(bitS|bitD) | s.me // D is asked of an owner only
+		if planted("leftd") {
+			mine |= at.e & bitD
+		}
+		if slept && !planted("waiter") {
+			mine |= bitW
 		}
 		if !at.entry.CAS(at.e, mine) {
 			continue
 		}
 		at.e = mine
-		// The word is as it was when the key was compared, but the block
-		// behind it may have been another record's since, and this one's again.
-		if at.b.seq.Load() == at.seq || db.still(key, at) || planted("nostill") {
-			// A repair may have marked it since we looked: that leaves the seq.
-			if !planted("oldflags") {
-				at.meta = at.b.meta.Load()
-			}
-			if s.gate.Gate.Load()&3 == shm.GateOpen && metaFlags(at.meta)&flagOwn != 0 {
-				return true, nil
-			}
-			err = errGate
-			if metaFlags(at.meta)&flagOwn == 0 {
-				err = ErrNotHere
-			}
+		if err = s.locked(db, key, at); err == nil {
+			return true, nil
 		}
 		if !s.release(at) {
 			err = errLockLost
 		}
 		cell.Store(0)
-		if err != nil {
+		if err != errAgain {
 			return false, err
 		}
 	}
@@ -97,8 +89,25 @@ func (s *Store) tryLockAs(db *DB, key []byte, hash uint64, cell *shm.Word64, on 
 	return false, errOddBlock
 }
 
-func isFree(e uint64, slept bool) bool {
-	return e&ownerMask == 0 && (slept || e&bitS == 0)
+// locked looks at a record whose lock the caller has just got, and whose entry and
+// block are in at. errAgain: it is another record by now.
+func (s *Store) locked(db *DB, key []byte, at *spot) error {
+	// The word is as it was when the key was compared, but the block
+	// behind it may have been another record's since, and this one's again.
+	if at.b.seq.Load() != at.seq && !db.still(key, at) && !planted("nostill") {
+		return errAgain
+	}
+	// A repair may have marked it since we looked: that leaves the seq.
+	if !planted("oldflags") {
+		at.meta = at.b.meta.Load()
+	}
+	if metaFlags(at.meta)&flagOwn == 0 {
+		return ErrNotHere
+	}
+	if s.gate.Gate.Load()&3 != shm.GateOpen {
+		return errGate
+	}
+	return nil
 }
 
 // still compares the key anew, under the lock.
@@ -111,35 +120,34 @@ func (db *DB) still(key []byte, at *spot) bool {
 
 // spinFor waits a little for a lock that tryLock met: most are held for less
 // than a wake-up takes. It reports whether a new attempt may do.
-func spinFor(spin *shm.Spin, at *spot) bool {
-	for spin.Again() {
+func (s *Store) spinFor(spin *shm.Spin, at *spot) bool {
+	for !s.lineAt(at.e) && spin.Again() {
 		// That the entry names another block says nothing: each store of the holder
 		// makes one. To look for the record anew then took block and bucket from a
 		// holder who was busy with them, 1.7 times tdb's throughput in place of 2.
-		if isFree(at.entry.Load(), false) {
+		e := at.entry.Load()
+		if e&newcomer == 0 {
 			return true
+		}
+		if s.lineAt(e) {
+			break
 		}
 	}
 	return false
 }
 
-// starvesAfter is how long a waiter lets newcomers overtake it, and how long
-// a newcomer steps back for who starves.
-const starvesAfter = time.Millisecond
+// lineAt reports whether an entry word says that goroutines of this process stand in
+// line for it: S on a word that is owned. To spin is no use then, as its owner will
+// give it to them.
+func (s *Store) lineAt(e uint64) bool { return e&(ownerMask|bitS) == s.me|bitS }
 
-// starvedAfter is how long a waiter may have been overtaken, its wait for the turn
-// included, before all others who have slept go before newcomers as well, as long as
-// who takes the lock has waited for so long.
-const starvedAfter = 5 * time.Millisecond
+// stepBack is for how long a newcomer leaves a free record to who has slept for it.
+const stepBack = time.Millisecond
 
-// contended waits for the record's lock in the kernel and calls then with it.
+// contended waits for the record's lock and calls then with it.
 // It holds no actor meanwhile unless it was given one: whoever has the lock
 // may need an actor to release it. ok is false, and nothing was done, if
 // there is no record (any more).
-//
-// Of this process's goroutines only one at a time waits in the kernel for a
-// record; the others wait for it, in order, so that ten thousand of them need
-// neither as many threads nor as many cells.
 func (db *DB) contended(ctx context.Context, own *actor, key []byte, hash uint64, then func(*actor, *spot, *lock) error) (ok bool, err error) {
 	s := db.s
 	if ctx == nil {
@@ -152,21 +160,10 @@ func (db *DB) contended(ctx context.Context, own *actor, key []byte, hash uint64
 	if err := s.openGate(ctx); err != nil {
 		return false, err
 	}
-	since := time.Now() // waiting for the turn may make it starve
-	if err := s.turns.enter(ctx, hash); err != nil {
-		return false, err
-	}
-	l, err := s.locks.get()
-	if err != nil {
-		s.turns.leave(hash)
-		return false, err
-	}
 	var at spot
 	start := shm.Ticks()
-	ok, err = s.lockSleep(ctx, db, key, hash, l.cell, &at, since)
-	s.turns.leave(hash)
-	if !ok || err != nil {
-		s.locks.put(l)
+	l, err := s.lockInLine(ctx, db, key, hash, &at)
+	if l == nil || err != nil {
 		return false, err
 	}
 	a := own
@@ -183,15 +180,108 @@ func (db *DB) contended(ctx context.Context, own *actor, key []byte, hash uint64
 	return true, then(a, &at, l)
 }
 
-// lockSleep waits for the lock. since is when the caller began to wait, which may have
-// been for its turn: then it starves from the first sleep on.
-func (s *Store) lockSleep(ctx context.Context, db *DB, key []byte, hash uint64, cell *shm.Word64, at *spot, since time.Time) (bool, error) {
+// lockInLine waits for the lock, in the line of this process's goroutines. It returns
+// the lock's cell with it, nil if there is no such record.
+func (s *Store) lockInLine(ctx context.Context, db *DB, key []byte, hash uint64, at *spot) (*lock, error) {
+	t := &s.turns
+	w := t.join(hash)
+	defer func() { t.done(w) }()
+	for {
+		given, err := t.wait(ctx, s, w)
+		l := w.l
+		if err == nil && l == nil {
+			if l, err = s.locks.get(); err != nil {
+				t.leave(w)
+				return nil, err
+			}
+			w.l = l
+		}
+		if err != nil {
+			if l != nil {
+				s.locks.put(l)
+			}
+			return nil, err
+		}
+		if given {
+			if err = s.takeOver(db, key, w.entry, l.cell, at); err == nil {
+				return l, nil
+			}
+			s.locks.put(l)
+			if err == errGate {
+				err = s.openGate(ctx)
+			}
+			if err != nil && err != errAgain {
+				return nil, err
+			}
+			t.done(w)
+			w = t.join(hash) // it has left the line
+			continue
+		}
+		ok, err := s.lockSleep(ctx, db, key, w, at)
+		if err == errOurs {
+			continue
+		}
+		if ok && err == nil {
+			if t.take(w, at.entry) && !planted("nomark") {
+				at.e |= s.mark(at.entry, bitS)
+			}
+			return l, nil
+		}
+		t.leave(w)
+		s.locks.put(l)
+		return nil, err
+	}
+}
+
+// errOurs says that a goroutine of this process has the record, and will give it to
+// the line.
+var errOurs = errors.New("ltdb: this process has the lock")
+
+// mark sets bits in an entry that this process owns, and returns them, 0 if it does not
+// own the entry.
+func (s *Store) mark(entry *shm.Word64, bits uint64) uint64 {
+	for {
+		e := entry.Load()
+		if e&ownerMask != s.me {
+			return 0
+		}
+		if e&bits == bits || entry.CAS(e, e|bits) {
+			return bits
+		}
+	}
+}
+
+// takeOver looks at the record that another goroutine of this process has given to the
+// caller, with its lock.
+func (s *Store) takeOver(db *DB, key []byte, entry *shm.Word64, cell *shm.Word64, at *spot) error {
+	*at = spot{entry: entry, e: entry.Load()}
+	if at.e&ownerMask != s.me {
+		cell.Store(0)
+		return errLockLost
+	}
+	err := error(errBadBlock)
+	if at.b = s.blockAt(entryRef(at.e), entryClass(at.e)); at.b != nil {
+		at.seq = ^uint64(0) // compare the key
+		err = s.locked(db, key, at)
+	}
+	if err != nil {
+		if !s.release(at) {
+			err = errLockLost
+		}
+		cell.Store(0)
+	}
+	return err
+}
+
+// lockSleep waits for the lock in the kernel. errOurs: this process has it, and the
+// line is parked. w is the first of its line, and w.l.cell has the entry meanwhile.
+func (s *Store) lockSleep(ctx context.Context, db *DB, key []byte, w *waiter, at *spot) (bool, error) {
 	cancel, stop := s.canceller(ctx)
 	defer stop()
-	start := time.Now()
+	cell := w.l.cell
 	var on *shm.Word64 // the entry slept on, nil before
-	for orphaned := 0; ; {
-		ok, err := s.tryLockAs(db, key, hash, cell, on, at, time.Since(since) > starvedAfter)
+	for who := uint64(newcomer); ; {
+		ok, err := s.tryLock(db, key, w.line.hash, cell, on, at, who)
 		if err == errGate {
 			if err = s.openGate(ctx); err == nil {
 				continue
@@ -208,17 +298,28 @@ func (s *Store) lockSleep(ctx context.Context, db *DB, key []byte, hash uint64, 
 			err = errClosed
 		case ctx.Err() != nil:
 			err = ctx.Err()
-		default:
-			waited := time.Since(start)
-			if waited < orphanAfter || s.hasHolder(at, cell) {
-				orphaned = 0
-			} else if orphaned++; orphaned > orphanLooks {
+		case time.Since(w.since) >= orphanAfter && !s.hasHolder(at, cell):
+			if w.orphaned++; w.orphaned > orphanLooks {
 				err = errOrphan
-				break
 			}
-			var slept bool
-			if slept, err = s.sleep(at, time.Since(since) > starvesAfter, cancel); slept {
-				on = at.entry
+		default:
+			w.orphaned = 0
+		}
+		if err == errHeld {
+			switch {
+			case at.e&ownerMask == 0:
+				s.stepAside(ctx, at.entry)
+				err, who = nil, anybody
+			case at.e&ownerMask == s.me:
+				if s.parkLine(w, at.entry, on != nil) {
+					return false, errOurs
+				}
+				err = nil
+			default:
+				var slept bool
+				if slept, err = s.sleep(at, cancel); slept {
+					on, who = at.entry, anybody
+				}
 			}
 		}
 		if err != nil {
@@ -228,6 +329,33 @@ func (s *Store) lockSleep(ctx context.Context, db *DB, key []byte, hash uint64, 
 			cell.Store(0)
 			return false, err
 		}
+	}
+}
+
+// parkLine parks the line whose first is w at an entry that this process owns. It
+// returns false if it does no longer. slept says that w has slept at the entry: the
+// wake-up was meant for others as well, so W is set for them.
+func (s *Store) parkLine(w *waiter, entry *shm.Word64, slept bool) bool {
+	bits := uint64(bitS)
+	if slept {
+		bits |= bitW
+	}
+	s.turns.park(w, entry)
+	if s.mark(entry, bits) == 0 {
+		return !s.turns.unparked(w)
+	}
+	return true
+}
+
+// stepAside leaves a free record to who was woken for it, until somebody has it or
+// for a short time. It is no sleep on the word: a wake-up is for others. It sleeps in Go,
+// so that a processor is free for who was woken.
+func (s *Store) stepAside(ctx context.Context, entry *shm.Word64) {
+	if shm.SimEnabled && simulated() {
+		return // others may run before the next access anyway
+	}
+	for end := time.Now().Add(stepBack); entry.Load()&newcomer == bitS && ctx.Err() == nil && time.Now().Before(end); {
+		time.Sleep(stepBack / 16)
 	}
 }
 
@@ -267,25 +395,17 @@ func (s *Store) hasHolder(at *spot, own *shm.Word64) bool {
 	return at.entry.Load() != e
 }
 
-// sleep waits once for the record's lock, whose entry is in the cell already.
-// slept is false if the entry changed first.
-func (s *Store) sleep(at *spot, starves bool, cancel *shm.Word32) (slept bool, err error) {
+// sleep waits once for the record's lock, which another process has and whose entry is
+// in the cell already. slept is false if the entry changed first.
+func (s *Store) sleep(at *spot, cancel *shm.Word32) (slept bool, err error) {
 	e := at.e
 	owner := entryOwner(e)
-	if owner == 0 {
-		// Free, but reserved for who starves: a nap makes us one of them.
-		err := s.c.WaitOwner(0, shm.Watch{W: at.entry.Hi(), Val: hi(e)}, cancel, starvesAfter)
-		return true, err
-	}
 	if owner == DispatcherSlot {
 		owner = 0
 	} else if owner > s.seg.Slots() {
 		return false, errOrphan
 	}
 	want := e | bitW
-	if starves {
-		want |= bitS
-	}
 	if want != e && !at.entry.CAS(e, want) {
 		return false, nil
 	}
@@ -329,6 +449,19 @@ func (s *Store) unlock(at *spot, cell *shm.Word64) error {
 	return nil
 }
 
+// comeBack is unlock for who has waited until the record was free, and locks it again
+// at once, for something that may not be done under the lock: it is not given to this
+// process's line. If it were, everybody in a line of such callers would find it taken by
+// the next one, for ever.
+func (s *Store) comeBack(at *spot, cell *shm.Word64) error {
+	ok := s.releaseSlow(at.entry, s.me, 0, keepID|passLine)
+	cell.Store(0)
+	if !ok {
+		return errLockLost
+	}
+	return nil
+}
+
 // release lets go of the entry, to the dispatcher if it waits. The identity
 // stays what it is by now: a sweep may have changed it under the lock.
 func (s *Store) release(at *spot) bool {
@@ -337,10 +470,10 @@ func (s *Store) release(at *spot) bool {
 		if e&ownerMask != s.me {
 			return false
 		}
-		if at.entry.CAS(e, released(e, e&identity)) {
-			if e&(bitW|bitD|bitS) != 0 {
-				s.wake(at.entry, e, e&identity)
-			}
+		if e&(bitW|bitD|bitS) != 0 {
+			return s.releaseSlow(at.entry, s.me, 0, keepID)
+		}
+		if at.entry.CAS(e, e&identity) {
 			return true
 		}
 	}
@@ -356,25 +489,117 @@ func (s *Store) swapEntry(entry *shm.Word64, owner, id uint64) bool {
 		if e&ownerMask != owner {
 			return false
 		}
-		if entry.CAS(e, released(e, id)) {
-			if e&(bitW|bitD|bitS) != 0 {
-				s.wake(entry, e, id)
-			}
+		if e&(bitW|bitD|bitS) != 0 {
+			return s.releaseSlow(entry, owner, id, 0)
+		}
+		if entry.CAS(e, id) {
 			return true
 		}
 	}
 }
 
-// released is what an owned entry becomes. D hands the lock to the dispatcher
-// and keeps the sleepers' bits; an entry that goes away takes its bits along.
-func released(e, id uint64) uint64 {
-	switch {
-	case id == 0:
-		return 0
-	case e&bitD != 0:
-		return id | e&(bitW|bitS) | ownedBy(DispatcherSlot)
+// How releaseSlow releases.
+const (
+	keepID   = 1 << iota // the identity stays; else it becomes id
+	passLine             // not to this process's line
+)
+
+// releaseSlow is the release of a record for which somebody waits.
+//
+// The lock goes, in this order: to the dispatcher, which asked by D; to the first of
+// this process's own line, while nobody sleeps for it or the process's share of time
+// lasts; else to whoever comes. If somebody sleeps when the share is over, S is left on
+// the free word.
+func (s *Store) releaseSlow(entry *shm.Word64, owner, id uint64, how int) bool {
+	t := &s.turns
+	var heir *waiter // who is given the record
+	asked, over, more := false, false, false
+	for {
+		e := entry.Load()
+		if e&ownerMask != owner {
+			if heir != nil {
+				s.disinherit(heir)
+			}
+			return false
+		}
+		if how&keepID != 0 {
+			id = e & identity
+		}
+		if e&bitW != 0 && !asked {
+			asked, over = true, t.over(entry, shm.OffsetOf(s.r, entry))
+		}
+		toLine := e&(bitS|bitD) == bitS && id != 0 && how&passLine == 0 && (e&bitW == 0 || !over)
+		if toLine && heir == nil {
+			heir, more = s.inherit(entry)
+		}
+		if toLine && heir != nil {
+			n := id | owner | e&bitW
+			if more {
+				n |= bitS
+			}
+			if !entry.CAS(e, n) {
+				continue
+			}
+			if t.give(heir, entry) && n&bitS == 0 {
+				// Somebody has come to the line meanwhile. The heir may be gone by
+				// now, and the record be given on: then S is on, or nobody waits.
+				if s.mark(entry, bitS) == 0 {
+					t.prod(entry)
+				}
+			}
+			return true
+		}
+		if heir != nil { // the dispatcher has come
+			s.disinherit(heir)
+			heir = nil
+		}
+		n := released(e, id)
+		if over && e&(bitW|bitD) == bitW && n != 0 {
+			n |= bitS
+		}
+		if !entry.CAS(e, n) {
+			continue
+		}
+		if e&bitS != 0 && !planted("noprod") {
+			t.prod(entry)
+		}
+		s.wake(entry, e, id)
+		return true
 	}
-	return id | e&bitS
+}
+
+// inherit chooses who of this process's line is given the entry, nil for nobody. Its
+// cell has the entry before it has the lock. more: others wait behind.
+func (s *Store) inherit(entry *shm.Word64) (w *waiter, more bool) {
+	w, more = s.turns.claim(entry)
+	if w == nil {
+		return nil, false
+	}
+	if w.l == nil {
+		l, err := s.locks.get()
+		if err != nil {
+			s.turns.unclaim(w) // it will meet that itself
+			return nil, false
+		}
+		w.l = l
+	}
+	w.l.cell.Store(shm.OffsetOf(s.r, entry))
+	return w, more
+}
+
+func (s *Store) disinherit(w *waiter) {
+	w.l.cell.Store(0)
+	s.turns.unclaim(w)
+}
+
+// released is what an owned entry becomes. D hands the lock to the dispatcher and
+// keeps the sleepers' bit; an entry that goes away takes its bits along. S does not
+// stay: on an owned entry it speaks of the owner's goroutines.
+func released(e, id uint64) uint64 {
+	if id != 0 && e&bitD != 0 {
+		return id | e&bitW | ownedBy(DispatcherSlot)
+	}
+	return id
 }
 
 // wake does what a release owes to those who waited when the entry was e. Of
@@ -457,58 +682,10 @@ func (s *Store) canceller(ctx context.Context) (*shm.Word32, func() bool) {
 		return nil, func() bool { return true }
 	}
 	w := new(shm.Word32)
+	if shm.SimEnabled && simulated() {
+		if own, ok := ctx.(interface{ AfterFunc(func()) func() bool }); ok {
+			return w, own.AfterFunc(w.Raise) // in the task that ends it, not in a goroutine
+		}
+	}
 	return w, context.AfterFunc(ctx, w.Raise)
-}
-
-// turns lets one goroutine at a time wait for a record in the kernel.
-type turns struct {
-	mu sync.Mutex
-	m  map[uint64]*[]chan struct{}
-}
-
-// enter waits for the turn on the record with that hash.
-func (t *turns) enter(ctx context.Context, hash uint64) error {
-	t.mu.Lock()
-	q := t.m[hash]
-	if q == nil {
-		if t.m == nil {
-			t.m = map[uint64]*[]chan struct{}{}
-		}
-		t.m[hash] = new([]chan struct{})
-		t.mu.Unlock()
-		return nil
-	}
-	mine := make(chan struct{})
-	*q = append(*q, mine)
-	t.mu.Unlock()
-	select {
-	case <-mine:
-		return nil
-	case <-ctx.Done():
-	}
-	t.mu.Lock()
-	for i, c := range *q {
-		if c == mine {
-			*q = append((*q)[:i], (*q)[i+1:]...)
-			t.mu.Unlock()
-			return ctx.Err()
-		}
-	}
-	t.mu.Unlock()
-	t.leave(hash) // the turn came at the same time: pass it on
-	return ctx.Err()
-}
-
-// leave passes the turn on.
-func (t *turns) leave(hash uint64) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	q := t.m[hash]
-	if len(*q) == 0 {
-		delete(t.m, hash)
-		return
-	}
-	next := (*q)[0]
-	*q = (*q)[1:]
-	close(next)
 }

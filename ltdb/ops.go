@@ -248,7 +248,7 @@ func (h *Handle) FetchLocked(ctx context.Context, key []byte) (Record, error) {
 		return Record{}, errBadKey
 	}
 	if l := h.a.free; l != nil { // the common case, without the loop around it
-		if h.a.fetchLocked(h.db, key, h.db.hash(key), l) == nil {
+		if h.a.fetchLocked(h.db, key, h.db.hash(key), l, newcomer) == nil {
 			h.a.free = l.next
 			h.a.nfree--
 			h.a.holds(l)
@@ -402,7 +402,7 @@ func (db *DB) FetchLocked(ctx context.Context, key []byte) (Record, error) {
 		return Record{}, err
 	}
 	if l := a.free; l != nil { // the common case, as in Handle
-		if a.fetchLocked(db, key, hash, l) == nil {
+		if a.fetchLocked(db, key, hash, l, newcomer) == nil {
 			a.free = l.next
 			a.nfree--
 			r := l.record()
@@ -507,7 +507,7 @@ func (db *DB) storeOnce(ctx context.Context, own *actor, key, data []byte, hash 
 	if own == nil {
 		db.s.giveBack(a)
 	}
-	if err == errHeld && spinFor(spin, &at) {
+	if err == errHeld && db.s.spinFor(spin, &at) {
 		return errAgain
 	}
 	return err
@@ -558,7 +558,7 @@ func (db *DB) removeOnce(ctx context.Context, own *actor, key []byte, hash uint6
 	}
 	a.keep = 0
 	var at spot
-	ok, err := a.s.tryLock(db, key, hash, a.cell, nil, &at)
+	ok, err := a.s.tryLock(db, key, hash, a.cell, nil, &at, newcomer)
 	switch {
 	case err != nil:
 		a.cell.Store(0)
@@ -570,7 +570,7 @@ func (db *DB) removeOnce(ctx context.Context, own *actor, key []byte, hash uint6
 	if own == nil {
 		db.s.giveBack(a)
 	}
-	if err == errHeld && spinFor(spin, &at) {
+	if err == errHeld && db.s.spinFor(spin, &at) {
 		return errAgain
 	}
 	return err

@@ -235,7 +235,7 @@ func (a *actor) tidyPiece(w *shm.Word64, v uint64) (gone, changed bool, err erro
 	if db := s.databaseOf(p.db); db != nil {
 		key := make([]byte, p.klen)
 		s.r.CopyOut(key, refOffset(p.ref)+blockHeaderSize)
-		changed, err = a.cutPiece(db, key, db.hash(key), s.opid(p.counter))
+		changed, err = a.cutPiece(db, key, db.hash(key), s.opid(p.counter), anybody)
 		switch err {
 		case errHeld, errGate:
 			return false, false, nil

@@ -284,7 +284,7 @@ func (db *DB) decide(ctx context.Context, own *actor, key, piece []byte, t *atte
 			// free, and looks anew.
 			_, err = db.contended(ctx, own, key, t.hash, func(a *actor, at *spot, l *lock) error {
 				defer a.s.locks.put(l)
-				return a.s.unlock(at, l.cell)
+				return a.s.comeBack(at, l.cell)
 			})
 			if err != nil {
 				return err
@@ -309,7 +309,7 @@ func (db *DB) decideOnce(ctx context.Context, own *actor, key, piece []byte, t *
 	defer a.endDecide(own) // the condition may panic
 	a.keep = 0
 	err := a.decide(t, key, piece)
-	if err == errHeld && spinFor(spin, &a.look.at) {
+	if err == errHeld && db.s.spinFor(spin, &a.look.at) {
 		err = errAgain
 	}
 	return err
@@ -412,7 +412,7 @@ func (a *actor) arm(t *attempt, key []byte) error {
 	defer a.h.busy.Store(0)
 	var at spot
 	if planted("armlate") && a.look.found {
-		if ok, err := s.tryLock(t.db, key, t.hash, a.cell, nil, &at); err != nil {
+		if ok, err := s.tryLock(t.db, key, t.hash, a.cell, nil, &at, newcomer); err != nil {
 			a.cell.Store(0)
 			return err
 		} else if !ok {
@@ -437,7 +437,7 @@ func (a *actor) lookLocked(db *DB, key []byte, hash uint64) (done bool, err erro
 	if s.gate.Gate.Load()&3 != shm.GateOpen {
 		return false, errGate
 	}
-	ok, err := s.tryLock(db, key, hash, a.cell, nil, &l.at)
+	ok, err := s.tryLock(db, key, hash, a.cell, nil, &l.at, newcomer)
 	l.found = ok
 	if err != nil {
 		a.cell.Store(0)
@@ -460,7 +460,7 @@ func (a *actor) lookLocked(db *DB, key []byte, hash uint64) (done bool, err erro
 // errAgain: it is another one by now, and not locked.
 func (a *actor) lockSame(db *DB, key []byte, hash uint64, at *spot) error {
 	s := a.s
-	ok, err := s.tryLock(db, key, hash, a.cell, nil, at)
+	ok, err := s.tryLock(db, key, hash, a.cell, nil, at, newcomer)
 	switch {
 	case err != nil:
 		a.cell.Store(0)
@@ -617,7 +617,7 @@ func (db *DB) giveUp(own *actor, key []byte, t *attempt, err error) error {
 	if t.change != nil {
 		// It may have made an empty record to wait at.
 		var at spot
-		if ok, e := a.s.tryLock(db, key, t.hash, a.cell, nil, &at); e != nil || !ok {
+		if ok, e := a.s.tryLock(db, key, t.hash, a.cell, nil, &at, anybody); e != nil || !ok {
 			a.cell.Store(0)
 		} else if e := a.release(&at); e != nil {
 			return errors.Join(err, e)
@@ -672,7 +672,7 @@ func (db *DB) removePiece(ctx context.Context, own *actor, key []byte, p Piece) 
 		case errHeld, errGate:
 			_, err = db.contended(ctx, own, key, hash, func(a *actor, at *spot, l *lock) error {
 				defer a.s.locks.put(l)
-				return a.s.unlock(at, l.cell)
+				return a.s.comeBack(at, l.cell)
 			})
 			if err == nil {
 				continue
@@ -698,9 +698,9 @@ func (db *DB) removePieceOnce(ctx context.Context, own *actor, key []byte, hash 
 		return errClosed
 	}
 	a.keep = 0
-	_, err := a.cutPiece(db, key, hash, p.opid)
+	_, err := a.cutPiece(db, key, hash, p.opid, newcomer)
 	switch {
-	case err == errHeld && spinFor(spin, &a.look.at):
+	case err == errHeld && db.s.spinFor(spin, &a.look.at):
 		err = errAgain
 	case err == nil || errors.Is(err, ErrLeaseLost):
 		e := a.erasePiece(w)
@@ -718,14 +718,14 @@ func (db *DB) removePieceOnce(ctx context.Context, own *actor, key []byte, hash 
 }
 
 // cutPiece takes a piece out of its record, if it is there. It never waits for
-// the record. changed says that it was there.
-func (a *actor) cutPiece(db *DB, key []byte, hash uint64, o OPID) (changed bool, err error) {
+// the record; who is tryLock's. changed says that it was there.
+func (a *actor) cutPiece(db *DB, key []byte, hash uint64, o OPID, who uint64) (changed bool, err error) {
 	s, l := a.s, &a.look
 	if !planted("nobusy") {
 		a.h.busy.Store(1)
 	}
 	var at spot
-	ok, err := s.tryLock(db, key, hash, a.cell, nil, &at)
+	ok, err := s.tryLock(db, key, hash, a.cell, nil, &at, who)
 	if err != nil || !ok {
 		a.cell.Store(0)
 		a.h.busy.Store(0)

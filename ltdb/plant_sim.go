@@ -2,6 +2,8 @@
 
 package ltdb
 
+import "github.com/mainzdb/mainz/shm"
+
 // Plant names a bug to turn on, so that a test can be seen to find it. Each breaks one
 // rule of docs/memory.md; the table there says which.
 //
@@ -13,6 +15,9 @@ package ltdb
 //	nostill       the key is not compared again under the lock
 //	oldflags      flags are not read again under the lock
 //	waiter        a sleeper that was woken does not pass the waiters bit on
+//	noprod        a release that does not give the lock to the line does not tell the line
+//	nomark        who has slept and got the lock does not say that others stand in its line
+//	trysteps      who only tries leaves a free record to a sleeper
 //	pass          a sleeper that was woken and takes no lock does not wake the others
 //	cell          the lock's cell is cleared before the release
 //	takefirst     a block leaves the magazine before the journal has it
@@ -70,3 +75,13 @@ package ltdb
 var Plant string
 
 func planted(bug string) bool { return Plant == bug }
+
+// simShareOver says in the explorer, where time stands still, whether a process has had
+// a record for its share when somebody sleeps for it.
+var simShareOver bool
+
+// simPatient says in the explorer that the first of a line lets others overtake it.
+var simPatient bool
+
+// simulated reports whether the explorer runs.
+func simulated() bool { return shm.Sim != nil }

@@ -124,12 +124,13 @@ type Record struct {
 func (l *lock) record() Record { return Record{l, l.state.Load()} }
 
 // fetchLocked locks the record and copies its value. It never waits.
-func (a *actor) fetchLocked(db *DB, key []byte, hash uint64, l *lock) error {
+func (a *actor) fetchLocked(db *DB, key []byte, hash uint64, l *lock, who uint64) error {
 	var start uint64
 	if a.sampled(countLocks) {
+		a.s.turns.courtesy()
 		start = shm.Ticks()
 	}
-	ok, err := a.s.tryLock(db, key, hash, l.cell, nil, &l.at)
+	ok, err := a.s.tryLock(db, key, hash, l.cell, nil, &l.at, who)
 	if err == nil && !ok {
 		a.keep = 0
 		err = a.insert(db, key, hash, l.cell, &l.at)
@@ -465,15 +466,19 @@ func (db *DB) lockOnce(ctx context.Context, own *actor, key []byte, hash uint64,
 	} else if db.s.closed.Load() {
 		return Record{}, errClosed
 	}
+	who := uint64(newcomer)
+	if !wait {
+		who = anybody
+	}
 	l, err := a.takeLock()
 	if err == nil {
-		if err = a.fetchLocked(db, key, hash, l); err == nil {
+		if err = a.fetchLocked(db, key, hash, l, who); err == nil {
 			if own != nil {
 				own.holds(l)
 			}
 			r = l.record()
 		} else {
-			if err == errHeld && wait && spinFor(spin, &l.at) {
+			if err == errHeld && wait && db.s.spinFor(spin, &l.at) {
 				err = errAgain
 			}
 			a.keepLock(l)

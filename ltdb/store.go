@@ -376,6 +376,7 @@ func (s *Store) served() bool { return s.seg.Slot(DispatcherSlot).Live.Load() !=
 func (s *Store) Close() error {
 	s.closed.Store(true) // first: who waits with mu looks at it
 	s.nudge()
+	s.turns.prodAll()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.left {

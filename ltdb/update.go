@@ -98,7 +98,7 @@ func (a *actor) store(db *DB, key, data []byte, hash uint64, at *spot) error {
 	if len(data) >= writeAheadFrom {
 		return a.storeLarge(db, key, data, hash, at, c)
 	}
-	ok, err := s.tryLock(db, key, hash, a.cell, nil, at)
+	ok, err := s.tryLock(db, key, hash, a.cell, nil, at, newcomer)
 	if err == nil && !ok {
 		err = a.insert(db, key, hash, a.cell, at)
 	}
@@ -112,7 +112,7 @@ func (a *actor) store(db *DB, key, data []byte, hash uint64, at *spot) error {
 // storeFull is store where no free block of class c lies at hand: the record's
 // own block may do, if it has one.
 func (a *actor) storeFull(db *DB, key, data []byte, hash uint64, at *spot, c int) error {
-	ok, err := a.s.tryLock(db, key, hash, a.cell, nil, at)
+	ok, err := a.s.tryLock(db, key, hash, a.cell, nil, at, newcomer)
 	if err != nil {
 		a.cell.Store(0)
 		return err
@@ -139,7 +139,7 @@ func (a *actor) storeLarge(db *DB, key, data []byte, hash uint64, at *spot, c in
 		return err
 	}
 	a.writeNew(d, key, data)
-	ok, err := s.tryLock(db, key, hash, a.cell, nil, at)
+	ok, err := s.tryLock(db, key, hash, a.cell, nil, at, newcomer)
 	if err == nil && ok {
 		if err = a.makeRoom(entryClass(at.e), 1); err == nil {
 			return a.finish(d, len(key), len(data), hash, at, a.cell)
@@ -178,6 +178,7 @@ func (a *actor) commit(klen int, data []byte, hash uint64, at *spot, cell *shm.W
 	}
 	if start != 0 {
 		a.sample(latencyStore, start)
+		a.s.turns.courtesy()
 	}
 	return err
 }

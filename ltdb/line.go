@@ -1,0 +1,394 @@
+package ltdb
+
+import (
+	"context"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/mainzdb/mainz/shm"
+)
+
+// turns are the lines in which this process's goroutines wait for records. Of each line
+// only the first waits in the kernel, and only for another process: ten thousand
+// that wait need neither ten thousand threads nor as many cells. While the process has
+// the record itself nobody of the line is in the kernel: who releases the record gives
+// it to the first of the line, and the lock stays the process's. A death ends giver and
+// taker together, so nothing is lost between them.
+type turns struct {
+	mu     sync.Mutex
+	lines  map[uint64]*line      // by the hash of the key
+	parked map[*shm.Word64]*line // by the entry, of the records that this process has
+	shares [64]share
+	net    *time.Timer // looks after the parked lines, nil before the first
+	armed  bool        // it does now
+	// afoot is not 0 when the first of a line was told to look, and has not run yet.
+	afoot atomic.Uint32
+}
+
+// line is who waits for one record. All of it is under turns.mu.
+type line struct {
+	hash        uint64
+	first, last *waiter
+	n           int
+	// entry is where the line is parked: it waits for a goroutine of this process. nil:
+	// the first is on its feet.
+	entry *shm.Word64
+	still bool // since the net has looked last, nobody was given the record
+}
+
+// waiter is one goroutine in a line. What is not marked is under turns.mu.
+type waiter struct {
+	line    *line
+	next    *waiter
+	claimed bool // somebody is about to give it the lock
+	given   bool
+	told    bool          // there is a word in the bell
+	bell    chan struct{} // of 1
+	simBell shm.Word32    // in its place under the explorer
+	l       *lock         // with which it waits or was given the record, nil for none
+	entry   *shm.Word64   // given
+
+	since    time.Time // it stands in line
+	orphaned int       // the waiter's own: looks in a row that found no holder
+}
+
+var waiters = sync.Pool{New: func() any { return &waiter{bell: make(chan struct{}, 1)} }}
+
+// lineSlice is the net under a parked line, as a time slice is under a sleep in the kernel:
+// when nobody of it was given the record for that long, the first looks for itself. The
+// lock word may be damaged, or the dispatcher have taken the record back.
+const lineSlice = 20 * time.Millisecond
+
+// join puts the caller at the end of the line.
+func (t *turns) join(hash uint64) *waiter {
+	w := waiters.Get().(*waiter)
+	w.claimed, w.given, w.told, w.l, w.entry, w.next = false, false, false, nil, nil, nil
+	w.simBell = shm.Word32{}
+	w.since, w.orphaned = time.Now(), 0
+	t.mu.Lock()
+	n := t.lines[hash]
+	if n == nil {
+		if t.lines == nil {
+			t.lines, t.parked = map[uint64]*line{}, map[*shm.Word64]*line{}
+		}
+		n = &line{hash: hash}
+		t.lines[hash] = n
+	}
+	w.line = n
+	if n.last == nil {
+		n.first = w
+	} else {
+		n.last.next = w
+	}
+	n.last = w
+	n.n++
+	t.mu.Unlock()
+	return w
+}
+
+// wait returns when w has been given the record, or is the first of a line that is
+// not parked: then it is to wait itself. After an error w has left the line.
+func (t *turns) wait(ctx context.Context, s *Store, w *waiter) (given bool, err error) {
+	for {
+		var err error
+		t.mu.Lock()
+		switch {
+		case w.given:
+			t.mu.Unlock()
+			return true, nil
+		case w.claimed: // it will be told very soon
+			t.mu.Unlock()
+			w.await(context.Background(), s)
+			continue
+		case w.line.first == w && w.line.entry == nil:
+			t.afoot.Store(0)
+			t.mu.Unlock()
+			return false, nil
+		case s.closed.Load():
+			err = errClosed
+		default:
+			err = ctx.Err()
+		}
+		if err != nil {
+			t.drop(w)
+			t.mu.Unlock()
+			return false, err
+		}
+		t.mu.Unlock()
+		w.await(ctx, s)
+	}
+}
+
+// await sleeps until somebody tells w to look, or ctx ends.
+func (w *waiter) await(ctx context.Context, s *Store) {
+	if shm.SimEnabled && simulated() {
+		cancel, stop := s.canceller(ctx)
+		shm.WaitAny(lineSlice, shm.Watch{W: &w.simBell, Val: 0}, shm.Watch{W: cancel})
+		stop()
+		w.simBell = shm.Word32{}
+		return
+	}
+	done := ctx.Done()
+	if done == nil {
+		<-w.bell
+	} else {
+		select {
+		case <-w.bell:
+		case <-done:
+			return
+		}
+	}
+	s.turns.mu.Lock()
+	w.told = false
+	s.turns.mu.Unlock()
+}
+
+// tell wakes w. The caller has t.mu.
+func (w *waiter) tell() {
+	if shm.SimEnabled && simulated() {
+		w.simBell.Raise()
+		return
+	}
+	if !w.told {
+		w.told = true
+		w.bell <- struct{}{}
+	}
+}
+
+// done gives w back for others to use.
+func (t *turns) done(w *waiter) {
+	if shm.SimEnabled && simulated() {
+		return // it may have died in its line
+	}
+	if w.told {
+		<-w.bell
+	}
+	w.line, w.l = nil, nil
+	waiters.Put(w)
+}
+
+// unpark has the first of the line look for itself. The caller has t.mu.
+func (t *turns) unpark(n *line) {
+	if n.entry != nil {
+		delete(t.parked, n.entry)
+		n.entry = nil
+	}
+	if n.first != nil {
+		n.first.tell()
+		t.afoot.Store(1)
+	}
+}
+
+// courtesy lets the first of a line run that was told to look, on a busy machine or one
+// with a single processor. It is called now and then by who has had a record, and may
+// have it again and again without meeting anybody.
+func (t *turns) courtesy() {
+	if t.afoot.Load() != 0 {
+		runtime.Gosched()
+	}
+}
+
+// patience is for how long the first of a line lets others of this process overtake it,
+// for each that stands in the line. A change of goroutines takes some times longer than
+// a turn, so that a line of its own for each turn is slow; a turn takes 0.2 µs at least,
+// so that no more than some five times as many overtake it as stand in the line.
+const patience = time.Microsecond
+
+// drop takes w out of its line, and has the next one look if it was the first and on
+// its feet. The caller has t.mu.
+func (t *turns) drop(w *waiter) {
+	n := w.line
+	var before *waiter
+	for p := n.first; p != w; p = p.next {
+		if p == nil {
+			return
+		}
+		before = p
+	}
+	if before == nil {
+		n.first = w.next
+	} else {
+		before.next = w.next
+	}
+	if n.last == w {
+		n.last = before
+	}
+	n.n--
+	switch {
+	case n.first == nil:
+		if n.entry != nil {
+			delete(t.parked, n.entry)
+		}
+		delete(t.lines, n.hash)
+	case before == nil && n.entry == nil:
+		n.first.tell()
+	}
+}
+
+// leave takes w out of its line: it waits no longer.
+func (t *turns) leave(w *waiter) {
+	t.mu.Lock()
+	t.drop(w)
+	t.mu.Unlock()
+}
+
+// park parks the line whose first is w at an entry that this process has locked.
+func (t *turns) park(w *waiter, entry *shm.Word64) {
+	t.mu.Lock()
+	t.parkAt(w.line, entry)
+	t.mu.Unlock()
+}
+
+// parkAt parks a line. The caller has t.mu.
+func (t *turns) parkAt(n *line, entry *shm.Word64) {
+	if other := t.parked[entry]; other != nil && other != n {
+		t.unpark(other) // it waited for a record that was there before
+	}
+	n.entry, n.still = entry, false
+	t.parked[entry] = n
+	if t.armed || shm.SimEnabled && simulated() {
+		return
+	}
+	t.armed = true
+	if t.net == nil {
+		t.net = time.AfterFunc(lineSlice, t.lookAfter)
+	} else {
+		t.net.Reset(lineSlice)
+	}
+}
+
+// lookAfter is the net.
+func (t *turns) lookAfter() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, n := range t.parked {
+		if n.still && !n.first.claimed {
+			t.unpark(n)
+		}
+		n.still = true
+	}
+	if t.armed = len(t.parked) > 0; t.armed {
+		t.net.Reset(lineSlice)
+	}
+}
+
+// unparked takes that back, and reports whether it could: somebody may be about to give
+// w the record.
+func (t *turns) unparked(w *waiter) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if w.claimed || w.given || w.line.first != w {
+		return false
+	}
+	if w.line.entry != nil {
+		delete(t.parked, w.line.entry)
+		w.line.entry = nil
+	}
+	return true
+}
+
+// take notes that w has locked the entry. It reports whether others of the line wait:
+// then the line is parked there.
+func (t *turns) take(w *waiter, entry *shm.Word64) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n := w.line
+	if w.next != nil {
+		t.parkAt(n, entry)
+	}
+	t.drop(w)
+	return n.first != nil
+}
+
+// claim chooses who is given the record at the entry, nil if nobody waits, or not for
+// long enough. more: others wait behind.
+func (t *turns) claim(entry *shm.Word64) (w *waiter, more bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n := t.parked[entry]
+	if n == nil || n.first.claimed {
+		return nil, false
+	}
+	if shm.SimEnabled && simulated() {
+		if simPatient {
+			return nil, false
+		}
+	} else if time.Since(n.first.since) < time.Duration(n.n)*patience {
+		return nil, false
+	}
+	n.first.claimed = true
+	return n.first, n.first.next != nil
+}
+
+// unclaim takes a claim back. w looks for itself.
+func (t *turns) unclaim(w *waiter) {
+	t.mu.Lock()
+	w.claimed = false
+	t.unpark(w.line)
+	t.mu.Unlock()
+}
+
+// give hands the record to w, who is claimed. It reports whether others wait.
+func (t *turns) give(w *waiter, entry *shm.Word64) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n := w.line
+	w.given, w.entry = true, entry
+	n.still = false
+	t.drop(w)
+	w.tell()
+	return n.first != nil
+}
+
+// prod has the line look that is parked at the entry, whose lock this process gives up.
+func (t *turns) prod(entry *shm.Word64) {
+	t.mu.Lock()
+	if n := t.parked[entry]; n != nil {
+		t.unpark(n)
+	}
+	t.mu.Unlock()
+}
+
+// prodAll has everybody look: the store is being closed.
+func (t *turns) prodAll() {
+	t.mu.Lock()
+	for _, n := range t.lines {
+		for w := n.first; w != nil; w = w.next {
+			w.tell()
+		}
+	}
+	t.mu.Unlock()
+}
+
+// share is for how long this process has had a record that others sleep for.
+type share struct {
+	entry *shm.Word64
+	since time.Time
+}
+
+// longestShare is for how long a process has a record that others sleep for, before it
+// leaves it to them. A change of processes costs a wake-up of some 30 to 50 µs.
+const longestShare = 300 * time.Microsecond
+
+// over reports whether this process has had the record at the entry for its share. It
+// is asked at releases for which somebody sleeps; the share begins with the first.
+func (t *turns) over(entry *shm.Word64, slot uint64) bool {
+	if shm.SimEnabled && simulated() {
+		return simShareOver
+	}
+	sh := &t.shares[slot/8%uint64(len(t.shares))]
+	now := time.Now()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if sh.entry != entry {
+		sh.entry, sh.since = entry, now
+		return false
+	}
+	if now.Sub(sh.since) < longestShare {
+		return false
+	}
+	sh.entry = nil
+	return true
+}
