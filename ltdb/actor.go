@@ -90,9 +90,6 @@ func (s *Store) borrow(ctx context.Context) (*actor, error) {
 }
 
 func (s *Store) borrowSlow(ctx context.Context, at int) (*actor, error) {
-	if ctx == nil {
-		return nil, errNoContext
-	}
 	for {
 		if s.closed.Load() {
 			return nil, errClosed
@@ -102,6 +99,9 @@ func (s *Store) borrowSlow(ctx context.Context, at int) (*actor, error) {
 		}
 		if a := s.anyIdle(at); a != nil {
 			return a, nil
+		}
+		if ctx == nil {
+			return nil, errNoContext
 		}
 		if err := ctx.Err(); err != nil {
 			return nil, err

@@ -651,3 +651,72 @@ func TestNobodysLockBesideOthers(t *testing.T) {
 		}
 	}
 }
+
+// TestDeferredUnlock is the idiom of the documentation, in many goroutines: none of it is
+// a data race (make test-race).
+func TestDeferredUnlock(t *testing.T) {
+	s := heap(t, small())
+	db := database(t, s, "test", 10)
+	for name, lock := range map[string]func() (func(context.Context, []byte) (Record, error), func() error){
+		"db": func() (func(context.Context, []byte) (Record, error), func() error) {
+			return db.FetchLocked, func() error { return nil }
+		},
+		"handle": func() (func(context.Context, []byte) (Record, error), func() error) {
+			h, err := db.Handle()
+			if err != nil {
+				t.Error(err)
+			}
+			return h.FetchLocked, h.Close
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var wg sync.WaitGroup
+			for g := range 8 {
+				wg.Go(func() {
+					lock, end := lock()
+					for i := range 200 {
+						func() {
+							r, err := lock(bg, fmt.Appendf(nil, "key %d", (g+i)%3))
+							if err != nil {
+								t.Error(err)
+								return
+							}
+							defer r.Unlock()
+							if err := r.StoreUnlock(append(r.Data(), byte(i))[:1]); err != nil {
+								t.Error(err)
+							}
+						}()
+					}
+					wantErr(t, "Close", end(), nil)
+				})
+			}
+			wg.Wait()
+		})
+	}
+	// So is the end of the store beside all of that.
+	c := guest(t, s, "closed")
+	cdb := database(t, c, "test", 10)
+	var wg sync.WaitGroup
+	for g := range 4 {
+		h := handleOf(t, cdb)
+		wg.Go(func() {
+			for {
+				r, err := h.FetchLocked(bg, fmt.Appendf(nil, "own %d", g))
+				if err == nil {
+					_, err = h.Fetch(bg, []byte("key 0"))
+					r.Unlock()
+				}
+				if errors.Is(err, ErrClosed) {
+					return
+				} else if err != nil && err != ErrNotFound {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	for c.Stats().Locks < 10 {
+		runtime.Gosched()
+	}
+	wantErr(t, "Close", c.Close(), nil)
+	wg.Wait()
+}
