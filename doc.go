@@ -39,6 +39,11 @@
 // # Who may call what
 //
 // A Client and a DB are safe for many goroutines. A Handle belongs to one at a
-// time, with the records locked through it. All of it is of use only in the
-// process that attached.
+// time, with the records locked through it. Who breaks that damages nothing: a call
+// that finds the Handle in use panics before it has touched anything, and of two that
+// end one Record the second returns ErrNotLocked. After Close everything returns
+// ErrClosed, open Handles and Records as well. A call that makes no sense, with a nil
+// context where it has to wait, a nil option or function, or options that contradict
+// each other, returns ErrMisuse and says what is wrong. All of it is of use only in the
+// process that attached; a forked child does not have the segment.
 package mainz

@@ -86,17 +86,30 @@
 //
 // A Store is one client: one slot of the segment, 16 handles, 1,024 lock cells.
 // A Store and a DB are safe for many goroutines; each call of a DB borrows a
-// handle. A Handle reserves one, 14 at most, and belongs to one goroutine at a
-// time, together with all records that were locked through it; Handle.Close
-// unlocks what is still locked. A Record that was locked through the DB belongs
-// to one goroutine at a time as well, but any: it may be handed on.
+// handle, and waits while all are taken, as long as its context allows. A Handle
+// reserves one, 14 at most, and belongs to one goroutine at a time, together with all
+// records that were locked through it; Handle.Close unlocks what is still locked. A
+// Record that was locked through the DB belongs to one goroutine at a time as well,
+// but any: it may be handed on.
 //
-// Close may be called while other goroutines wait: their calls end with
-// ErrClosed, within a time slice of 20 ms. While a Handle is open the client
-// keeps its slot, until the Handle's Close.
+// Who breaks that damages nothing, in any build. A call that changes something through
+// a Handle, and finds another one of the same Handle under way, panics before it has
+// touched anything; a condition that uses the Handle which runs it is one. Fetch,
+// AppendFetch and FetchBatch are not looked at, unless they have to wait. Of two calls
+// that end one Record one does, and the other returns ErrNotLocked. One that meets
+// Record.Store in another goroutine panics. All methods of a stale Record return
+// ErrNotLocked. A panic of the caller's own function, a condition or Resupply or the
+// body of a loop, gives back all that its call had borrowed.
+//
+// Close may be called while other goroutines work: it waits for calls under way, and
+// those that wait end with ErrClosed, within a time slice of 20 ms. It releases what is
+// locked, also through Handles that are open; what is called later, through the DB, a
+// Handle or a Record, returns ErrClosed and reaches the segment no more. A condition
+// that does not return keeps Close waiting.
 //
 // All of it is of use only in the process that opened it. A child that was
-// forked must open the store anew, and so must a program after execve.
+// forked must open the store anew, and so must a program after execve: the child does
+// not have the segment, so what it does with a store of its parent ends it with a fault.
 //
 // A goroutine that locks a record twice waits for itself.
 //
