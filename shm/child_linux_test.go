@@ -396,8 +396,18 @@ func (c *child) stopped() bool {
 	return strings.HasPrefix(rest, "T")
 }
 
-// lockThread keeps the calling goroutine on its thread, which ends with it.
-func lockThread() { runtime.LockOSThread() }
+// onThread runs f on a thread that ends with it: never on the main one, which can't.
+func onThread(f func()) {
+	runtime.LockOSThread()
+	if unix.Gettid() != unix.Getpid() {
+		f()
+		return // locked: the thread ends
+	}
+	done := make(chan struct{})
+	go func() { defer close(done); onThread(f) }()
+	<-done
+	runtime.UnlockOSThread()
+}
 
 // newSegment creates a segment on a ramdisk.
 func newSegment(t testing.TB, dir string, cfg Config) *Segment {

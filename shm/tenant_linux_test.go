@@ -146,9 +146,7 @@ func stopByTracer(t *testing.T, pid int) (detach func()) {
 		t.Fatal(err)
 	}
 	ready, done := make(chan error), make(chan struct{})
-	go func() {
-		// All of it from one thread, which ends with this goroutine.
-		lockThread()
+	go onThread(func() {
 		for _, tid := range tids {
 			n, _ := strconv.Atoi(tid.Name())
 			err := unix.PtraceSeize(n)
@@ -162,7 +160,7 @@ func stopByTracer(t *testing.T, pid int) (detach func()) {
 		}
 		ready <- nil
 		<-done
-	}()
+	})
 	detach = sync.OnceFunc(func() { close(done) })
 	t.Cleanup(detach)
 	if err := <-ready; err != nil {
