@@ -51,22 +51,35 @@ func (t *thread) doomed() bool {
 func (t *thread) stopped() bool { return t.state == 'T' || t.state == 't' }
 
 func parseThread(b []byte) (t thread, err error) {
-	// The name, field 2, may contain anything. Field 3 becomes f[0].
-	f := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
-	if len(f) < 29 {
+	// The name, field 2, may contain anything. Behind it come a blank and field 3.
+	at := bytes.LastIndexByte(b, ')') + 2
+	if at < 2 || at >= len(b) {
 		return t, fmt.Errorf("stat of a thread: %q", b)
 	}
-	t.state = f[0][0]
-	for _, v := range []struct {
-		to   *uint64
-		from string
-	}{{&t.flags, f[6]}, {&t.start, f[19]}, {&t.pending, f[28]}} {
-		if *v.to, err = strconv.ParseUint(v.from, 10, 64); err != nil {
-			return t, err
+	t.state = b[at]
+	field, v := 3, uint64(0)
+	for _, c := range b[at:] {
+		if c >= '0' && c <= '9' {
+			v = v*10 + uint64(c-'0')
+			continue
 		}
+		if c != ' ' {
+			continue
+		}
+		switch field {
+		case 9:
+			t.flags = v
+		case 20:
+			t.threads = int(v)
+		case 22:
+			t.start = v
+		case 31:
+			t.pending = v
+			return t, nil
+		}
+		field, v = field+1, 0
 	}
-	t.threads, err = strconv.Atoi(f[17])
-	return t, err
+	return t, fmt.Errorf("stat of a thread: %q", b)
 }
 
 // readThread reads what the kernel says of a thread, name is TID/stat in dir.
@@ -109,7 +122,9 @@ func eachThread(dir, pid int, lead thread, f func(*thread) bool) error {
 		if n == 0 {
 			break
 		}
-		_, _, names = unix.ParseDirent(buf[:n], -1, names)
+		if _, _, names = unix.ParseDirent(buf[:n], -1, names); len(names) >= lead.threads {
+			break // one that is missing yet makes the numbers differ below
+		}
 	}
 	if !f(&lead) {
 		return nil

@@ -141,21 +141,31 @@ func TestEvict(t *testing.T) {
 // detach.
 func stopByTracer(t *testing.T, pid int) (detach func()) {
 	t.Helper()
-	tids, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
-	if err != nil {
-		t.Fatal(err)
-	}
 	ready, done := make(chan error), make(chan struct{})
 	go onThread(func() {
-		for _, tid := range tids {
-			n, _ := strconv.Atoi(tid.Name())
-			err := unix.PtraceSeize(n)
-			if err == nil {
-				err = unix.PtraceInterrupt(n)
-			}
+		seized := map[int]bool{}
+		for !stoppedProcess(pid) { // a thread may have started another one
+			tids, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
 			if err != nil {
 				ready <- err
 				return
+			}
+			for _, tid := range tids {
+				n, _ := strconv.Atoi(tid.Name())
+				if seized[n] {
+					continue
+				}
+				seized[n] = true
+				if err := unix.PtraceSeize(n); err == unix.ESRCH {
+					continue
+				} else if err != nil {
+					ready <- err
+					return
+				}
+				if err := unix.PtraceInterrupt(n); err != nil && err != unix.ESRCH {
+					ready <- err
+					return
+				}
 			}
 		}
 		ready <- nil
@@ -466,4 +476,22 @@ func TestForgedWords(t *testing.T) {
 		}
 		return sl.Live.Load() == 0
 	})
+}
+
+// What the kernel says of a thread is read whatever its name is, and cut or foreign text
+// is an error.
+func TestParseThread(t *testing.T) {
+	const stat = "7 (a) b (c) d) T 1 -1 7 0 -1 4194564 9 0 0 0 5 6 0 0 20 0 12 0 34567 99 8 7 1 2 3 4 5 256 0 0 0\n"
+	got, err := parseThread([]byte(stat))
+	if want := (thread{state: 'T', flags: 4194564, threads: 12, start: 34567, pending: 256}); err != nil || got != want {
+		t.Errorf("%+v, %v; want %+v", got, err, want)
+	}
+	if !got.doomed() || !got.stopped() {
+		t.Error("a stopped thread with a SIGKILL pending")
+	}
+	for _, bad := range []string{"", "7", "7 (a)", "7 (a) ", stat[:80], "7 (a) T 1 2 3 4 5"} {
+		if got, err := parseThread([]byte(bad)); err == nil {
+			t.Errorf("%q is read as %+v", bad, got)
+		}
+	}
 }
