@@ -111,6 +111,7 @@ type run struct {
 	endAt     <-chan time.Time
 	looks     int // for the moment of the next kill
 	overdue   <-chan time.Time
+	latest    <-chan time.Time // the end of everything
 
 	looksAtMost int // for what is to be cleaned up
 
@@ -148,7 +149,9 @@ func Run(ctx context.Context, o Options) (_ *Result, err error) {
 
 	r := &run{Options: o, dir: filepath.Join(tmp, "v1"), launch: newLauncher(), events: make(chan event), plan: kills, looksAtMost: manyLooks, times: map[string]*histogram{}}
 	defer r.launch.close()
-	ctx, cancel := context.WithCancel(ctx)
+	late := o.Duration + latestEnd
+	r.latest = time.After(late)
+	ctx, cancel := context.WithTimeoutCause(ctx, late+time.Minute, fmt.Errorf("the demo has not ended %v after its time: look what keeps this machine busy, or run it again with more --seconds", latestEnd+time.Minute))
 	defer func() {
 		cancel()
 		err = errors.Join(err, r.clear())
@@ -258,6 +261,8 @@ func (r *run) until(ctx context.Context, done func() bool) error {
 			r.timeUp = true
 		case <-r.overdue:
 			return r.stuck()
+		case <-r.latest:
+			return r.stuck()
 		}
 		if (r.timeUp && len(r.plan) == 0 || len(r.res.Problems) > 0) && !r.killing && !r.draining {
 			r.drain()
@@ -280,15 +285,43 @@ func (r *run) drain() {
 // then to leave. It takes some milliseconds.
 const drainLimit = 2 * time.Minute
 
-// stuck is the error for clients that do not come to an end.
+// latestEnd is how long after its time the demo may end. It takes some seconds, and
+// some ten on a machine that is busy with other things.
+const latestEnd = 4 * time.Minute
+
+// stuck is the error for what does not come to an end: it says what was waited for.
 func (r *run) stuck() error {
-	var who []string
+	var start, pass, exit []string
 	for _, p := range r.procs {
-		if p.busy || !p.ready {
-			who = append(who, fmt.Sprint(p.Client))
+		switch {
+		case p == nil || p.ended:
+		case !p.ready:
+			start = append(start, fmt.Sprint(p.Client))
+		case p.busy:
+			pass = append(pass, fmt.Sprint(p.Client))
+		case r.draining:
+			exit = append(exit, fmt.Sprint(p.Client))
 		}
 	}
-	return errors.New(strings.Join(append(r.res.Problems, "clients that do not end: "+strings.Join(who, ", ")), "\n  "))
+	all := r.res.Problems
+	say := func(who []string, what string) {
+		if len(who) > 0 {
+			all = append(all, what+": "+strings.Join(who, ", "))
+		}
+	}
+	say(start, "clients that are not ready")
+	say(pass, "clients that do not end their pass")
+	say(exit, "clients that do not end")
+	if r.killing {
+		all = append(all, "what the last kill has left is not cleaned up")
+	}
+	if len(r.plan) > 0 && r.killAt != nil {
+		all = append(all, fmt.Sprintf("there was no moment for a kill in %d looks", r.looks))
+	}
+	if len(all) == 0 {
+		all = []string{"processes that do not end"}
+	}
+	return fmt.Errorf("the demo waits in vain: %s", strings.Join(all, "\n  "))
 }
 
 func (r *run) handle(ctx context.Context, e event) error {

@@ -270,3 +270,29 @@ func TestShareIsMeasured(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 }
+
+// TestStuckSaysWhat: whatever does not come, the demo ends and names it.
+func TestStuckSaysWhat(t *testing.T) {
+	for want, change := range map[string]func(r *run){
+		"clients that are not ready: 2":                 func(r *run) { r.procs[2].ready = false },
+		"clients that do not end their pass: 1, 3":      func(r *run) { r.procs[1].busy, r.procs[3].busy = true, true },
+		"what the last kill has left is not cleaned up": func(r *run) { r.killing = true },
+		"there was no moment for a kill in 7 looks": func(r *run) {
+			r.plan, r.looks, r.killAt = kills, 7, make(chan time.Time)
+		},
+		"processes that do not end": func(*run) {},
+	} {
+		r := &run{events: make(chan event)}
+		for i := range r.procs {
+			r.procs[i] = &process{owner: owner{uint16(i), 1}}
+			r.procs[i].ready = true
+		}
+		change(r)
+		late := make(chan time.Time, 1)
+		late <- time.Now()
+		r.latest = late
+		if err := r.until(context.Background(), func() bool { return false }); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v does not say: %s", err, want)
+		}
+	}
+}
