@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -270,4 +271,19 @@ func TestProgressLine(t *testing.T) {
 		t.Errorf("on a terminal: %q, want %q", b.String(), want)
 	}
 	(*progressLine)(nil).end()
+}
+
+// Nothing is no name of a directory, least of all of the working directory.
+func TestEmptyDir(t *testing.T) {
+	for _, args := range [][]string{{"status", "--dir", ""}, {"get", "--dir=", "db", "key"}} {
+		var stderr strings.Builder
+		if code := run(args, strings.NewReader(""), io.Discard, &stderr); code != 2 || !strings.Contains(stderr.String(), "directory is empty") {
+			t.Errorf("%q: code %d, %s", args, code, stderr.String())
+		}
+	}
+	t.Setenv("MAINZ_DIR", "")
+	var stderr strings.Builder
+	if code := run([]string{"size"}, strings.NewReader(""), io.Discard, &stderr); code != 2 || !strings.Contains(stderr.String(), "MAINZ_DIR") {
+		t.Errorf("code %d, %s", code, stderr.String())
+	}
 }

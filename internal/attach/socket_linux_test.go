@@ -266,3 +266,32 @@ func texts(cs []Condition) (s []string) {
 	}
 	return s
 }
+
+// A listener takes away its own socket, and nobody else's that is in its place.
+func TestCloseLeavesOthersSockets(t *testing.T) {
+	dir := t.TempDir()
+	at := filepath.Join(dir, SocketName)
+	old, err := Listen(dir, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	next, err := Listen(dir, "") // removes what is left of the first
+	if err != nil {
+		t.Fatal(err)
+	}
+	if old.InPlace() || !next.InPlace() {
+		t.Errorf("in place: the first %v, the second %v", old.InPlace(), next.InPlace())
+	}
+	if err := old.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Lstat(at); err != nil {
+		t.Errorf("the first has taken the second's socket away: %v", err)
+	}
+	if err := next.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Lstat(at); !os.IsNotExist(err) {
+		t.Errorf("its own socket stays: %v", err)
+	}
+}
