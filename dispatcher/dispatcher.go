@@ -28,6 +28,10 @@ type Options struct {
 	Idle  ring.Strategy // what to do when there is nothing to do
 	Log   *slog.Logger  // nil: nowhere; it must not wait for its reader
 
+	// StallLimit is for how long a client may be stopped in the middle of a call; then
+	// it is ended. 0: DefaultStallLimit; negative: for ever.
+	StallLimit time.Duration
+
 	// Alive is called by the loop itself once in AliveEvery, so that a loop that
 	// hangs is noticed. It must not wait. 0 or nil: never.
 	Alive      func()
@@ -36,7 +40,7 @@ type Options struct {
 
 // Stats count since Open. They belong to the dispatcher's goroutine.
 type Stats struct {
-	Turns, Sleeps, Cells, Requests, Replies, Rung, Attached, Gone, Broken uint64
+	Turns, Sleeps, Cells, Requests, Replies, Rung, Attached, Gone, Broken, Evicted uint64
 }
 
 // Dispatcher is the loop of one node.
@@ -78,9 +82,12 @@ type Dispatcher struct {
 	passing     bool
 	left        ltdb.Left        // of the dispatchers before this one
 	leftOver    bool             // nothing of it is to be done any more
-	leftAt      protocol.Instant // when to go on with it if there is other work
-	orphans     bool
-	stuck       int // sleeps since a client that is behind with its replies took some
+	sliceAt     protocol.Instant // when to go on with what can be interrupted, if there are requests
+	orphans     bool             // the dead may have left pieces
+	tidying     bool             // a walk over them is under way
+	victims     victims
+	complained  uint32 // slot of a stopped client of which the log has spoken
+	stuck       int    // sleeps since a client that is behind with its replies took some
 	rung        func(db uint32, key []byte)
 	polls       pollSet
 	stopping    atomic.Bool
@@ -108,6 +115,9 @@ func Open(ctx context.Context, opts Options) (*Dispatcher, error) {
 	if d.log == nil {
 		d.log = slog.New(slog.DiscardHandler)
 	}
+	if d.opts.StallLimit == 0 {
+		d.opts.StallLimit = DefaultStallLimit
+	}
 	if d.opts.Alive == nil {
 		d.opts.AliveEvery = 0
 	}
@@ -122,6 +132,7 @@ func (d *Dispatcher) open(ctx context.Context) (err error) {
 	if d.d, err = ltdb.OpenDispatcher(ctx, d.opts.Dir, d.opts.Store); err != nil {
 		return err
 	}
+	d.victims = d.d
 	d.seg = d.d.Store().Segment()
 	var bell shm.Offset
 	if d.node, bell, err = call.NodeOf(d.seg); err != nil {
@@ -281,7 +292,12 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 	}
 	for limit := d.time() + stopLimit; d.turn() && d.now < limit; {
 	}
-	d.scan() // clients that left just before us: nobody may come after us for long
+	// Clients that left just before us: nobody may come after us for long.
+	for d.scan(); d.scanAt <= d.now; d.scan() {
+	}
+	for limit := d.time() + stopLimit; d.tidying && d.time() < limit; {
+		d.tidy()
+	}
 	d.taken()
 	return nil
 }
@@ -313,8 +329,14 @@ func (d *Dispatcher) turn() bool {
 	}
 	replies := d.Stats.Replies
 	d.taken()
-	if !d.leftOver && (!did || d.now >= d.leftAt) {
-		d.releaseLeft()
+	// What can be interrupted gets half of the time while there are requests.
+	if (!d.leftOver || d.tidying) && (!did || d.now >= d.sliceAt) {
+		if !d.leftOver {
+			d.leftOver = d.d.ReleaseLeft(&d.left, nil, slice())
+		} else {
+			d.tidy()
+		}
+		d.sliceAt = d.time() + 2*protocol.Instant(sliceLimit)
 		did = true
 	}
 	return did || d.Stats.Rung != rung || d.Stats.Replies != replies
@@ -386,32 +408,43 @@ func slice() (goOn func() bool) {
 	return func() bool { return time.Now().Before(limit) }
 }
 
-// releaseLeft goes on with the walk over what the dispatchers before this one have
-// left. While there are requests it gets half of the time.
-func (d *Dispatcher) releaseLeft() {
-	released := d.left.Released()
-	d.leftOver = d.d.ReleaseLeft(&d.left, nil, slice())
-	d.leftAt = d.time() + 2*protocol.Instant(sliceLimit)
-	if d.left.Released() && !released {
-		d.log.Debug("locks of the last dispatcher are released", "after", time.Since(d.start))
+// tidy goes on with the removal of dead clients' pieces.
+func (d *Dispatcher) tidy() {
+	switch _, left := d.d.RemoveOrphans(nil, slice()); left {
+	case ltdb.NoOrphans:
+		d.orphans, d.tidying = false, false
+	case ltdb.OrphansHeld:
+		d.tidying = false // until the next scan
 	}
 }
 
-// scan looks for clients that are dead or have left.
+// scan looks for clients that are dead or have left. How many of them there may be
+// at once has no bound that a request could wait for: then it goes on in the next
+// turn.
 func (d *Dispatcher) scan() {
 	d.scanAt = d.now + scanEvery
 	d.keep()
-	if err := d.d.RecoverDead(func(uint32) { d.orphans = true }); err != nil {
+	goOn := slice()
+	more, err := d.d.RecoverDead(func(uint32) { d.orphans = true }, goOn)
+	if err != nil {
 		d.complain("recovery of a dead client", err)
 	}
 	for i := len(d.clients) - 1; i >= 0; i-- {
 		if c := d.clients[i]; !d.store.alive(c.slot, c.generation) {
 			d.Stats.Gone++
 			d.gone(c)
+			if !goOn() {
+				more = true
+				break
+			}
 		}
 	}
+	if more {
+		d.scanAt = d.now
+	}
+	d.evict()
 	if d.orphans && d.gate.State == protocol.GateOpen {
-		_, d.orphans = d.d.RemoveOrphans(nil)
+		d.tidying = true
 	}
 }
 

@@ -86,7 +86,11 @@ func (s *store) Look(db uint32, key []byte, r *protocol.Record) bool {
 }
 
 func (s *store) TryLock(db uint32, key []byte, arriving bool) protocol.LockResult {
-	switch s.d.TryLock(db, key, arriving) {
+	return result(s.d.TryLock(db, key, arriving))
+}
+
+func result(r ltdb.LockResult) protocol.LockResult {
+	switch r {
 	case ltdb.LockTaken:
 		return protocol.Locked
 	case ltdb.LockHeld:
@@ -109,23 +113,23 @@ func (s *store) UnlockTo(db uint32, key []byte, c protocol.ClientID, cookie uint
 	s.calls.did(cookie, line, ok)
 }
 
-func (s *store) Publish(db uint32, key []byte, r *protocol.Record, arriving bool) bool {
+func (s *store) Publish(db uint32, key []byte, r *protocol.Record, arriving bool) protocol.LockResult {
 	h := ltdb.Held{RSN: r.RSN, LAccessor: uint32(r.LAccessor), LACount: r.LACount, Data: r.Data, Tags: r.Tags}
 	if r.Cookie == 0 {
-		return s.d.Publish(db, key, &h, arriving)
+		return result(s.d.Publish(db, key, &h, arriving))
 	}
 	// Its client may have died, and somebody else recovered it, since the last scan:
 	// then its piece is taken for one that is in no record, and would never be found.
 	if st := s.calls.find(r.Cookie); st != nil && !s.alive(st.client.slot, st.client.generation) {
-		return false
+		return protocol.NoSpace
 	}
 	line := s.calls.intend(r.Cookie, db, key, r.RSN)
 	if line < 0 {
-		return false
+		return protocol.NoSpace
 	}
-	ok := s.d.Publish(db, key, &h, arriving)
-	s.calls.did(r.Cookie, line, ok)
-	return ok
+	got := result(s.d.Publish(db, key, &h, arriving))
+	s.calls.did(r.Cookie, line, got == protocol.Locked)
+	return got
 }
 
 // alive reports whether the client is the tenant of its slot still.

@@ -26,6 +26,8 @@ type actor struct {
 	nfree    int
 	words    wordSlots // of the piece index
 	look     look      // what the running call has seen of its record
+	// ctx bounds the waits of the running call for latches; nil: nothing does.
+	ctx context.Context
 	// arriving: the running call may use the reserve.
 	arriving bool
 	// spare: the actor has the spare's latch, and its draft is the spare.
@@ -79,11 +81,12 @@ func (a *actor) init(s *Store, i int) {
 // borrow gets an actor for one call. It starts looking at a place that
 // depends on the goroutine, so that goroutines on different CPUs mostly use
 // different actors, and the same ones again. It waits while all are taken, as long
-// as ctx allows.
+// as ctx allows, which then bounds the call's waits for latches as well.
 func (s *Store) borrow(ctx context.Context) (*actor, error) {
 	at := int(shm.GoroutineHint() % shm.HandlesPerSlot)
 	a := &s.actors[at]
 	if a.use.Load() == actorIdle && a.use.CompareAndSwap(actorIdle, actorBusy) {
+		a.ctx = ctx
 		return a, nil
 	}
 	return s.borrowSlow(ctx, at)
@@ -98,6 +101,7 @@ func (s *Store) borrowSlow(ctx context.Context, at int) (*actor, error) {
 			return nil, errReadOnly
 		}
 		if a := s.anyIdle(at); a != nil {
+			a.ctx = ctx
 			return a, nil
 		}
 		if ctx == nil {
@@ -121,6 +125,7 @@ func (s *Store) borrowSlow(ctx context.Context, at int) (*actor, error) {
 			s.nudge()
 		}
 		if a != nil {
+			a.ctx = ctx
 			return a, nil
 		}
 	}
@@ -151,13 +156,16 @@ func (s *Store) nudge() {
 	}
 }
 
-// flushIdle empties the magazines of this process's idle actors.
-func (s *Store) flushIdle() {
+// flushIdle empties the magazines of this process's idle actors, for a call with
+// that context.
+func (s *Store) flushIdle(ctx context.Context) {
 	for i := range s.actors {
 		a := &s.actors[i]
 		if !a.use.CompareAndSwap(actorIdle, actorBusy) {
 			continue
 		}
+		a.ctx = ctx
+		_ = a.flushBig() // the caller meets what is wrong as well
 		for c := range smallClasses {
 			if a.mag[c].n > 0 {
 				if a.flush(c, magazineSize) != nil {

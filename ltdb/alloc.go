@@ -155,7 +155,7 @@ func (a *actor) reserveSlow(c, n int) error {
 				return err
 			}
 		case 1:
-			a.s.flushIdle()
+			a.s.flushIdle(a.ctx)
 			if err := a.reclaimSpans(); err != nil {
 				return err
 			}
@@ -168,6 +168,11 @@ func (a *actor) reserveSlow(c, n int) error {
 // gather is reserve that takes what lies at hand: ok is false if there are not
 // n blocks. It recovers nobody and gives no span back.
 func (a *actor) gather(c, n int) (ok bool, err error) {
+	if c >= smallClasses && a.keep>>smallClasses == 0 {
+		if err := a.bigRoom(); err != nil {
+			return false, err
+		}
+	}
 	a.keep |= 1 << c
 	if a.have(c) >= n {
 		return true, nil
@@ -177,7 +182,7 @@ func (a *actor) gather(c, n int) (ok bool, err error) {
 		want = max(n, magazineSize/2)
 	}
 	if a.have(c) == 0 && a.s.scarce() {
-		a.s.flushIdle()
+		a.s.flushIdle(a.ctx)
 		if err := a.flushRest(); err != nil {
 			return false, err
 		}
@@ -205,7 +210,7 @@ func (s *Store) scarce() bool {
 func (a *actor) flushRest() error {
 	for c := range smallClasses {
 		if a.mag[c].n > 0 && a.keep&(1<<c) == 0 {
-			if err := a.flush(c, magazineSize); err != nil {
+			if err := a.flush(c, magazineSize); err != nil && err != errLatched {
 				return err
 			}
 		}
@@ -229,10 +234,33 @@ func (a *actor) have(c int) int {
 
 // makeRoom sees to it that put has room for n blocks of class c.
 func (a *actor) makeRoom(c, n int) error {
-	if c < smallClasses && a.mag[c].n+uint32(n) > magazineSize {
-		return a.flush(c, magazineSize/2)
+	if c < smallClasses {
+		if a.mag[c].n+uint32(n) > magazineSize {
+			return a.flush(c, magazineSize/2)
+		}
+		return nil
 	}
-	return nil // big blocks go back to their list at the end of each call
+	// Large blocks go back to their list at the end of each call, but for those
+	// whose latch was held. What the running call has reserved stays.
+	if a.keep>>smallClasses == 0 {
+		return a.bigRoom()
+	}
+	return nil
+}
+
+// bigRoom sees to it that half of the places for large blocks are free: one for
+// what a call reserves, one for what it frees.
+func (a *actor) bigRoom() error {
+	n := 0
+	for i := range a.h.big {
+		if a.h.big[i].Load() != 0 {
+			n++
+		}
+	}
+	if n <= bigSlots/2 {
+		return nil
+	}
+	return a.flushBig()
 }
 
 // refill moves blocks of class c from the list, or freshly carved, into the
@@ -243,7 +271,7 @@ func (a *actor) refill(c, n int) error {
 	if !planted("classintent") {
 		a.h.classIntent.Store(uint32(c + 1))
 	}
-	if err := s.lockLatch(s.c, &cl.latch, a.id, classLatch, uint64(c+1)); err != nil {
+	if err := a.lockLatch(&cl.latch, classLatch, uint64(c+1)); err != nil {
 		a.h.classIntent.Store(0)
 		return err
 	}
@@ -385,7 +413,7 @@ func (a *actor) flush(c, n int) error {
 	s := a.s
 	cl := &s.classes[c]
 	a.h.classIntent.Store(uint32(c + 1))
-	if err := s.lockLatch(s.c, &cl.latch, a.id, classLatch, uint64(c+1)); err != nil {
+	if err := a.lockLatch(&cl.latch, classLatch, uint64(c+1)); err != nil {
 		a.h.classIntent.Store(0)
 		return err
 	}
@@ -443,12 +471,17 @@ func (a *actor) flushBig() error {
 // that another class can have them. It is slow, and called only when memory
 // has run out.
 func (a *actor) reclaimSpans() error {
+	var latched error
 	for c := range classes {
-		if err := a.reclaimClass(c); err != nil {
+		switch err := a.reclaimClass(c); err {
+		case nil:
+		case errLatched:
+			latched = err
+		default:
 			return err
 		}
 	}
-	return nil
+	return latched
 }
 
 func (a *actor) reclaimClass(c int) error {
@@ -466,7 +499,7 @@ func (a *actor) reclaimClass(c int) error {
 		}
 	}
 	a.h.classIntent.Store(uint32(c + 1))
-	if err := s.lockLatch(s.c, &cl.latch, a.id, classLatch, uint64(c+1)); err != nil {
+	if err := a.lockLatch(&cl.latch, classLatch, uint64(c+1)); err != nil {
 		a.h.classIntent.Store(0)
 		return err
 	}

@@ -31,6 +31,7 @@ func (h *Handle) Announce(ctx context.Context, key []byte) (*Announced, error) {
 	if err != nil {
 		return nil, err
 	}
+	h.a.ctx = ctx
 	s, hash := h.db.s, h.db.hash(key)
 	for range maxLooks {
 		ok, err := h.db.find(hash, key, &l.at)
@@ -107,6 +108,7 @@ func (n *Announced) Cancel() error {
 
 func (n *Announced) cancel() error {
 	h, l := n.h, n.l
+	h.a.ctx = context.Background()
 	s := h.db.s
 	var at spot
 	ok, err := h.db.find(l.hash, n.key, &at)

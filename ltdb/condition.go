@@ -232,7 +232,7 @@ func checkConditions(conds []Condition) error {
 
 // register compares the conditions with those that the segment knows, and
 // writes down the new ones, under the table's latch.
-func (s *Store) register(conds []Condition) error {
+func (s *Store) register(ctx context.Context, conds []Condition) error {
 	if err := checkConditions(conds); err != nil {
 		return err
 	}
@@ -241,16 +241,27 @@ func (s *Store) register(conds []Condition) error {
 			return err
 		}
 	}
-	if len(conds) == 0 {
+	known := true
+	for i := range conds {
+		switch err := s.match(conds[i].info()); err {
+		case nil:
+		case errUnregistered:
+			known = false
+		default:
+			return err
+		}
+	}
+	if known { // the latch may be held by who is stopped
+		s.conds = append(s.conds, conds...)
 		return nil
 	}
-	a, err := s.borrow(context.Background())
+	a, err := s.borrow(ctx)
 	if err != nil {
 		return err
 	}
 	defer s.giveBack(a)
 	a.h.tableIntent.Store(1)
-	if err := s.lockLatch(s.c, &s.dbHead.latch, a.id, tableLatch, 1); err != nil {
+	if err := a.lockLatch(&s.dbHead.latch, tableLatch, 1); err != nil {
 		a.h.tableIntent.Store(0)
 		return err
 	}

@@ -382,7 +382,7 @@ func (s *Store) createDatabase(ctx context.Context, name string, mode Mode, opts
 	}
 	defer s.giveBack(a)
 	a.h.tableIntent.Store(1)
-	if err := s.lockLatch(s.c, &s.dbHead.latch, a.id, tableLatch, 1); err != nil {
+	if err := a.lockLatch(&s.dbHead.latch, tableLatch, 1); err != nil {
 		a.h.tableIntent.Store(0)
 		return nil, err
 	}

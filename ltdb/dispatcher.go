@@ -18,16 +18,18 @@ import (
 // What the dispatcher has locked stays locked when it dies. Its successor
 // releases what nobody remembers (ReleaseLeft).
 type Dispatcher struct {
-	s     *Store
-	a     *actor
-	owner *shm.OwnerLock
-	dbs   map[uint32]*DB
-	watch map[watchKey]*watch
-	bits  [rungBits][]*watch // by bit, what to tell when it is rung
-	later []*watch           // what could not be had for a reason that passes by itself
-	told  []*watch
-	seen  []seenAt // what was looked at since the last Rung
-	burst [64]struct {
+	s       *Store
+	a       *actor
+	owner   *shm.OwnerLock
+	dbs     map[uint32]*DB
+	watch   map[watchKey]*watch
+	bits    [rungBits][]*watch // by bit, what to tell when it is rung
+	later   []*watch           // what could not be had for a reason that passes by itself
+	told    []*watch
+	orphans orphanPlace // where their clean-up goes on
+	undone  []watchKey  // to be removed as soon as a latch is free; locked until then
+	seen    []seenAt    // what was looked at since the last Rung
+	burst   [64]struct {
 		entry *shm.Word64
 		n     int
 	}
@@ -38,6 +40,8 @@ type Dispatcher struct {
 	err        error // the first damage met
 	met        []error
 	gate       uint64 // the gate's word as this dispatcher has stored it; 0: it has not
+	stuck      map[shm.HandleID]stuckAt
+	stuckSlot  uint32 // that was looked at last
 }
 
 type watchKey struct {
@@ -145,7 +149,12 @@ func joinDispatcher(ctx context.Context, seg *shm.Segment, opts Options) (*Dispa
 	if err != nil {
 		return nil, err
 	}
-	a := &s.actors[0]
+	var a *actor
+	for i := len(s.actors) - 1; i >= 0; i-- {
+		if s.actors[i].use.Load() == actorIdle {
+			a = &s.actors[i]
+		}
+	}
 	a.use.Store(actorReserved)
 	a.arriving = false
 	return &Dispatcher{s: s, a: a, dbs: map[uint32]*DB{}, watch: map[watchKey]*watch{}}, nil
@@ -326,7 +335,7 @@ func (d *Dispatcher) TryLock(id uint32, key []byte, arriving bool) LockResult {
 				return LockTaken
 			case err == errHeld: // somebody else has made it
 				continue
-			case err == errLatched:
+			case errors.Is(err, errLatched):
 				d.tellLater(db, key)
 				return LockHeld
 			case !errors.Is(err, ErrNoSpace):
@@ -373,8 +382,6 @@ func (d *Dispatcher) overdue(db *DB, key []byte) bool {
 	d.tellLater(db, key).overdue = true
 	return false
 }
-
-var errLatched = errors.New("ltdb: bucket is latched")
 
 // insert makes an empty record that the dispatcher holds. It does not wait for
 // the bucket's latch.
@@ -456,10 +463,15 @@ func (d *Dispatcher) Unlock(id uint32, key []byte) {
 		return
 	}
 	s, a := d.s, d.a
-	if f := metaFlags(at.meta); f&flagEmpty != 0 && f&(flagDone|flagAttended|flagAway) == 0 && at.meta&metaWaited == 0 && a.makeRoom(entryClass(at.e), 1) == nil {
-		d.fail(a.publish(&at, a.cell, 0, true))
-		d.flush(&at)
-		return
+	if f := metaFlags(at.meta); f&flagEmpty != 0 && f&(flagDone|flagAttended|flagAway) == 0 && at.meta&metaWaited == 0 {
+		switch err := a.makeRoom(entryClass(at.e), 1); {
+		case err == nil:
+			d.fail(a.publish(&at, a.cell, 0, true))
+			d.flush(&at)
+			return
+		case errors.Is(err, errLatched):
+			d.tellLater(d.db(id), key).left = true // to be dropped then
+		}
 	}
 	b := &d.burst[shm.OffsetOf(s.r, at.entry)/8%uint64(len(d.burst))]
 	for {
@@ -536,25 +548,34 @@ func (d *Dispatcher) UnlockTo(id uint32, key []byte, slot uint32) bool {
 	}
 }
 
-// Publish gives a record a new value and keeps the lock; false: no room, for
-// an arriving one not even in the reserve.
+// Publish gives a record a new value and keeps the lock: LockTaken. LockHeld:
+// somebody holds the latch of a list of free memory, and Rung tells when to try
+// again. LockNoSpace: no room, for an arriving one not even in the reserve.
 //
 // Preconditions: the dispatcher holds it.
-func (d *Dispatcher) Publish(id uint32, key []byte, r *Held, arriving bool) bool {
+func (d *Dispatcher) Publish(id uint32, key []byte, r *Held, arriving bool) LockResult {
 	var at spot
 	if !d.held(id, key, &at) {
-		return false
+		return LockNoSpace
 	}
-	return d.replace(id, key, &at, r, arriving, flagOwn|metaFlags(at.meta)&(flagAttended|flagDone), 0)
+	err := d.replace(id, key, &at, r, arriving, flagOwn|metaFlags(at.meta)&(flagAttended|flagDone), 0)
+	switch {
+	case err == nil:
+		return LockTaken
+	case errors.Is(err, errLatched):
+		d.tellLater(d.db(id), key)
+		return LockHeld
+	}
+	return LockNoSpace
 }
 
 // replace publishes a block with the given flags in the place of at's, which
 // the dispatcher holds, or which nobody else can commit to.
-func (d *Dispatcher) replace(id uint32, key []byte, at *spot, r *Held, arriving bool, flags, epoch uint64) bool {
+func (d *Dispatcher) replace(id uint32, key []byte, at *spot, r *Held, arriving bool, flags, epoch uint64) error {
 	s, a, db := d.s, d.a, d.db(id)
 	size := pieceSize(len(key), len(r.Data), len(r.Tags)/tagSize)
 	if len(r.Data) > s.maxValue || size > s.maxBlock || db.mode == KV && len(r.Tags) > 0 {
-		return false
+		return errBadValue
 	}
 	if len(r.Data) == 0 {
 		flags |= flagEmpty
@@ -568,10 +589,10 @@ func (d *Dispatcher) replace(id uint32, key []byte, at *spot, r *Held, arriving 
 	}
 	a.arriving = false
 	if err != nil {
-		if !errors.Is(err, ErrNoSpace) {
+		if !errors.Is(err, ErrNoSpace) && !errors.Is(err, errLatched) {
 			d.fail(err)
 		}
-		return false
+		return err
 	}
 	a.writeNew(dr, key, r.Data)
 	s.r.CopyIn(refOffset(dr.ref)+tagsOffset(len(key), len(r.Data)), r.Tags)
@@ -585,14 +606,14 @@ func (d *Dispatcher) replace(id uint32, key []byte, at *spot, r *Held, arriving 
 	if a.spare {
 		if !a.carryHome(at, func() bool { return swapIdentity(at, next) }) {
 			d.fail(a.lost(a.cell))
-			return false
+			return errLockLost
 		}
 	} else {
 		a.h.jEntry.Store(shm.OffsetOf(s.r, at.entry))
 		a.h.jOld.Store(entryRef(at.e))
 		if !swapIdentity(at, next) {
 			d.fail(a.lost(a.cell))
-			return false
+			return errLockLost
 		}
 		a.put(entryRef(at.e), entryClass(at.e))
 		a.h.jNew.Store(0)
@@ -602,7 +623,7 @@ func (d *Dispatcher) replace(id uint32, key []byte, at *spot, r *Held, arriving 
 		s.bump(shm.OffsetOf(s.r, at.entry))
 	}
 	d.flush(at)
-	return true
+	return nil
 }
 
 // swapIdentity gives an entry another identity, whoever has its lock. false: it
@@ -619,9 +640,12 @@ func swapIdentity(at *spot, id uint64) bool {
 	}
 }
 
+// flush gives large blocks back. What it can't now, makeRoom does later.
 func (d *Dispatcher) flush(at *spot) {
 	if entryClass(at.e) >= smallClasses {
-		d.fail(d.a.flushBig())
+		if err := d.a.flushBig(); !errors.Is(err, errLatched) {
+			d.fail(err)
+		}
 	}
 }
 
@@ -630,16 +654,20 @@ func (d *Dispatcher) flush(at *spot) {
 // Preconditions: the dispatcher holds it.
 func (d *Dispatcher) Remove(id uint32, key []byte) {
 	var at spot
-	if d.held(id, key, &at) {
-		d.erase(&at)
+	if d.held(id, key, &at) && !d.erase(&at) {
+		d.undone = append(d.undone, watchKey{id, string(key)}) // it stays locked
 	}
 }
 
-func (d *Dispatcher) erase(at *spot) {
+// erase reports whether it could: if not, somebody holds a latch that it needs.
+func (d *Dispatcher) erase(at *spot) bool {
 	a := d.a
 	if err := a.makeRoom(entryClass(at.e), 1); err != nil {
+		if errors.Is(err, errLatched) {
+			return false
+		}
 		d.fail(err)
-		return
+		return true
 	}
 	a.h.jEntry.Store(shm.OffsetOf(d.s.r, at.entry))
 	a.h.jOld.Store(entryRef(at.e))
@@ -647,7 +675,7 @@ func (d *Dispatcher) erase(at *spot) {
 		e := at.entry.Load()
 		if e&identity != at.e&identity {
 			d.fail(a.lost(a.cell))
-			return
+			return true
 		}
 		if at.entry.CAS(e, 0) {
 			break
@@ -661,6 +689,7 @@ func (d *Dispatcher) erase(at *spot) {
 		d.s.bump(shm.OffsetOf(d.s.r, at.entry))
 	}
 	d.flush(at)
+	return true
 }
 
 // Touch notes which node has asked for a record last, and how often in a row.
@@ -827,6 +856,11 @@ func (d *Dispatcher) tellLater(db *DB, key []byte) *watch {
 func (d *Dispatcher) Rung(f func(db uint32, key []byte)) {
 	d.seen = d.seen[:0]
 	d.told = d.told[:0]
+	undone := d.undone
+	d.undone = nil
+	for _, k := range undone {
+		d.Remove(k.db, []byte(k.key))
+	}
 	for _, w := range d.later {
 		w.later = false
 		d.told = append(d.told, w)
@@ -861,4 +895,4 @@ func (d *Dispatcher) Rung(f func(db uint32, key []byte)) {
 
 // Again reports whether Rung has something to tell although nobody rings: the
 // caller must not sleep for longer than about a millisecond.
-func (d *Dispatcher) Again() bool { return len(d.later) > 0 }
+func (d *Dispatcher) Again() bool { return len(d.later) > 0 || len(d.undone) > 0 }

@@ -194,8 +194,8 @@ func (d *Dispatcher) Sweep(keep func(o OPID) bool) {
 		acc := at.b.acc.Load()
 		r := Held{at.b.rsn.Load() + 1, uint32(acc), uint32(acc >> 32), l.data, l.tags}
 		flags := metaFlags(at.meta) &^ flagEmpty
-		if !d.replace(db.id, key, &at, &r, true, flags, at.b.epoch.Load()) {
-			d.fail(ErrFull)
+		if err := d.replace(db.id, key, &at, &r, true, flags, at.b.epoch.Load()); err != nil {
+			d.fail(err)
 		}
 	})
 }
@@ -243,7 +243,7 @@ func (d *Dispatcher) Provisional(id uint32, key []byte, o OPID, piece []byte, ep
 	}
 	r := Held{RSN: 1, LAccessor: d.s.gate.VNN.Load(),
 		Data: slices.Insert(slices.Clone(l.data), where, piece...), Tags: slices.Insert(slices.Clone(l.tags), i, appendTag(nil, o, len(piece))...)}
-	return d.replace(id, key, &at, &r, true, flagOwn|flagProvisional, epoch)
+	return d.replace(id, key, &at, &r, true, flagOwn|flagProvisional, epoch) == nil
 }
 
 func compareOPID(a, b OPID) int {
@@ -363,30 +363,52 @@ func (d *Dispatcher) SetPiece(p *PieceEntry, to PieceState) bool {
 	return true
 }
 
+// OrphanState is what RemoveOrphans leaves.
+type OrphanState uint8
+
+// What RemoveOrphans leaves: nothing; pieces whose record, or a latch that it takes,
+// is somebody's: try again after a while; pieces that there was no time for.
+const (
+	NoOrphans OrphanState = iota
+	OrphansHeld
+	OrphansLeft
+)
+
 // RemoveOrphans removes the pieces of dead clients from this node's records,
 // and from the indexes, and tells who waits. elsewhere is asked about each
 // whose record is not here: true says that the piece is done with, false that
-// it stays for another call. nil: a record that is not here was lost. It
-// returns how many records it has changed; what is locked is left for another
-// call, and more reports whether there is any.
-func (d *Dispatcher) RemoveOrphans(elsewhere func(p *PieceEntry) bool) (changed int, more bool) {
+// it stays for another call. nil: a record that is not here was lost. It goes on
+// where the last call stopped, until goOn returns false, which it asks after some
+// microseconds each; nil: to the end. It returns how many records it has changed.
+func (d *Dispatcher) RemoveOrphans(elsewhere func(p *PieceEntry) bool, goOn func() bool) (changed int, left OrphanState) {
 	if !d.s.orphaned() {
-		return 0, false
+		d.orphans = orphanPlace{}
+		return 0, NoOrphans
 	}
 	d.a.elsewhere = elsewhere
 	d.a.keep = 0
-	changed, err := d.a.tidy()
+	changed, over, err := d.a.tidyOn(&d.orphans, goOn)
 	d.a.elsewhere = nil
-	if !errors.Is(err, ErrNoSpace) {
+	if !errors.Is(err, ErrNoSpace) && !errors.Is(err, errLatched) {
 		d.fail(err)
 	}
-	return changed, d.s.orphaned()
+	switch {
+	case !over:
+		return changed, OrphansLeft
+	case d.s.orphaned():
+		return changed, OrphansHeld
+	}
+	return changed, NoOrphans
 }
 
-// RecoverDead recovers the clients that have died and calls f for each. Those
-// that can't be recovered keep no other from it: the error is that of the first.
-func (d *Dispatcher) RecoverDead(f func(slot uint32)) (first error) {
+// RecoverDead recovers the clients that have died and calls f for each, until
+// goOn returns false; nil: all of them. It reports whether it was interrupted. A
+// client whose memory can't be given back, as somebody holds a latch, stays dead for
+// another call. Damage of one keeps no other from it: the error is that of the
+// first.
+func (d *Dispatcher) RecoverDead(f func(slot uint32), goOn func() bool) (more bool, first error) {
 	d.s.c.FindLost()
+	first = d.s.giveRest()
 	for i := uint32(1); i <= d.s.seg.Slots(); i++ {
 		if !d.s.c.Dead(i) {
 			continue
@@ -398,6 +420,9 @@ func (d *Dispatcher) RecoverDead(f func(slot uint32)) (first error) {
 		if did {
 			f(i)
 		}
+		if goOn != nil && !goOn() {
+			return true, nil
+		}
 	}
-	return first
+	return false, first
 }

@@ -123,7 +123,7 @@ func TestDispatcherLocks(t *testing.T) {
 	n.wantLock("k", LockHeld)
 	other.c.SimulateDeath()
 	gone := 0
-	wantErr(t, "recover", n.d.RecoverDead(func(uint32) { gone++ }), nil)
+	wantErr(t, "recover", recoverAll(n.d, func(uint32) { gone++ }), nil)
 	if gone != 1 {
 		t.Errorf("%d dead", gone)
 	}
@@ -161,7 +161,7 @@ func TestDispatcherReadsAndWrites(t *testing.T) {
 		t.Error("there is no record")
 	}
 	n.wantLock("k", LockTaken)
-	if !n.d.Publish(id, key, &Held{RSN: 7, LAccessor: 3, LACount: 2, Data: []byte("value")}, false) {
+	if n.d.Publish(id, key, &Held{RSN: 7, LAccessor: 3, LACount: 2, Data: []byte("value")}, false) != LockTaken {
 		t.Error("no room")
 	}
 	if !n.d.Look(id, key, &v) || string(v.Data) != "value" || v.RSN != 7 || v.LAccessor != 3 || v.LACount != 2 || len(v.Tags) != 0 {
@@ -173,8 +173,8 @@ func TestDispatcherReadsAndWrites(t *testing.T) {
 	if n.d.Look(id, key, &v); v.LAccessor != 5 || v.LACount != 9 || v.RSN != 7 {
 		t.Errorf("%+v", v)
 	}
-	if n.wantLock("k", LockTaken); n.d.Publish(id, key, &Held{Data: make([]byte, n.s.MaxValue()+1)}, false) ||
-		n.d.Publish(id, key, &Held{Data: []byte("x"), Tags: appendTag(nil, OPID{}, 1)}, false) {
+	if n.wantLock("k", LockTaken); n.d.Publish(id, key, &Held{Data: make([]byte, n.s.MaxValue()+1)}, false) == LockTaken ||
+		n.d.Publish(id, key, &Held{Data: []byte("x"), Tags: appendTag(nil, OPID{}, 1)}, false) == LockTaken {
 		t.Error("too much")
 	}
 	n.d.Remove(id, key)
@@ -299,10 +299,10 @@ func TestDispatcherReserve(t *testing.T) {
 	}
 	id, big := n.db.ID(), &Held{RSN: 1, Data: make([]byte, 2900)}
 	n.wantLock("1", LockTaken)
-	if n.d.Publish(id, []byte("1"), big, false) {
+	if n.d.Publish(id, []byte("1"), big, false) == LockTaken {
 		t.Error("an ordinary record found room")
 	}
-	if n.d.Room() == 0 || !n.d.Publish(id, []byte("1"), big, true) {
+	if n.d.Room() == 0 || n.d.Publish(id, []byte("1"), big, true) != LockTaken {
 		t.Error("an arriving record found none")
 	}
 	n.unlock("1")
@@ -372,7 +372,7 @@ func TestRecoveryOfNode(t *testing.T) {
 	n.d.Look(id, key, &v)
 	v.Data, v.Tags = append(v.Data, "stayedgone"...), appendTag(appendTag(v.Tags, OPID{2, 3, 4}, 6), OPID{5, 6, 7}, 4)
 	v.RSN++
-	if !n.d.Publish(id, key, &v, false) {
+	if n.d.Publish(id, key, &v, false) != LockTaken {
 		t.Error("no room")
 	}
 	n.unlock("k")
@@ -513,7 +513,7 @@ func TestDispatcherOrphans(t *testing.T) {
 	n.d.Look(n.db.ID(), []byte("here"), new(Held))
 	n.d.Attend(n.db.ID(), []byte("here"), true)
 	other.c.SimulateDeath()
-	wantErr(t, "recover", n.d.RecoverDead(func(uint32) {}), nil)
+	wantErr(t, "recover", recoverAll(n.d, func(uint32) {}), nil)
 	asked := 0
 	keep := func(p *PieceEntry) bool {
 		asked++
@@ -522,7 +522,7 @@ func TestDispatcherOrphans(t *testing.T) {
 		}
 		return asked == 2
 	}
-	if changed, more := n.d.RemoveOrphans(keep); changed != 1 || !more || asked != 1 {
+	if changed, more := n.d.RemoveOrphans(keep, nil); changed != 1 || more != OrphansHeld || asked != 1 {
 		t.Error(changed, more, asked)
 	}
 	n.wantRung("here")
@@ -530,7 +530,7 @@ func TestDispatcherOrphans(t *testing.T) {
 	wantValue(t, n.db, "here", "")
 	wantValue(t, n.db, "locked", "locked")
 	wantErr(t, "unlock", r.Unlock(), nil)
-	if changed, more := n.d.RemoveOrphans(keep); changed != 1 || more || asked != 2 {
+	if changed, more := n.d.RemoveOrphans(keep, nil); changed != 1 || more != NoOrphans || asked != 2 {
 		t.Error(changed, more, asked)
 	}
 	wantValue(t, n.db, "locked", "")
@@ -628,4 +628,10 @@ func TestAnnounceWaitsForTheGate(t *testing.T) {
 		t.Fatal("it waits after the gate is open")
 	}
 	mustCheck(t, n.s)
+}
+
+// recoverAll recovers the dead without a limit.
+func recoverAll(d *Dispatcher, f func(uint32)) error {
+	_, err := d.RecoverDead(f, nil)
+	return err
 }

@@ -37,8 +37,9 @@
 // has warmed up, if the destination has room; Fetch makes its result. One call
 // in 256 reads the CPU's time-stamp counter (Latencies).
 //
-// A context is looked at when a call has to wait, and only then. A call that
-// its context ended has done nothing and returns the context's error.
+// A context is looked at when a call has to wait, for a record, a latch, a handle
+// or the gate, and only then. A call that its context ended has done nothing and
+// returns the context's error.
 //
 // If memory runs out, ErrNoSpace comes before anything has been changed.
 //

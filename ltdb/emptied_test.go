@@ -151,7 +151,7 @@ func TestFullAttended(t *testing.T) {
 			t.Fatal("not locked")
 		}
 		h.Data = h.Data[ShareModesEntry:]
-		if !d.Publish(db.id, numbered(i), &h, false) {
+		if d.Publish(db.id, numbered(i), &h, false) != LockTaken {
 			t.Fatal("the dispatcher finds no room for a shorter value")
 		}
 		d.Unlock(db.id, numbered(i))
@@ -244,7 +244,7 @@ func TestFullArrives(t *testing.T) {
 	if d.Room() == 0 || d.TryLock(db.id, key, true) != LockTaken {
 		t.Fatal("no room for a record that arrives")
 	}
-	if !d.Publish(db.id, key, &Held{RSN: 1, Data: []byte("value")}, true) {
+	if d.Publish(db.id, key, &Held{RSN: 1, Data: []byte("value")}, true) != LockTaken {
 		t.Fatal("no room for the value of a record that arrives")
 	}
 	d.Remove(db.id, key)

@@ -77,7 +77,7 @@ func (c *disp) until(done func() bool) {
 			c.sleep(seen)
 		}
 		// Who has died is recovered by the end of a slice, or by a pidfd.
-		c.d.RemoveOrphans(nil)
+		c.d.RemoveOrphans(nil, nil)
 		c.d.Rung(func(uint32, []byte) {})
 	}
 }
@@ -101,7 +101,7 @@ func (c *disp) put(key, data string) {
 	i := c.begin(key, "dispatcher stores "+brief(data), func(v value) (value, bool) {
 		return value{data: data, holder: v.holder}, v.holder == c.name
 	})
-	if !c.d.Publish(c.id, []byte(key), &Held{Data: []byte(data)}, false) {
+	if c.d.Publish(c.id, []byte(key), &Held{Data: []byte(data)}, false) != LockTaken {
 		c.t.Failf("publish")
 	}
 	c.end(i, 0, nil)
@@ -162,7 +162,7 @@ func successor(r *run, s *Store, mode Mode) error {
 		d.Open()
 	}
 	d.Sweep(func(o OPID) bool { return o.PNN == d.s.pnn }) // what other nodes' clients had
-	if _, more := d.RemoveOrphans(nil); more {
+	if _, more := d.RemoveOrphans(nil, nil); more != NoOrphans {
 		return errors.New("orphans are left")
 	}
 	if err := d.Err(); err != nil {
@@ -176,7 +176,7 @@ func successor(r *run, s *Store, mode Mode) error {
 				}
 			}
 		}
-		if _, more := d.RemoveOrphans(nil); more {
+		if _, more := d.RemoveOrphans(nil, nil); more != NoOrphans {
 			return errors.New("orphans are left")
 		}
 	}
@@ -303,7 +303,7 @@ func attends(b bounds) *scenario {
 				if c.d.Holder(c.id, []byte("k")) == DispatcherSlot { // handed over, for Attend
 					c.d.Unlock(c.id, []byte("k"))
 				}
-				c.d.RemoveOrphans(nil)
+				c.d.RemoveOrphans(nil, nil)
 				var r Held
 				c.d.Look(c.id, []byte("k"), &r)
 				if lettersOf(r.Data) != "Ab" {

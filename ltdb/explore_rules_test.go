@@ -208,7 +208,7 @@ func tidyBeside() *scenario {
 		func(c *pieceClient) { c.see("k"); c.add("k", "b", false) },
 		func(c *pieceClient) { c.recover() },
 		func(c *pieceClient) {
-			if _, err := c.s.tidy(); err != nil {
+			if _, err := c.s.tidy(bg); err != nil {
 				c.t.Failf("tidy: %v", err)
 			}
 		},

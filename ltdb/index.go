@@ -170,6 +170,9 @@ func (a *actor) newPage(x *pieceIndex) error {
 		root := s.body.pieces.Load()
 		d.b.rsn.Store(uint64(root))
 		if s.body.pieces.CAS(root, d.ref) { // another actor may be at it
+			if root == 0 {
+				s.body.lastPage.Store(d.ref) // and stays it
+			}
 			break
 		}
 	}
@@ -244,8 +247,9 @@ func (s *Store) pieceAt(v uint64) (p pieceBlock, ok bool) {
 	return p, ok
 }
 
-// preparePiece puts a piece into the index, as prepared. While that word and
-// j.new both name the block it is the index's: repair looks there.
+// preparePiece puts a piece into the index, as prepared. While that word, which
+// j.entry names, and j.new both name the block it is the index's: repair looks
+// there.
 func (a *actor) preparePiece(db *DB, key, piece []byte, hash uint64) (n uint32, counter uint64, err error) {
 	c := classOf(blockSize(len(key), len(piece)))
 	if err := a.reserve(c, 1); err != nil {
@@ -263,7 +267,9 @@ func (a *actor) preparePiece(db *DB, key, piece []byte, hash uint64) (n uint32, 
 			if planted("wordlate") {
 				a.h.jNew.Store(0)
 			}
-			a.s.index.word(n).Store(makeID(d.ref, d.c) | statePrepared | stampOf(counter))
+			w := a.s.index.word(n)
+			a.h.jEntry.Store(shm.OffsetOf(a.s.r, w))
+			w.Store(makeID(d.ref, d.c) | statePrepared | stampOf(counter))
 			a.h.jNew.Store(0)
 			return n, counter, nil
 		}
@@ -287,6 +293,7 @@ func (a *actor) erasePiece(w *shm.Word64) error {
 	if err := a.makeRoom(c, 1); err != nil {
 		return err
 	}
+	a.h.jEntry.Store(shm.OffsetOf(a.s.r, w))
 	if planted("wordfirst") {
 		w.Store(0)
 	}
@@ -303,10 +310,18 @@ func (a *actor) erasePiece(w *shm.Word64) error {
 	return nil
 }
 
-// inIndex reports whether the block at ref is in the dead client's index, as a
-// page or as a piece; or in an orphan's, if its handle i was at work on those.
+// inIndex reports whether the block at ref is in an index, as a page or as a piece:
+// in the dead client's, or in an orphan's, if its handle i was at work on those. The
+// journal names the word of a piece, so that no index is walked for it; only for a
+// page that was just being linked or taken out.
 func (p *repairer) inIndex(i int, ref uint32) bool {
 	s := p.s
+	if w := s.indexWordAt(p.body.handles[i].jEntry.Load()); w != nil && entryRef(w.Load()) == ref {
+		return true
+	}
+	if page, _ := s.pageAt(ref); page == nil {
+		return false
+	}
 	if s.inChainOfPages(p.body.pieces.Load(), ref) {
 		return true
 	}
@@ -321,6 +336,23 @@ func (p *repairer) inIndex(i int, ref uint32) bool {
 	return false
 }
 
+// indexWordAt returns the word of an index at off, which came from a journal; nil
+// if it is none's.
+func (s *Store) indexWordAt(off shm.Offset) *shm.Word64 {
+	i, sp := s.spanOf(off)
+	if off < s.dataStart || off%8 != 0 || sp == nil {
+		return nil
+	}
+	size := uint64(classSizes[pageClass])
+	at := (off - s.spanStart(i)) / size * size
+	page, _ := s.pageAt(offsetRef(s.spanStart(i) + at))
+	n := off - s.spanStart(i) - at
+	if page == nil || n < blockHeaderSize || (n-blockHeaderSize)/8 >= pageWords {
+		return nil
+	}
+	return &page.word[(n-blockHeaderSize)/8]
+}
+
 func (s *Store) inChainOfPages(root, ref uint32) bool {
 	for chain := (walk{}); ; {
 		page, next := s.pageAt(root)
@@ -329,11 +361,6 @@ func (s *Store) inChainOfPages(root, ref uint32) bool {
 		}
 		if root == ref {
 			return true
-		}
-		for i := range page.word {
-			if v := page.word[i].Load(); v != 0 && entryRef(v) == ref {
-				return true
-			}
 		}
 		root = next
 	}

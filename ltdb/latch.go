@@ -1,7 +1,9 @@
 package ltdb
 
 import (
+	"errors"
 	"runtime"
+	"time"
 
 	"github.com/mainzdb/mainz/shm"
 )
@@ -61,15 +63,81 @@ func (s *Store) latchWanted(off shm.Offset) (n int) {
 	return n
 }
 
-// lockLatch takes a latch for the handle id, whose journal says so already.
-func (s *Store) lockLatch(c *shm.Client, l *shm.Latch, id shm.HandleID, what latchOf, n uint64) error {
-	if l.TryLock(id) {
+// errLatched: the latch is held by somebody who lives, who may be stopped. Who may
+// not wait for him puts his work aside. It never leaves the package.
+var errLatched = errors.New("ltdb: latch is held")
+
+// lockLatch takes a latch whose journal says so already. It waits as long as the
+// running call's context allows (errLatched for the dispatcher, which waits for
+// nobody), and repairs the owner first if he is dead.
+func (a *actor) lockLatch(l *shm.Latch, what latchOf, n uint64) error {
+	if l.TryLock(a.id) {
 		return nil
 	}
-	if s.ownerless(l, id, what, n) {
+	return a.lockLatchSlow(l, what, n)
+}
+
+func (a *actor) lockLatchSlow(l *shm.Latch, what latchOf, n uint64) error {
+	s := a.s
+	if s.ownerless(l, a.id, what, n) {
 		return errLatch
 	}
-	return l.Lock(c, id)
+	switch err := s.spinLatch(s.c, l, a.id); {
+	case err != errLatched:
+		return err
+	case s.slot == DispatcherSlot:
+		return errLatched
+	}
+	var cancel *shm.Word32
+	if a.ctx != nil {
+		w, stop := s.canceller(a.ctx)
+		defer stop()
+		cancel = w
+	}
+	var err error
+	began := time.Now()
+	ok, e := l.LockUntil(s.c, a.id, cancel, func() bool {
+		switch {
+		case a.ctx != nil && a.ctx.Err() != nil:
+			err = a.ctx.Err()
+		case !s.closed.Load():
+		case a.use.Load() != actorRetired:
+			err = errClosed
+		case time.Since(began) > leaveLimit:
+			err = errLatched
+		}
+		return err == nil
+	})
+	if ok || e != nil {
+		return e
+	}
+	return err
+}
+
+// leaveLimit is for how long a client that leaves waits for a latch. What it has to
+// leave undone for that others do.
+const leaveLimit = time.Second
+
+// spinLatch tries for some microseconds, for as long as a latch is held by who
+// runs. A dead owner is repaired.
+func (s *Store) spinLatch(c *shm.Client, l *shm.Latch, id shm.HandleID) error {
+	for spin := (shm.Spin{}); ; {
+		if l.TryLock(id) {
+			return nil
+		}
+		if !spin.Again() {
+			break
+		}
+	}
+	if o := l.Owner(); o != 0 && c.Dead(o.Slot()) {
+		if _, err := c.Recover(o.Slot()); err != nil {
+			return err
+		}
+		if l.TryLock(id) {
+			return nil
+		}
+	}
+	return errLatched
 }
 
 // ownerless reports whether the latch names an owner that can't have it, for

@@ -230,7 +230,7 @@ type databasesHead struct {
 type handle struct {
 	// journal line
 	bucketIntent  shm.Word64 // offset of the bucket whose latch is wanted or held
-	jEntry        shm.Word64 // offset of the entry about to change
+	jEntry        shm.Word64 // offset of the entry about to change; with j.new a piece and no j.old, of its word in an index
 	opid          shm.Word64 // counter of the handle's OPIDs; never reset
 	jNew          shm.Word32 // block in nobody's hands but ours
 	jOld          shm.Word32 // block that the entry had: ours once the entry has another
@@ -263,8 +263,8 @@ type body struct {
 	cells   [cellsPerSlot]shm.Word64 // offset of an entry locked or waited for; 0: unused
 	pieces  shm.Word32               // first page of the piece index
 	stats   shm.Word32               // first block of the sampled histograms
-	// The last page, while the index goes to the orphans. Stored by who repairs
-	// the slot.
+	// The last page of the index: the first that was made. Stored behind pieces by
+	// who made it, and by who repairs the slot; 0: nobody knows.
 	lastPage shm.Word32
 	_        [52]byte
 }

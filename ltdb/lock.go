@@ -175,6 +175,7 @@ func (db *DB) contended(ctx context.Context, own *actor, key []byte, hash uint64
 		}
 		defer s.giveBack(a)
 	}
+	a.ctx = ctx
 	a.h.counters[countWaits].Inc()
 	a.sample(latencyWait, start)
 	return true, then(a, &at, l)

@@ -299,7 +299,7 @@ func (h *Handle) Append(ctx context.Context, key, data []byte) error {
 	if err != nil {
 		return err
 	}
-	return r.append(data)
+	return r.append(ctx, data)
 }
 
 // Delete removes the record; it waits like Store. ErrNotFound if there is
@@ -438,7 +438,7 @@ func (db *DB) Append(ctx context.Context, key, data []byte) error {
 	if err != nil {
 		return err
 	}
-	return r.append(data)
+	return r.append(ctx, data)
 }
 
 // Delete removes the record; it waits like Store. ErrNotFound if there is
@@ -502,6 +502,7 @@ func (db *DB) storeOnce(ctx context.Context, own *actor, key, data []byte, hash 
 			return err
 		}
 	}
+	a.ctx = ctx
 	var at spot
 	err := a.store(db, key, data, hash, &at)
 	if own == nil {
@@ -514,13 +515,13 @@ func (db *DB) storeOnce(ctx context.Context, own *actor, key, data []byte, hash 
 }
 
 // append is the second half of Append.
-func (r Record) append(data []byte) error {
+func (r Record) append(ctx context.Context, data []byte) error {
 	l := r.l
 	if len(l.value)+len(data) > l.s.maxValue {
 		return errors.Join(errBadValue, r.Unlock())
 	}
 	l.value = append(l.value, data...)
-	return r.StoreUnlock(l.value)
+	return r.storeUnlock(ctx, l.value)
 }
 
 func (db *DB) remove(ctx context.Context, own *actor, key []byte) error {
@@ -556,6 +557,7 @@ func (db *DB) removeOnce(ctx context.Context, own *actor, key []byte, hash uint6
 			return err
 		}
 	}
+	a.ctx = ctx
 	a.keep = 0
 	var at spot
 	ok, err := a.s.tryLock(db, key, hash, a.cell, nil, &at, newcomer)

@@ -2,6 +2,7 @@ package ltdb
 
 import (
 	"context"
+	"errors"
 
 	"github.com/mainzdb/mainz/shm"
 )
@@ -25,8 +26,8 @@ func (p *repairer) orphanLatch(i int) {
 }
 
 // orphan puts the dead client's index before what earlier tenants of the slot
-// have left. The last page is found before anything is linked to it: a repeat
-// would run on into the others' pages. Until the slot has forgotten the index,
+// have left. The last page stands in the slot, or is found before anything is
+// linked to it: a repeat would run on into the others' pages. Until the slot has forgotten the index,
 // nobody takes pages from it.
 func (p *repairer) orphan() {
 	s, b := p.s, p.body
@@ -48,7 +49,7 @@ func (p *repairer) orphan() {
 func (p *repairer) chain(o *shm.Word32, root uint32) {
 	s, b := p.s, p.body
 	last := b.lastPage.Load()
-	if last == 0 {
+	if page, _ := s.pageAt(last); page == nil {
 		if last = s.lastOf(root); last == 0 {
 			return // no page: there is nothing to keep
 		}
@@ -120,11 +121,11 @@ func (s *Store) orphaned() bool {
 
 // tidy removes the pieces of the dead, but for those whose record is locked,
 // and returns how many records it has changed.
-func (s *Store) tidy() (int, error) {
+func (s *Store) tidy(ctx context.Context) (int, error) {
 	if s.managed() || !s.orphaned() {
 		return 0, nil
 	}
-	a, err := s.borrow(context.Background())
+	a, err := s.borrow(ctx)
 	if err != nil {
 		return 0, err
 	}
@@ -132,75 +133,125 @@ func (s *Store) tidy() (int, error) {
 	return a.tidy()
 }
 
-// tidy is Store.tidy. It holds the orphan latch meanwhile, and waits for
-// nothing but class latches: of record locks it takes those that are free.
+// tidy is Store.tidy.
+func (a *actor) tidy() (changed int, err error) {
+	changed, _, err = a.tidyOn(&orphanPlace{}, nil)
+	return changed, err
+}
+
+// orphanPlace is a place in the orphans' indexes: where a clean-up goes on that
+// was interrupted. Between two parts of one nobody else takes pages away; who has
+// died meanwhile may have put more in front, and then that slot's chain begins anew.
+type orphanPlace struct {
+	slot         int
+	head         uint32 // of the slot's chain; the others are of no use without it
+	page, before uint32 // before: the page in front, 0 for the head
+	word         int
+}
+
+// tidyStride is how many pieces are removed before goOn is asked again. One takes
+// less than a microsecond, or as long as to write a large record anew.
+const tidyStride = 4
+
+// tidyOn is tidy from a place on, until goOn, which may be nil, returns false. It
+// holds the orphan latch meanwhile, and waits for nothing but latches: of record
+// locks it takes those that are free. over: it was not interrupted, and the place
+// is the beginning again.
 //
 // Preconditions: the actor has no draft, and holds nothing.
-func (a *actor) tidy() (changed int, err error) {
+func (a *actor) tidyOn(at *orphanPlace, goOn func() bool) (changed int, over bool, err error) {
 	s := a.s
 	a.h.orphanIntent.Store(1)
-	if err := s.lockLatch(s.c, &s.node.orphanLatch, a.id, orphanLatch, 1); err != nil {
+	if err := a.lockLatch(&s.node.orphanLatch, orphanLatch, 1); err != nil {
 		a.h.orphanIntent.Store(0)
-		return 0, err
+		return 0, true, err
 	}
-	for i := range s.node.orphan {
-		if uint32(i) > s.seg.Slots() && i != DispatcherSlot {
+	over = true
+	for ; over && at.slot < len(s.node.orphan); *at = (orphanPlace{slot: at.slot + 1}) {
+		if uint32(at.slot) > s.seg.Slots() && at.slot != DispatcherSlot {
 			continue
 		}
-		n, e := a.tidyChain(uint32(i))
+		n, done, e := a.tidyChain(at, goOn)
 		changed += n
 		if err == nil {
 			err = e
 		}
+		if over = done; !over {
+			break
+		}
+	}
+	if over {
+		*at = orphanPlace{}
 	}
 	s.node.orphanLatch.Unlock(a.id)
 	a.h.orphanIntent.Store(0)
-	return changed, err
+	return changed, over, err
 }
 
 // tidyChain works through the orphans of one slot, and takes the pages away
 // that are empty then. What can't be done stays; its first error is returned
 // when all others are done.
-func (a *actor) tidyChain(slot uint32) (changed int, err error) {
+func (a *actor) tidyChain(at *orphanPlace, goOn func() bool) (changed int, over bool, err error) {
 	s := a.s
-	head := &s.node.orphan[slot]
+	head := &s.node.orphan[at.slot]
 	root := head.Load()
-	if root == 0 || shm.At[body](s.r, s.seg.SlotBody(slot)).pieces.Load() == root && !planted("bothhave") {
-		return 0, nil
+	if root == 0 || shm.At[body](s.r, s.seg.SlotBody(uint32(at.slot))).pieces.Load() == root && !planted("bothhave") {
+		return 0, true, nil
 	}
-	var before *block // of the page in front, nil for the head
-	for chain := (walk{}); root != 0; {
-		page, next := s.pageAt(root)
-		if page == nil || chain.again(root) {
+	if at.page == 0 || at.head != root {
+		at.head, at.page, at.before, at.word = root, root, 0, 0
+	}
+	done := 0
+	for chain := (walk{}); at.page != 0; {
+		var before *block // of the page in front, nil for the head
+		if at.before != 0 {
+			before = s.blockAt(at.before, pageClass)
+		}
+		page, next := s.pageAt(at.page)
+		if page == nil || chain.again(at.page) {
 			// What comes behind is nobody's any more, or was worked through.
 			if before != nil {
 				before.rsn.Store(0)
 			} else {
 				head.CAS(root, 0)
 			}
-			return changed, errBadPages
+			return changed, true, errBadPages
 		}
-		empty := true
-		for i := range page.word {
-			v := page.word[i].Load()
+		for ; at.word < len(page.word); at.word++ {
+			w := &page.word[at.word]
+			v := w.Load()
 			if v == 0 {
 				continue
 			}
-			gone, did, e := a.tidyPiece(&page.word[i], v)
+			if done++; done%tidyStride == 0 && goOn != nil && !goOn() {
+				return changed, false, err
+			}
+			_, did, e := a.tidyPiece(w, v)
 			if did {
 				changed++
 			}
 			if err == nil {
 				err = e
 			}
-			empty = empty && gone
 		}
-		if !empty || !a.dropPage(head, before, root, next) {
-			before = s.blockAt(root, pageClass)
+		switch {
+		case !page.empty() || !a.dropPage(head, before, at.page, next):
+			at.before = at.page
+		case before == nil:
+			at.head, root = next, next
 		}
-		root = next
+		at.page, at.word = next, 0
 	}
-	return changed, err
+	return changed, true, err
+}
+
+func (p *indexPage) empty() bool {
+	for i := range p.word {
+		if p.word[i].Load() != 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // dropPage takes an empty page out of a chain and frees it. It reports whether
@@ -236,11 +287,10 @@ func (a *actor) tidyPiece(w *shm.Word64, v uint64) (gone, changed bool, err erro
 		key := make([]byte, p.klen)
 		s.r.CopyOut(key, refOffset(p.ref)+blockHeaderSize)
 		changed, err = a.cutPiece(db, key, db.hash(key), s.opid(p.counter), anybody)
-		switch err {
-		case errHeld, errGate:
+		switch {
+		case err == errHeld, err == errGate, errors.Is(err, errLatched):
 			return false, false, nil
-		case nil, ErrNotHere:
-		default:
+		case err != nil && err != ErrNotHere:
 			return false, changed, err
 		}
 		if !changed && a.elsewhere != nil && (err == ErrNotHere || !a.look.found) {
@@ -255,7 +305,12 @@ func (a *actor) tidyPiece(w *shm.Word64, v uint64) (gone, changed bool, err erro
 			}
 		}
 	}
-	return true, changed, a.erasePiece(w)
+	if err := a.erasePiece(w); err != nil && !errors.Is(err, errLatched) {
+		return true, changed, err
+	} else if err != nil {
+		return false, changed, nil
+	}
+	return true, changed, nil
 }
 
 // databaseOf returns the database with that number, nil if there is none.
@@ -304,5 +359,8 @@ func (s *Store) abandon() error {
 		return nil
 	}
 	_, err := s.actors[0].tidy()
+	if errors.Is(err, errLatched) {
+		return nil // whoever comes next does it
+	}
 	return err
 }

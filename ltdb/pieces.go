@@ -220,7 +220,7 @@ func (db *DB) conditionalAppend(ctx context.Context, own *actor, id ConditionID,
 	err := db.decide(ctx, own, key, piece, &t)
 	if err == ErrFull {
 		// The pieces of the dead take room as well.
-		if n, e := s.tidy(); e == nil && n > 0 {
+		if n, e := s.tidy(ctx); e == nil && n > 0 {
 			err = db.decide(ctx, own, key, piece, &t)
 		}
 	}
@@ -306,6 +306,7 @@ func (db *DB) decideOnce(ctx context.Context, own *actor, key, piece []byte, t *
 	} else if db.s.closed.Load() {
 		return errClosed
 	}
+	a.ctx = ctx
 	defer a.endDecide(own) // the condition may panic
 	a.keep = 0
 	err := a.decide(t, key, piece)
@@ -697,6 +698,7 @@ func (db *DB) removePieceOnce(ctx context.Context, own *actor, key []byte, hash 
 	} else if db.s.closed.Load() {
 		return errClosed
 	}
+	a.ctx = ctx
 	a.keep = 0
 	_, err := a.cutPiece(db, key, hash, p.opid, newcomer)
 	switch {

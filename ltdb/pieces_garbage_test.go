@@ -216,8 +216,8 @@ func (w *wildPieces) dispatch(ctx context.Context) {
 		d.Touch(id, key, 1, 2)
 		d.Rung(func(uint32, []byte) {})
 	}
-	d.RemoveOrphans(nil)
-	w.expect(d.RecoverDead(func(uint32) {}), "recover")
+	d.RemoveOrphans(nil, nil)
+	w.expect(recoverAll(d, func(uint32) {}), "recover")
 	w.expect(d.Err(), "dispatcher")
 	w.expect(d.Close(), "close of the dispatcher")
 }

@@ -255,6 +255,7 @@ func (r Record) take(to uint64) (*actor, error) {
 			return nil, r.stale()
 		}
 		l.state.Store(r.live - lockLive + to)
+		h.a.ctx = context.Background()
 		return h.a, nil
 	}
 	// The actor first: Close, which waits for actors, makes stale what is live then.
@@ -372,12 +373,16 @@ func (a *actor) storeKept(l *lock, data []byte) error {
 
 // StoreUnlock replaces the value and unlocks, in one step; no data deletes.
 // On any error the lock is gone.
-func (r Record) StoreUnlock(data []byte) error {
+func (r Record) StoreUnlock(data []byte) error { return r.storeUnlock(context.Background(), data) }
+
+// storeUnlock is StoreUnlock that waits for latches only as long as ctx allows.
+func (r Record) storeUnlock(ctx context.Context, data []byte) error {
 	a, err := r.take(lockTenant)
 	if err != nil {
 		return err
 	}
 	l := r.l
+	a.ctx = ctx
 	a.keep = 0
 	raceRelease(l.hash)
 	if len(data) == 0 {
@@ -466,6 +471,7 @@ func (db *DB) lockOnce(ctx context.Context, own *actor, key []byte, hash uint64,
 	} else if db.s.closed.Load() {
 		return Record{}, errClosed
 	}
+	a.ctx = ctx
 	who := uint64(newcomer)
 	if !wait {
 		who = anybody

@@ -2,6 +2,7 @@ package ltdb
 
 import (
 	"fmt"
+	"time"
 
 	"github.com/mainzdb/mainz/shm"
 )
@@ -60,7 +61,13 @@ func (s *Store) repair(c *shm.Client, slot uint32) error {
 			return err
 		}
 	}
-	return nil
+	if p.latched == 0 {
+		return nil
+	}
+	if slot == c.Slot() && p.s.c == nil {
+		return nil // it inherits the slot: see usable
+	}
+	return shm.ErrLater
 }
 
 // repairer works in the name of the dead slot's handles: a latch that it
@@ -71,6 +78,8 @@ type repairer struct {
 	c    *shm.Client
 	slot uint32
 	body *body
+	// latched has a bit for each class whose latch somebody alive holds.
+	latched uint32
 }
 
 func (p *repairer) id(i int) shm.HandleID {
@@ -345,15 +354,85 @@ func (p *repairer) magazines(i int) error {
 			w.Store(0)
 			return
 		}
-		if err = p.give(i, h, class, w); err == errLatch {
+		if p.latched&(1<<class) != 0 {
+			return
+		}
+		switch err = p.give(i, h, class, w); err {
+		case errLatched:
+			p.latched |= 1 << class
+			err = nil
+		case errLatch:
 			// Nobody will ever get at that list. The block is lost, as Check
 			// will say, but the slot and its locks are not.
-			h.classIntent.Store(0)
 			w.Store(0)
 			err = nil
 		}
 	})
 	return err
+}
+
+// empty reports whether a handle keeps no free blocks.
+func (h *handle) empty() bool {
+	is := true
+	each(h, func(w *shm.Word32, _ int) { is = is && w.Load() == 0 })
+	return is
+}
+
+// usable takes those actors out of use whose magazines have blocks of a slot's
+// last tenant that could not be given back, and reports whether there are enough
+// others.
+func (s *Store) usable() bool {
+	n := 0
+	for i := range s.actors {
+		if s.actors[i].h.empty() {
+			n++
+		} else {
+			s.actors[i].use.Store(actorRetired)
+		}
+	}
+	return n >= pooled
+}
+
+// giveRest gives back what usable has found.
+func (s *Store) giveRest() error {
+	p := &repairer{s: s, c: s.c, slot: s.slot, body: s.body}
+	for i := range s.actors {
+		a := &s.actors[i]
+		if a.use.Load() != actorRetired {
+			continue
+		}
+		if err := p.magazines(i); err != nil {
+			return err
+		}
+		if a.h.empty() {
+			a.use.Store(actorIdle)
+		}
+	}
+	return nil
+}
+
+// lockLatch takes a class latch. It does not wait for a latch that somebody alive
+// holds, who may be stopped: errLatched. What is not given back by then lies in the
+// dead handle's magazines for whoever tries again; locks, pieces and journals are
+// settled already, so nobody is kept. Who repairs itself, as it leaves, waits a
+// little, so that a slot is mostly free afterwards.
+func (p *repairer) lockLatch(l *shm.Latch, id shm.HandleID, n uint64) error {
+	s := p.s
+	if l.TryLock(id) {
+		return nil
+	}
+	if s.ownerless(l, id, classLatch, n) {
+		return errLatch
+	}
+	err := s.spinLatch(p.c, l, id)
+	if err != errLatched || p.slot != p.c.Slot() || p.slot == DispatcherSlot {
+		return err
+	}
+	began := time.Now()
+	if ok, err := l.LockUntil(p.c, id, nil, func() bool { return time.Since(began) < leaveLimit }); ok || err != nil {
+		return err
+	}
+	return errLatched
 }
 
 // classAt returns the class of the span that ref lies in, -1 if none.
@@ -377,7 +456,8 @@ func (p *repairer) give(i int, h *handle, c int, w *shm.Word32) error {
 		// What the dead client really held is settled. Nobody else frees this.
 		cl.latch.Break(o)
 	}
-	if err := s.lockLatch(p.c, &cl.latch, p.id(i), classLatch, uint64(c+1)); err != nil {
+	if err := p.lockLatch(&cl.latch, p.id(i), uint64(c+1)); err != nil {
+		h.classIntent.Store(0)
 		return err
 	}
 	b := s.freeBlockAt(w.Load(), c)

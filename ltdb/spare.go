@@ -74,7 +74,7 @@ func (a *actor) draftSpare() (draft, error) {
 	}
 	l := &s.node.spare.latch
 	a.h.spareIntent.Store(1)
-	if err := s.lockLatch(s.c, l, a.id, spareLatch, 1); err != nil {
+	if err := a.lockLatch(l, spareLatch, 1); err != nil {
 		a.h.spareIntent.Store(0)
 		return draft{}, err
 	}

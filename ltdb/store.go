@@ -157,13 +157,17 @@ func join(ctx context.Context, seg *shm.Segment, opts Options) (*Store, error) {
 		s.actors[i].init(s, i)
 	}
 	s.locks.init(s)
+	if !s.usable() {
+		err = fmt.Errorf("ltdb: slot %d: a client that is stopped holds the list of the free memory that the last one had: %w; end it", s.slot, ErrInUse)
+		return nil, errors.Join(err, s.c.Leave())
+	}
 	// Who comes tidies up after the dead. Damage that he meets on the way keeps
 	// nobody out of what is whole.
 	if _, err = s.c.RecoverAll(); err == nil || errors.Is(err, ErrCorrupt) {
-		err = s.register(opts.Conditions)
+		err = s.register(ctx, opts.Conditions)
 	}
 	if err == nil {
-		if _, err = s.tidy(); errors.Is(err, ErrCorrupt) {
+		if _, err = s.tidy(ctx); errors.Is(err, ErrCorrupt) {
 			err = nil
 		}
 	}
@@ -346,7 +350,7 @@ func (s *Store) exit() { s.inside.Add(-1) }
 
 // Recover repairs the slots of all clients that have died, as anybody does
 // who meets one of them. It returns how many there were.
-func (s *Store) Recover(context.Context) (int, error) {
+func (s *Store) Recover(ctx context.Context) (int, error) {
 	if err := s.enter(); err != nil {
 		return 0, err
 	}
@@ -356,7 +360,7 @@ func (s *Store) Recover(context.Context) (int, error) {
 	}
 	n, err := s.c.RecoverAll()
 	if err == nil {
-		_, err = s.tidy()
+		_, err = s.tidy(ctx)
 	}
 	return n, err
 }

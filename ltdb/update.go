@@ -362,7 +362,7 @@ func (a *actor) insert(db *DB, key []byte, hash uint64, cell *shm.Word64, at *sp
 	if !planted("intentlate") {
 		h.bucketIntent.Store(shm.OffsetOf(s.r, bk))
 	}
-	if err := s.lockLatch(s.c, &bk.latch, a.id, bucketLatch, shm.OffsetOf(s.r, bk)); err != nil {
+	if err := a.lockLatch(&bk.latch, bucketLatch, shm.OffsetOf(s.r, bk)); err != nil {
 		h.bucketIntent.Store(0)
 		return err
 	}

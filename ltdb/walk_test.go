@@ -116,7 +116,7 @@ func TestOrphanRing(t *testing.T) {
 			}
 			within(t, "the clean-up", func() {
 				for range 3 { // each does what it can
-					_, err = s.tidy()
+					_, err = s.tidy(bg)
 				}
 			})
 			wantErr(t, "at last", err, nil)

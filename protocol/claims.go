@@ -381,7 +381,7 @@ func (n *Node) keepCopy(r *rec, c *carried) {
 		n.cfg.Fault("told to keep the copy of a record that is here")
 		return
 	}
-	if n.store.TryLock(r.db, r.key, true) != Locked || !n.store.Publish(r.db, r.key, &Record{RSN: c.rsn + 1, LAccessor: c.laccessor, LACount: c.lacount, Data: c.data, Tags: c.tags}, true) {
+	if n.store.TryLock(r.db, r.key, true) != Locked || n.store.Publish(r.db, r.key, &Record{RSN: c.rsn + 1, LAccessor: c.laccessor, LACount: c.lacount, Data: c.data, Tags: c.tags}, true) != Locked {
 		n.cfg.Fault("no room for a record that was here")
 		return
 	}

@@ -84,12 +84,12 @@ func (s *flat) Touch(db uint32, key []byte, p protocol.PNN, n uint32) {
 	}
 }
 
-func (s *flat) Publish(db uint32, key []byte, v *protocol.Record, _ bool) bool {
+func (s *flat) Publish(db uint32, key []byte, v *protocol.Record, _ bool) protocol.LockResult {
 	r := s.at(db, key)
 	r.data, r.tags = append(r.data[:0], v.Data...), append(r.tags[:0], v.Tags...)
 	r.r = *v
 	r.r.Data, r.r.Tags = r.data, r.tags
-	return true
+	return protocol.Locked
 }
 
 func (s *flat) Each(f func(db uint32, key []byte, rsn uint64)) {

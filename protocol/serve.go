@@ -310,8 +310,7 @@ func (n *Node) execute(r *rec, m *Message, src PNN, p *pending, deadline Instant
 		n.lockFor(r, m, src, p)
 		return true
 	}
-	n.commit(r, m, src, p, data, tags)
-	return true
+	return n.commit(r, m, src, p, data, tags) || n.wait(m, src, p, deadline, wire.Timeout)
 }
 
 // refused ends a request that its record does not allow; false: it waits until
@@ -367,7 +366,9 @@ func (n *Node) unlock(r *rec, m *Message, src PNN, p *pending, mode Mode) {
 	}
 	r.lock = remoteLock{}
 	if m.Op == wire.ReqStoreUnlock {
-		n.commit(r, m, src, p, m.Data, nil)
+		if !n.commit(r, m, src, p, m.Data, nil) {
+			n.answer(m, src, p, wire.NoMemory, nil, 0, 0)
+		}
 		return
 	}
 	n.store.Unlock(r.db, r.key)
@@ -449,19 +450,24 @@ func (n *Node) plan(r *rec, m *Message, src PNN, mode Mode) (st wire.Status, dat
 	return wire.BadPacket, nil, nil
 }
 
-// commit publishes a new value and releases the lock.
-func (n *Node) commit(r *rec, m *Message, src PNN, p *pending, data, tags []byte) {
+// commit publishes a new value and releases the lock; false: it can't yet, and
+// nothing has changed.
+func (n *Node) commit(r *rec, m *Message, src PNN, p *pending, data, tags []byte) (ended bool) {
 	n.put = Record{RSN: n.view.RSN + 1, LAccessor: n.view.LAccessor, LACount: n.view.LACount, Data: data, Tags: tags}
 	if p != nil {
 		n.put.Cookie = p.cookie
 	}
-	if !n.store.Publish(r.db, r.key, &n.put, false) {
-		n.store.Unlock(r.db, r.key)
-		n.answer(m, src, p, wire.NoMemory, nil, 0, 0)
-		return
-	}
+	published := n.store.Publish(r.db, r.key, &n.put, false)
 	n.store.Unlock(r.db, r.key)
-	n.done(r, m, src, p)
+	switch published {
+	case Held:
+		return false
+	case NoSpace:
+		n.answer(m, src, p, wire.NoMemory, nil, 0, 0)
+	default:
+		n.done(r, m, src, p)
+	}
+	return true
 }
 
 // done notes a success for another node with the record and answers.
@@ -611,7 +617,7 @@ func (n *Node) become(r *rec, m *Message) {
 		n.cfg.Fault("a record arrived that is here already")
 	}
 	n.put = Record{RSN: rsn, LAccessor: acc, LACount: m.LACount, Data: m.Data, Tags: m.Tags}
-	if n.store.TryLock(r.db, r.key, true) != Locked || !n.store.Publish(r.db, r.key, &n.put, true) {
+	if n.store.TryLock(r.db, r.key, true) != Locked || n.store.Publish(r.db, r.key, &n.put, true) != Locked {
 		n.cfg.Fault("no room for a record that was promised room")
 		return
 	}

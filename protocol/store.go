@@ -39,9 +39,10 @@ type Store interface {
 	// UnlockTo leaves the lock to a client's slot, which asked for it by the
 	// operation of that cookie.
 	UnlockTo(db uint32, key []byte, c ClientID, cookie uint64)
-	// Publish sets a record that the dispatcher holds; false: no room, for an
-	// arriving one not even in the reserve.
-	Publish(db uint32, key []byte, r *Record, arriving bool) bool
+	// Publish sets a record that the dispatcher holds: Locked. Held: not now;
+	// Node.Released follows. NoSpace: no room, for an arriving one not even in the
+	// reserve.
+	Publish(db uint32, key []byte, r *Record, arriving bool) LockResult
 	// Remove: the record leaves the node. The dispatcher holds it.
 	Remove(db uint32, key []byte)
 	// Touch notes who asked last. Not an update.

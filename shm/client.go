@@ -335,13 +335,17 @@ func (c *Client) Leave() error {
 		err = c.opts.Repair(c, c.slot)
 	}
 	c.left.Store(true)
+	clean := err == nil
+	if err == ErrLater {
+		err = nil
+	}
 	if err != nil {
 		err = fmt.Errorf("shm: leave slot %d: %w", c.slot, err)
 	}
 	c.clearClaims(c.slot)
 	c.me.PID.Store(0)
 	// What could not be repaired stays marked dead, for others to look at.
-	c.giveSlot(err == nil)
+	c.giveSlot(clean)
 	if e := c.seg.leave(); err == nil {
 		err = e
 	}

@@ -87,7 +87,7 @@ func (s *Segment) Look() error {
 }
 
 // End closes the gate for good, for all, as the caller has found the segment
-// damaged. It returns why the segment has ended, which may be an earlier reason.
+// damaged, or of no use to anybody. It returns why the segment has ended, which may be an earlier reason.
 func (s *Segment) End(damage error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

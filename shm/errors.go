@@ -5,6 +5,11 @@ import (
 	"fmt"
 )
 
+// ErrLater is what a JoinOptions.Repair returns that has done what it could, and
+// needs for the rest what somebody alive holds: the slot stays dead, and is to be
+// repaired again.
+var ErrLater = errors.New("shm: the repair can't be finished yet")
+
 // The reasons for which a segment can't be used. Match them with errors.Is;
 // the errors returned wrap them and say what to do next.
 var (

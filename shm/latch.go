@@ -41,7 +41,18 @@ func (l *Latch) Lock(c *Client, id HandleID) error {
 }
 
 func (l *Latch) lockSlow(c *Client, id HandleID) error {
-	var spin Spin
+	_, err := l.lock(c, id, Spin{}, nil, nil)
+	return err
+}
+
+// LockUntil is Lock that gives up when goOn returns false. It asks after each
+// sleep: after 20 ms at most, and when *cancel, which may be nil, becomes 1. It
+// does not spin, and reports whether the caller has the latch.
+func (l *Latch) LockUntil(c *Client, id HandleID, cancel *Word32, goOn func() bool) (bool, error) {
+	return l.lock(c, id, Spin{left: spinDisabled}, cancel, goOn)
+}
+
+func (l *Latch) lock(c *Client, id HandleID, spin Spin, cancel *Word32, goOn func() bool) (bool, error) {
 	slept := uint32(0)
 	for {
 		v := l.w.Load()
@@ -49,18 +60,23 @@ func (l *Latch) lockSlow(c *Client, id HandleID) error {
 		if owner == 0 {
 			// After a sleep others may sleep as well, and only the bit tells.
 			if l.w.CAS(v, uint32(id)|slept) {
-				return nil
+				return true, nil
 			}
 			continue
 		}
 		if spin.Again() {
 			continue
 		}
+		if slept != 0 && goOn != nil && !goOn() {
+			// The wake-up may have been meant for one of the others.
+			l.w.Wake(1)
+			return false, nil
+		}
 		if v&latchWaiters == 0 && !l.w.CAS(v, v|latchWaiters) {
 			continue
 		}
-		if err := c.WaitOwner(owner.Slot(), Watch{&l.w, v | latchWaiters}, nil, 0); err != nil {
-			return err
+		if err := c.WaitOwner(owner.Slot(), Watch{&l.w, v | latchWaiters}, cancel, 0); err != nil {
+			return false, err
 		}
 		slept = latchWaiters
 	}

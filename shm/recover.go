@@ -76,7 +76,7 @@ func (c *Client) repairClaimed(slot uint32, sl *Slot) (bool, error) {
 		// Others may try as well; but first they shall see that nobody is at it.
 		sl.Claim.CAS(c.slot, 0)
 		sl.Claim.Wake(All)
-		if err == errNotYet {
+		if err == errNotYet || err == ErrLater {
 			return false, nil
 		}
 		return false, fmt.Errorf("shm: recover slot %d: %w", slot, err)

@@ -13,6 +13,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/pelletier/go-toml/v2"
 
@@ -34,13 +35,14 @@ type Config struct {
 	Databases int    `toml:"databases"`
 	HugePages string `toml:"huge_pages"`
 	Idle      string `toml:"idle"`
+	Stall     string `toml:"stall_limit"`
 	LogLevel  string `toml:"log_level"`
 	LogFormat string `toml:"log_format"`
 }
 
 func defaults() Config {
 	return Config{Dir: "/dev/shm/mainz/default/0/v1", Cluster: "default", Size: "256MiB", Slots: 256, MaxValue: "1MiB", Databases: 16,
-		HugePages: "auto", Idle: "adaptive", LogLevel: "info", LogFormat: "text"}
+		HugePages: "auto", Idle: "adaptive", Stall: "10s", LogLevel: "info", LogFormat: "text"}
 }
 
 // Setting is one value and where it comes from.
@@ -89,6 +91,7 @@ var fields = []field{
 	number("databases", "`number` of databases at most, for a new segment", func(c *Config) *int { return &c.Databases }),
 	text("huge_pages", "pages of 2 MiB for a new segment: `auto`, never or require", func(c *Config) *string { return &c.HugePages }),
 	text("idle", "what to do when there is nothing to do: busy, `adaptive` or sleep", func(c *Config) *string { return &c.Idle }),
+	text("stall_limit", "for how long a client may be stopped in the middle of a call before it is killed, a `time`; 0: for ever, as when debugging", func(c *Config) *string { return &c.Stall }),
 	text("log_level", "`level`: debug, info, warn or error", func(c *Config) *string { return &c.LogLevel }),
 	text("log_format", "`format` of the log on standard error: text or json", func(c *Config) *string { return &c.LogFormat }),
 }
@@ -182,6 +185,9 @@ func parse(name string, args []string, env func(string) (string, bool), stderr i
 	if _, err := ring.ParseStrategy(p.Idle); err != nil {
 		return nil, fmt.Errorf("%w: idle: %w", errUsage, err)
 	}
+	if _, err := p.stallLimit(); err != nil {
+		return nil, err
+	}
 	if _, _, err := p.logger(io.Discard); err != nil {
 		return nil, err
 	}
@@ -248,6 +254,18 @@ func (c *Config) level() (level slog.Level, err error) {
 }
 
 // logger writes to w, which is not to wait, what is at least of the level.
+// stallLimit is the limit as the dispatcher wants it, negative for none.
+func (c *Config) stallLimit() (time.Duration, error) {
+	d, err := time.ParseDuration(c.Stall)
+	switch {
+	case err != nil || d < 0 || d > 0 && d < 100*time.Millisecond:
+		return 0, fmt.Errorf("%w: stall_limit: %q is no time of 100ms or longer, like 10s, nor 0", errUsage, c.Stall)
+	case d == 0:
+		return -1, nil
+	}
+	return d, nil
+}
+
 func (c *Config) logger(w io.Writer) (*slog.Logger, *slog.LevelVar, error) {
 	at, err := c.level()
 	if err != nil {

@@ -135,8 +135,12 @@ func (d *daemon) serve(ctx context.Context, p *parsed, to *sink, ready func()) e
 	}
 	m := newManager(os.LookupEnv)
 	defer m.close()
+	stall, err := p.stallLimit()
+	if err != nil {
+		return err
+	}
 	opening, cancel := context.WithTimeout(ctx, openLimit)
-	n, err := dispatcher.Open(opening, dispatcher.Options{Dir: p.Dir, Idle: idle, Log: log, Alive: m.alive, AliveEvery: m.every,
+	n, err := dispatcher.Open(opening, dispatcher.Options{Dir: p.Dir, Idle: idle, Log: log, StallLimit: stall, Alive: m.alive, AliveEvery: m.every,
 		Store: ltdb.Options{Create: true, Wipe: p.wipe, Config: cfg, Name: "mainzd", Conditions: d.conditions, Log: log}})
 	cancel()
 	if err != nil {

@@ -118,10 +118,10 @@ func (s hostStore) UnlockTo(db uint32, key []byte, c protocol.ClientID, _ uint64
 	s.held(db, key).holder = c
 }
 
-func (s hostStore) Publish(db uint32, key []byte, v *protocol.Record, arriving bool) bool {
+func (s hostStore) Publish(db uint32, key []byte, v *protocol.Record, arriving bool) protocol.LockResult {
 	r := s.held(db, key)
 	if !arriving && s.h.refuses(len(v.Data)-len(r.data)) {
-		return false
+		return protocol.NoSpace
 	}
 	if c := s.h.c; arriving && c.mix.Cap > 0 {
 		if used := s.h.seg.used() - len(r.data) + len(v.Data); used > c.mix.Cap+s.h.seg.more+64 {
@@ -131,7 +131,7 @@ func (s hostStore) Publish(db uint32, key []byte, v *protocol.Record, arriving b
 	r.accessor, r.count = v.LAccessor, v.LACount
 	r.set(v.Data, v.Tags, v.RSN)
 	s.h.c.check.published(s.h, r)
-	return true
+	return protocol.Locked
 }
 
 func (s hostStore) Remove(db uint32, key []byte) {
