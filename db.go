@@ -192,10 +192,13 @@ func (db *DB) through(ctx context.Context, m *wire.Message, late func(*pending))
 		return nil, errNoContext
 	}
 	if db.c.ring == nil {
-		return nil, ErrMode
+		return nil, errObserver
 	}
-	if len(m.Key) < 1 || len(m.Key) > call.MaxKey || len(m.Data) > db.c.store.MaxValue() {
-		return nil, ErrTooBig
+	if len(m.Key) < 1 || len(m.Key) > call.MaxKey {
+		return nil, errBadKey
+	}
+	if len(m.Data) > db.c.store.MaxValue() {
+		return nil, errBadValue
 	}
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -267,10 +270,10 @@ func (db *DB) lock(ctx context.Context, key []byte, wait bool) (Record, error) {
 		return Record{}, errNoContext
 	}
 	if db.c.ring == nil {
-		return Record{}, ErrMode
+		return Record{}, errObserver
 	}
 	if len(key) < 1 || len(key) > call.MaxKey {
-		return Record{}, ErrTooBig
+		return Record{}, errBadKey
 	}
 	if err := ctx.Err(); err != nil {
 		return Record{}, err
@@ -312,7 +315,7 @@ func (db *DB) lock(ctx context.Context, key []byte, wait bool) (Record, error) {
 func (db *DB) append(ctx context.Context, cond ConditionID, key, piece []byte, wait bool) (Piece, error) {
 	m := wire.Message{Op: wire.ReqConditionalAppend, Cond: uint32(cond), Key: key, Data: piece}
 	if len(piece) == 0 {
-		return Piece{}, ErrTooBig
+		return Piece{}, errNoPiece
 	}
 	if db.l.Mode() == KV {
 		return Piece{}, waited(ctx, wait, db.change(ctx, &m, !wait, nil))
@@ -460,7 +463,7 @@ func (db *DB) await(ctx context.Context, key []byte, seen uint64, event Event) (
 		return 0, 0, errNoContext
 	}
 	if db.c.ring == nil {
-		return 0, 0, ErrMode
+		return 0, 0, errObserver
 	}
 	m := wire.Message{Op: wire.ReqWatch, Key: key, RSN: seen, Timeout: limit(ctx)}
 	if event == Armed {

@@ -52,6 +52,22 @@ const (
 
 var errHandleClosed = fmt.Errorf("mainz: handle is closed; make another one: %w", ErrClosed)
 
+// clientError is one of the above that says more than its text.
+type clientError struct {
+	text string
+	kind error
+}
+
+func (e *clientError) Error() string { return e.text }
+func (e *clientError) Unwrap() error { return e.kind }
+
+var (
+	errObserver error = &clientError{"an observer can't do this; attach without ReadOnly", ErrMode}
+	errBadKey   error = &clientError{"key must have 1 to 1,024 bytes", ErrTooBig}
+	errBadValue error = &clientError{"value is longer than this node takes; make it shorter, or make the node anew for longer ones", ErrTooBig}
+	errNoPiece  error = &clientError{"nothing is to be appended: give at least one byte", ErrTooBig}
+)
+
 // attachFailed is an error of package attach with the kind that callers know.
 type attachFailed struct{ err, kind error }
 

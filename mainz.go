@@ -256,7 +256,7 @@ func (c *Client) Ping(ctx context.Context) error {
 		return errNoContext
 	}
 	if c.ring == nil {
-		return ErrMode
+		return errObserver
 	}
 	return c.ring.nop(ctx)
 }

@@ -215,15 +215,15 @@ func checkConditions(conds []Condition) error {
 	for i, c := range conds {
 		switch {
 		case c.ID < firstOwnCondition:
-			return fmt.Errorf("ltdb: %v: ids 0 to %d are built in; choose another: %w", c.info(), firstOwnCondition-1, ErrIncompatible)
+			return fmt.Errorf("%v: ids 0 to %d are built in; choose another: %w", c.info(), firstOwnCondition-1, ErrIncompatible)
 		case len(c.Name) < 1 || len(c.Name) > MaxConditionName:
-			return fmt.Errorf("ltdb: %v: the name must have 1 to %d bytes: %w", c.info(), MaxConditionName, ErrTooBig)
+			return fmt.Errorf("%v: the name must have 1 to %d bytes: %w", c.info(), MaxConditionName, ErrTooBig)
 		case c.Holds == nil:
-			return fmt.Errorf("ltdb: %v: it has no function Holds: %w", c.info(), ErrNoCondition)
+			return fmt.Errorf("%v: it has no function Holds: %w", c.info(), ErrNoCondition)
 		}
 		for _, other := range conds[:i] {
 			if other.ID == c.ID {
-				return fmt.Errorf("ltdb: %v and %v have one id: %w", other.info(), c.info(), ErrIncompatible)
+				return fmt.Errorf("%v and %v have one id: %w", other.info(), c.info(), ErrIncompatible)
 			}
 		}
 	}
@@ -289,10 +289,10 @@ func (s *Store) registerOne(c ConditionInfo) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("ltdb: %v: the segment has its maximum of %d conditions: %w", c, MaxConditions, ErrNoSpace)
+	return fmt.Errorf("%v: the segment has its maximum of %d conditions: %w", c, MaxConditions, ErrNoSpace)
 }
 
-var errUnregistered error = wrapError{"ltdb: the segment does not know the condition", ErrIncompatible}
+var errUnregistered error = wrapError{"the segment does not know the condition", ErrIncompatible}
 
 // match compares a condition with the segment's of the same id.
 func (s *Store) match(c ConditionInfo) error {
@@ -302,7 +302,7 @@ func (s *Store) match(c ConditionInfo) error {
 		}
 		there, err := s.conditionAt(i)
 		if err == nil && there != c {
-			err = fmt.Errorf("ltdb: this program has %v, the segment %v: use programs of one version: %w", c, there, ErrIncompatible)
+			err = fmt.Errorf("this program has %v, the segment %v: use programs of one version: %w", c, there, ErrIncompatible)
 		}
 		return err
 	}

@@ -202,11 +202,11 @@ func segmentConfig(c Config) (shm.Config, error) {
 	c = c.withDefaults()
 	switch {
 	case c.Slots < 1 || c.Slots >= DispatcherSlot:
-		return shm.Config{}, fmt.Errorf("ltdb: %d slots: must be 1 to %d", c.Slots, DispatcherSlot-1)
+		return shm.Config{}, fmt.Errorf("%d slots: must be 1 to %d", c.Slots, DispatcherSlot-1)
 	case c.MaxValue < 0 || c.MaxValue > MaxValueLimit:
-		return shm.Config{}, fmt.Errorf("ltdb: values of %d bytes: must be at most %d: %w", c.MaxValue, MaxValueLimit, ErrTooBig)
+		return shm.Config{}, fmt.Errorf("values of %d bytes: must be at most %d: %w", c.MaxValue, MaxValueLimit, ErrTooBig)
 	case c.Databases < 1 || c.Databases > 4096:
-		return shm.Config{}, fmt.Errorf("ltdb: %d databases: must be 1 to 4,096", c.Databases)
+		return shm.Config{}, fmt.Errorf("%d databases: must be 1 to 4,096", c.Databases)
 	}
 	largest := uint64(classSizes[classOf(blockSize(maxKey, c.MaxValue))])
 	if c.SpanSize == 0 {
@@ -216,7 +216,7 @@ func segmentConfig(c Config) (shm.Config, error) {
 		c.SpanSize = max(c.SpanSize, ceilPow2(largest))
 	}
 	if least := max(4096, largest); c.SpanSize&(c.SpanSize-1) != 0 || c.SpanSize < least || c.SpanSize > 1<<30 {
-		return shm.Config{}, fmt.Errorf("ltdb: spans of %d bytes: must be a power of two from %d, which holds the largest block, to %d", c.SpanSize, least, 1<<30)
+		return shm.Config{}, fmt.Errorf("spans of %d bytes: must be a power of two from %d, which holds the largest block, to %d", c.SpanSize, least, 1<<30)
 	}
 	const nodeSize = 256 << 10
 	fixed := []shm.AreaSpec{
@@ -237,11 +237,11 @@ func segmentConfig(c Config) (shm.Config, error) {
 		spans--
 	}
 	if spans < 4 {
-		return shm.Config{}, fmt.Errorf("ltdb: a segment of %d bytes has no room for %d slots (%d bytes) and 4 spans of %d: make it larger, or slots and values fewer and smaller: %w",
+		return shm.Config{}, fmt.Errorf("a segment of %d bytes has no room for %d slots (%d bytes) and 4 spans of %d: make it larger, or slots and values fewer and smaller: %w",
 			c.Size, c.Slots, used, c.SpanSize, ErrNoSpace)
 	}
 	if spans<<bits.TrailingZeros64(c.SpanSize) > 256<<30 {
-		return shm.Config{}, fmt.Errorf("ltdb: a segment holds at most 256 GiB of records")
+		return shm.Config{}, fmt.Errorf("a segment holds at most 256 GiB of records")
 	}
 	areas := append(fixed,
 		shm.AreaSpec{ID: shm.AreaSpans, Size: spans * spanLineSize},

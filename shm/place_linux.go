@@ -187,7 +187,12 @@ func permissionError(path, why, fix string) error {
 	return fmt.Errorf("shm: %s: %w: %s; %s", path, ErrPermission, why, fix)
 }
 
+// membership is the next step for who is not of a file's group. Nobody joins root's:
+// there the node is what is to be changed.
 func membership(gid uint32) string {
+	if gid == 0 {
+		return "it belongs to group root, which nobody should join: start its owner with a group for its clients (mainzd --group NAME, or group in its configuration), or run as root"
+	}
 	return fmt.Sprintf("run as its owner, or join its group: usermod -aG %s %s, and log in again", groupName(gid), userName(uint32(os.Geteuid())))
 }
 

@@ -25,7 +25,7 @@ var (
 	failure      = &kind{1, "failure", ""}
 	usage        = &kind{2, "usage", "see mainz --help"}
 	notRunning   = &kind{3, "not_running", "start mainzd for it; or is this not the directory of the node? see --dir and MAINZ_DIR"}
-	permission   = &kind{4, "permission", "run as a member of the group that owns the directory"}
+	permission   = &kind{4, "permission", ""}
 	incompatible = &kind{5, "incompatible", "upgrade the side that the message names, or create the segment anew"}
 	copied       = &kind{5, "incompatible", ""} // the message says what to do
 	timeout      = &kind{6, "timeout", ""}
@@ -35,8 +35,15 @@ var (
 	busy         = &kind{9, "busy", "try again when the holder is done"}
 	noSpace      = &kind{10, "no_space", ""} // which limit it is, and what to do, the message says
 	full         = &kind{10, "no_space", "delete records; or dump them (mainz dump), and start mainzd with --wipe and a larger --size"}
-	noSlots      = &kind{10, "no_space", "end some clients (mainz stat lists them); or dump the records (mainz dump), and start mainzd with --wipe and more --slots"}
+	noSlots      = &kind{11, "no_slots", "end some clients (mainz stat lists them); or dump the records (mainz dump), and start mainzd with --wipe and more --slots"}
 	databases    = &kind{10, "no_space", "use one of the databases that are there (mainz size lists them); or dump them, and start mainzd with --wipe and more --databases"}
+)
+
+// Kinds of their own for the next step alone.
+var (
+	tooBig      = &kind{1, "failure", "mainz config shows max_value, which mainzd --wipe --max-value changes; a key has 1 to 1,024 bytes"}
+	wrongMode   = &kind{1, "failure", "mainz size shows the mode of each database; append --hold is for mode pieces, all else for mode kv"}
+	noCondition = &kind{1, "failure", "the command line has conditions 0 to 3: see docs/conditions.md"}
 )
 
 // kinds says what an error that wraps one of these is. The first match counts.
@@ -64,6 +71,9 @@ var kinds = []struct {
 	{context.DeadlineExceeded, timeout},
 	{os.ErrDeadlineExceeded, timeout},
 	{fs.ErrPermission, permission},
+	{ltdb.ErrTooBig, tooBig},
+	{ltdb.ErrMode, wrongMode},
+	{ltdb.ErrNoCondition, noCondition},
 }
 
 // problem is an error whose kind the command itself knows, or that has a next

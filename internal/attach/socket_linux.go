@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -54,7 +55,7 @@ func Dial(ctx context.Context, dir string) (*Conn, error) {
 		case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ECONNREFUSED), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ENOTSOCK):
 			return nil, fmt.Errorf("attach: %s: %w (%v); start mainzd for this directory", at, ErrNotRunning, err)
 		case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
-			return nil, fmt.Errorf("attach: %s: %w; %s", at, ErrPermission, join(groupOf(dir)))
+			return nil, fmt.Errorf("attach: %s: %w; %s", at, ErrPermission, hiddenBy(dir))
 		case errors.Is(err, unix.EPROTOTYPE):
 			return nil, fmt.Errorf("attach: %s: %w: it is another kind of socket; upgrade the dispatcher", at, ErrIncompatible)
 		default:
@@ -351,7 +352,7 @@ func (l *Listener) Accept() (*Peer, error) {
 			p.Cred = Cred{u.Pid, u.Uid, u.Gid}
 			if !l.allowed(fd, p.Cred) {
 				err = fmt.Errorf("attach: %w: user %d, group %d", ErrPermission, u.Uid, u.Gid)
-				_ = p.Refuse(CodePermission, join(uint32(l.gid)))
+				_ = p.Refuse(CodePermission, join(uint32(l.gid), u.Uid))
 			}
 		}
 		if err != nil {
@@ -459,19 +460,40 @@ func lookupGroup(name string) (int, error) {
 	return strconv.Atoi(g.Gid)
 }
 
-func groupOf(dir string) uint32 {
-	var st unix.Stat_t
-	if unix.Stat(filepath.Join(dir, SocketName), &st) != nil && unix.Stat(dir, &st) != nil {
-		return uint32(os.Getegid())
+// hiddenBy is the next step for who may not use the socket of dir: it or a directory
+// above it keeps him out, and the group of the first that does is the one to join.
+func hiddenBy(dir string) string {
+	path, err := filepath.Abs(dir)
+	if err != nil {
+		return "run as a user who may use it"
 	}
-	return st.Gid
+	at := "/"
+	for _, name := range append(strings.Split(strings.Trim(path, "/"), "/"), SocketName) {
+		at = filepath.Join(at, name)
+		want := uint32(unix.X_OK)
+		if name == SocketName {
+			want = unix.W_OK
+		}
+		var st unix.Stat_t
+		if unix.Stat(at, &st) == nil && unix.Faccessat(unix.AT_FDCWD, at, want, unix.AT_EACCESS) != nil {
+			return fmt.Sprintf("%s keeps this process out: %s", at, join(st.Gid, uint32(os.Geteuid())))
+		}
+	}
+	return "run as a user who may use it" // a security module, or it has changed meanwhile
 }
 
-// join is the next step for who is not of the group.
-func join(gid uint32) string {
-	name := strconv.Itoa(int(gid))
-	if g, err := user.LookupGroupId(name); err == nil {
-		name = g.Name
+// join is the next step for a user who is not of the group. Nobody joins root's: that
+// is the group of a daemon that was told of no other.
+func join(gid, uid uint32) string {
+	if gid == 0 {
+		return "it belongs to group root, which nobody should join: start mainzd with a group for its clients (--group NAME, or group in its configuration), or run as root"
 	}
-	return fmt.Sprintf("join its group: usermod -aG %s USER, and log in again", name)
+	group, who := strconv.Itoa(int(gid)), strconv.Itoa(int(uid))
+	if g, err := user.LookupGroupId(group); err == nil {
+		group = g.Name
+	}
+	if u, err := user.LookupId(who); err == nil {
+		who = u.Username
+	}
+	return fmt.Sprintf("join group %s: usermod -aG %s %s, and log in again", group, group, who)
 }

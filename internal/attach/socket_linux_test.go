@@ -204,8 +204,12 @@ func TestCredentials(t *testing.T) {
 			t.Errorf("%+v is kept out", c)
 		}
 	}
-	if err := (&Message{Kind: Refused, Code: CodePermission, Text: join(0)}).refusal(); !errors.Is(err, ErrPermission) || !strings.Contains(err.Error(), "usermod -aG") {
+	if err := (&Message{Kind: Refused, Code: CodePermission, Text: join(54321, 12345)}).refusal(); !errors.Is(err, ErrPermission) || !strings.Contains(err.Error(), "usermod -aG 54321 12345") {
 		t.Error(err)
+	}
+	// Nobody is told to join root's group.
+	if text := join(0, 12345); strings.Contains(text, "usermod") || !strings.Contains(text, "--group") {
+		t.Error(text)
 	}
 	if _, err := Listen(dir, "no-such-group-of-mainz"); err == nil || !strings.Contains(err.Error(), "groupadd") {
 		t.Errorf("unknown group: %v", err)
