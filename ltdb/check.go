@@ -9,22 +9,22 @@ import (
 
 // Report is what Check found.
 type Report struct {
-	Errors     []string // broken invariants, the first of many; none: the store is sound
-	Broken     int      // how many there were in all
-	Records    int      // with a value
-	Empty      int      // without one: locked for the first time, or left so by a dead client
-	Locked     int      // record locks that living clients hold
-	Blocks     int      // carved
-	Free       int      // on the free lists
-	AtHand     int      // in magazines
-	Chains     int      // overflow buckets
-	Histograms int      // blocks of statistics
-	Pieces     int      // in the indexes of the living
-	Orphans    int      // in those of the dead
-	Pages      int      // of all indexes
-	Spare      int      // 1: the block that nobody gets
-	Spans      int      // taken, of SpansAll
-	SpansAll   int
+	Errors     []string `json:"errors"`     // broken invariants, the first of many; none: the store is sound
+	Broken     int      `json:"broken"`     // how many there were in all
+	Records    int      `json:"records"`    // with a value
+	Empty      int      `json:"empty"`      // without one: locked for the first time, or left so by a dead client
+	Locked     int      `json:"locked"`     // record locks that living clients hold
+	Blocks     int      `json:"blocks"`     // carved
+	Free       int      `json:"free"`       // on the free lists
+	AtHand     int      `json:"at_hand"`    // in magazines
+	Chains     int      `json:"chains"`     // overflow buckets
+	Histograms int      `json:"histograms"` // blocks of statistics
+	Pieces     int      `json:"pieces"`     // in the indexes of the living
+	Orphans    int      `json:"orphans"`    // in those of the dead
+	Pages      int      `json:"pages"`      // of all indexes
+	Spare      int      `json:"spare"`      // 1: the block that nobody gets
+	Spans      int      `json:"spans"`      // taken, of SpansAll
+	SpansAll   int      `json:"spans_all"`
 }
 
 // OK reports whether nothing was broken.

@@ -2,7 +2,6 @@ package ltdb
 
 import (
 	"errors"
-	"fmt"
 
 	"github.com/mainzdb/mainz/shm"
 )
@@ -64,16 +63,6 @@ func (fullError) Error() string {
 	return "store is full; delete records, or make the node anew with a larger segment"
 }
 func (fullError) Is(target error) bool { return target == shm.ErrNoSpace }
-
-// tableFull is an ErrNoSpace that no deleting of records mends.
-type tableFull struct{ databases int }
-
-func (e *tableFull) Error() string {
-	return fmt.Sprintf("the node has its maximum of %d databases", e.databases)
-}
-func (e *tableFull) Is(target error) bool {
-	return target == ErrTooManyDatabases || target == shm.ErrNoSpace
-}
 
 // Errors of the hot path, built once.
 var errBadKey error = wrapError{"key must have 1 to 1,024 bytes", ErrTooBig}

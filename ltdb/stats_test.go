@@ -1,7 +1,9 @@
 package ltdb
 
 import (
+	"fmt"
 	"testing"
+	"time"
 
 	"github.com/mainzdb/mainz/shm"
 )
@@ -130,4 +132,100 @@ func TestLatchWanted(t *testing.T) {
 		c.want(&s.body.handles[4], false)
 	}
 	wantErr(t, "close", b.Close(), nil)
+}
+
+// Counters belong to the client and not to its slot: the next tenant begins at 0, and
+// so it is seen from outside.
+func TestStatsOfTheNextTenant(t *testing.T) {
+	s := heap(t, small())
+	var slot uint32
+	for round := range 3 {
+		other, err := s.Join(bg, "worker")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if round > 0 && other.Slot() != slot {
+			t.Fatalf("slot %d after %d", other.Slot(), slot)
+		}
+		slot = other.Slot()
+		db := database(t, other, "db", 10)
+		for range round + 1 {
+			wantErr(t, "store", db.Store(bg, []byte("key"), []byte("value")), nil)
+		}
+		if st := other.Stats(); st.Stores != uint64(round+1) {
+			t.Errorf("tenant %d counts %+v", round, st)
+		}
+		for _, c := range s.Clients() {
+			if c.Slot == slot && c.Stats.Stores != uint64(round+1) {
+				t.Errorf("tenant %d is seen with %+v", round, c.Stats)
+			}
+		}
+		wantErr(t, "close", other.Close(), nil)
+	}
+}
+
+// Who waits for a lock holds none.
+func TestClientsTellHeldFromWaiting(t *testing.T) {
+	s := heap(t, small())
+	other, err := s.Join(bg, "waits")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	r, err := database(t, s, "db", 10).FetchLocked(bg, []byte("key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	theirs := database(t, other, "db", 10)
+	done := make(chan error, 1)
+	go func() {
+		r, err := theirs.FetchLocked(bg, []byte("key"))
+		if err == nil {
+			err = r.Unlock()
+		}
+		done <- err
+	}()
+	for limit := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+		held, waits := map[string]int{}, map[string]int{}
+		for _, c := range s.Clients() {
+			held[c.Name], waits[c.Name] = c.Locks, c.Waiting
+		}
+		if waits["waits"] == 1 {
+			if held["waits"] != 0 || held[s.c.Name()] != 1 {
+				t.Errorf("held: %v", held)
+			}
+			break
+		}
+		if time.Now().After(limit) {
+			t.Fatalf("nobody waits: %v", s.Clients())
+		}
+	}
+	wantErr(t, "unlock", r.Unlock(), nil)
+	wantErr(t, "the other", <-done, nil)
+}
+
+// Room is full when a store is refused, and not any more when the records are gone.
+func TestRoom(t *testing.T) {
+	s := heap(t, small())
+	db := database(t, s, "db", 10)
+	if r := s.Room(); r.Full || r.FreeSpans == 0 || r.Spans == 0 {
+		t.Fatalf("of a new store: %+v", r)
+	}
+	key := func(i int) []byte { return fmt.Appendf(nil, "key %d", i) }
+	n := 0
+	for ; ; n++ {
+		if err := db.Store(bg, key(n), make([]byte, 500)); err != nil {
+			wantErr(t, "store", err, ErrFull)
+			break
+		}
+	}
+	if r := s.Room(); !r.Full || r.FreeSpans != 0 {
+		t.Errorf("a store is refused, and %+v", r)
+	}
+	for i := range n {
+		wantErr(t, "delete", db.Delete(bg, key(i)), nil)
+	}
+	if r := s.Room(); r.Full {
+		t.Errorf("all is deleted, and %+v", r)
+	}
 }

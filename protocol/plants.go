@@ -58,7 +58,10 @@ const (
 )
 
 // Plant is a planted bug: its name and the rule it leaves out.
-type Plant struct{ Name, Rule string }
+type Plant struct {
+	Name string `json:"name"`
+	Rule string `json:"rule"`
+}
 
 // Plants lists the bugs that Config.Plant turns on.
 var Plants = [plantCount]Plant{

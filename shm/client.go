@@ -181,10 +181,7 @@ func (c *Client) Slices() SliceStats {
 }
 
 // Dead reports whether the client in a slot has died and was not recovered yet.
-func (c *Client) Dead(slot uint32) bool {
-	sl := c.seg.Slot(slot)
-	return sl != nil && sl.Live.Load()&liveDied != 0
-}
+func (c *Client) Dead(slot uint32) bool { return c.seg.Dead(slot) }
 
 // WaitOwner sleeps until w.W no longer holds w.Val or is woken, until the
 // slot owner dies, which is then recovered before WaitOwner returns, until

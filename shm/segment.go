@@ -146,6 +146,13 @@ func (s *Segment) slotOffset(i uint32) Offset {
 	return s.h.Areas[AreaSlots].Off + uint64(i)*SlotSize
 }
 
+// Dead reports whether the client in a slot has died and was not recovered yet. Who
+// only looks sees it as well.
+func (s *Segment) Dead(slot uint32) bool {
+	sl := s.Slot(slot)
+	return sl != nil && sl.Live.Load()&liveDied != 0
+}
+
 // SlotName returns the name that the client in slot i gave itself.
 func (s *Segment) SlotName(i uint32) string {
 	off := s.slotOffset(i)

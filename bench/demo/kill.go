@@ -179,7 +179,7 @@ func (r *run) watchCleanup(ctx context.Context, victim owner) error {
 func (r *run) locks(p *process) (n int) {
 	for _, c := range r.store.Clients() {
 		if int(c.PID) == p.cmd.Process.Pid {
-			n += c.Locks
+			n += c.Locks + c.Waiting
 		}
 	}
 	return n

@@ -27,5 +27,10 @@
 //	7  degraded: it ran, and found that something is wrong
 //	8  not_found: no such record or database
 //	9  busy: a lock is held, or a condition was refused
-//	10 no_space: memory, slots, handles or locks have run out
+//	10 no_space: memory, handles or locks have run out
+//	11 no_slots: as many clients are attached as the node has slots
+//
+// mainz status uses 3, 6, 7, 10 and 11 for what it finds; its help has the list.
+//
+// Names in JSON are in lower case with underscores, everywhere.
 package main

@@ -53,7 +53,10 @@ func runScripts(t *testing.T, dir, ramdisk string) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"exits":    exits,
 			"json":     checkJSON,
+			"awaits":   awaits,
+			"fill":     fill,
 			"leftover": leftover,
+			"signal":   signalTo,
 			"until":    until,
 		},
 		Setup: func(e *testscript.Env) error {
@@ -93,6 +96,54 @@ func until(ts *testscript.TestScript, _ bool, args []string) {
 			ts.Fatalf("%v does not succeed", args)
 		}
 	}
+}
+
+// awaits CODE COMMAND...: runs the command again and again until it ends with that
+// code, for a minute at most.
+func awaits(ts *testscript.TestScript, _ bool, args []string) {
+	for limit := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
+		got := "0"
+		if err := ts.Exec(args[1], args[2:]...); err != nil {
+			var exit interface{ ExitCode() int }
+			if errors.As(err, &exit) {
+				got = fmt.Sprint(exit.ExitCode())
+			}
+		}
+		if got == args[0] {
+			return
+		}
+		if time.Now().After(limit) {
+			ts.Fatalf("%v ends with %s, not with %s", args[1:], got, args[0])
+		}
+	}
+}
+
+// fill DATABASE: stores values until one is refused.
+func fill(ts *testscript.TestScript, _ bool, args []string) {
+	value := strings.Repeat("x", 100_000)
+	for i := range 10_000 {
+		if ts.Exec("mainz", "put", "--create", args[0], fmt.Sprint("key ", i), value) != nil {
+			return
+		}
+	}
+	ts.Fatalf("it is never full")
+}
+
+// signals are those of this system.
+var signals = map[string]os.Signal{}
+
+// signal STOP|CONT FILE: sends a signal to the process whose pid the JSON in FILE has.
+func signalTo(ts *testscript.TestScript, _ bool, args []string) {
+	var doc struct {
+		PID int `json:"pid"`
+	}
+	ts.Check(json.Unmarshal([]byte(ts.ReadFile(args[1])), &doc))
+	if doc.PID <= 1 {
+		ts.Fatalf("there is no pid")
+	}
+	p, err := os.FindProcess(doc.PID)
+	ts.Check(err)
+	ts.Check(p.Signal(signals[args[0]]))
 }
 
 // json FILE PATH VALUE [PATH VALUE]...: FILE (stdout or stderr, too) is one
@@ -193,6 +244,8 @@ func TestClassify(t *testing.T) {
 		{ltdb.ErrFull, full},
 		{ltdb.ErrNoSlots, noSlots},
 		{fmt.Errorf("open: %w", ltdb.ErrTooManyDatabases), databases},
+		{ltdb.ErrTooBig, tooBig},
+		{ltdb.ErrMode, wrongMode},
 		{errors.Join(ltdb.ErrNoSpace, errors.New("and more")), noSpace},
 		{errors.New("anything"), failure},
 		{fmt.Errorf("demo: %w", &problem{kind: degraded, err: ltdb.ErrNotFound}), degraded},

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -60,81 +61,187 @@ func show(cmd *cobra.Command, v any, f func(w io.Writer)) error {
 }
 
 type nodeStatus struct {
-	Dir       string `json:"dir"`
-	Cluster   string `json:"cluster"`
-	PNN       uint32 `json:"pnn"`
-	Running   bool   `json:"running"`
-	PID       uint32 `json:"pid,omitempty"`
-	Started   string `json:"started,omitempty"`
-	Gate      string `json:"gate"`
-	Epoch     uint64 `json:"epoch"`
-	Life      uint64 `json:"life"`
-	Size      uint64 `json:"size_bytes"`
-	Clients   int    `json:"clients"`
-	Slots     uint32 `json:"slots"`
-	Databases int    `json:"databases"`
-	Healthy   bool   `json:"healthy"`
+	Dir       string   `json:"dir"`
+	State     string   `json:"state"`    // the first of problems; "healthy" if there is none
+	Problems  []string `json:"problems"` // by their names, the worst first
+	Healthy   bool     `json:"healthy"`
+	Cluster   string   `json:"cluster"`
+	PNN       uint32   `json:"pnn"`
+	Running   bool     `json:"running"`   // somebody listens
+	Answers   bool     `json:"answers"`   // and has answered
+	Answer    float64  `json:"answer_ms"` // how long that took
+	PID       uint32   `json:"pid,omitempty"`
+	Started   string   `json:"started,omitempty"`
+	Gate      string   `json:"gate"`
+	Epoch     uint64   `json:"epoch"`
+	Life      uint64   `json:"life"`
+	Size      uint64   `json:"size_bytes"`
+	Spans     int      `json:"spans"`
+	FreeSpans int      `json:"free_spans"`
+	SpanBytes uint64   `json:"span_bytes"`
+	Clients   int      `json:"clients"` // the living
+	Dead      int      `json:"dead_clients"`
+	Slots     uint32   `json:"slots"`
+	Databases int      `json:"databases"`
+}
+
+// trouble is one thing that can be wrong with a node.
+type trouble struct {
+	name string
+	kind *kind
+	text string
+	hint string
 }
 
 func statusCommand() *cobra.Command {
-	return onNode(&cobra.Command{
+	var limit time.Duration
+	cmd := onNode(&cobra.Command{
 		Use:   "status",
 		Short: "Say how a node is",
-		Long: `Reads the segment and looks whether mainzd answers. It ends with 7 if the
-node is not healthy: mainzd does not run, or the gate is closed.`,
+		Long: `Asks mainzd, whose loop has to answer within --timeout, and reads the segment.
+It takes no slot. The exit code is that of the worst that it finds:
+
+  0   healthy
+  3   not_running    no segment, or nobody listens
+  6   not_answering  mainzd does not answer in time: it is stopped, or hangs
+  7   damaged        the segment holds what no correct program writes
+  7   closed         the gate is closed: nothing is served
+  10  full           no memory is left for records of some size
+  11  no_slots       as many clients are attached as there are slots
+
+With -o json "state" has that name, "problems" has all of them, and the object is
+printed even if the exit code is not 0, but for a segment that can't be read.`,
 		Example: `  mainz status
+  mainz status --timeout 200ms -o json
   mainz status --dir /dev/shm/mainz/prod/0/v1 -o json`,
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			s, err := look(cmd)
-			if err != nil {
-				return err
-			}
-			defer s.Close()
-			seg := s.Segment()
-			node, _, err := call.NodeOf(seg)
-			if err != nil {
-				return err
-			}
-			dbs, err := s.Databases()
-			if err != nil {
-				return err
-			}
-			h, g := seg.Header(), seg.Gate()
-			st := nodeStatus{Dir: dirOf(cmd), Cluster: h.Cluster(), PNN: h.PNN, Epoch: g.Epoch.Load(), Life: g.Life.Load(), Size: h.Size,
-				Clients: len(s.Clients()), Slots: seg.Slots(), Databases: len(dbs)}
-			state, _ := g.State()
-			st.Gate = map[uint32]string{shm.GateDead: "dead", shm.GateFrozen: "frozen", shm.GateOpen: "open"}[state]
-			ctx, cancel := context.WithTimeout(cmd.Context(), time.Second)
-			defer cancel()
-			if conn, err := attach.Dial(ctx, dirOf(cmd)); err == nil {
-				st.Running = true
-				st.PID, st.Started = node.PID.Load(), time.Unix(0, int64(node.Started.Load())).UTC().Format(time.RFC3339)
-				_ = conn.Close()
-			}
-			st.Healthy = st.Running && state == shm.GateOpen
-			err = show(cmd, st, func(w io.Writer) {
-				fmt.Fprintf(w, "node\t%s\ncluster\t%s, node %d\n", st.Dir, st.Cluster, st.PNN)
-				if st.Running {
-					fmt.Fprintf(w, "mainzd\tprocess %d, since %s\n", st.PID, st.Started)
-				} else {
-					fmt.Fprintf(w, "mainzd\tnot running\n")
-				}
-				fmt.Fprintf(w, "gate\t%s, epoch %d\nsegment\t%d MiB\nclients\t%d of %d\ndatabases\t%d\n", st.Gate, st.Epoch, st.Size>>20, st.Clients, st.Slots, st.Databases)
-			})
-			if err == nil && !st.Healthy {
-				err = &problem{kind: degraded, err: errors.New("the node is not healthy"), hint: "start mainzd for " + st.Dir}
-			}
-			return err
-		},
 	})
+	cmd.Flags().DurationVar(&limit, "timeout", time.Second, "`time` that mainzd may take for an answer")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if limit <= 0 {
+			return &problem{kind: usage, err: fmt.Errorf("--timeout %v: it must be more than 0", limit)}
+		}
+		st, all, err := statusOf(cmd.Context(), cmd, limit)
+		if err != nil {
+			return err
+		}
+		err = show(cmd, st, func(w io.Writer) {
+			fmt.Fprintf(w, "node\t%s\nstate\t%s\ncluster\t%s, node %d\n", st.Dir, strings.Join(orHealthy(st.Problems), ", "), st.Cluster, st.PNN)
+			switch {
+			case st.Answers:
+				fmt.Fprintf(w, "mainzd\tprocess %d, since %s, answered in %.1f ms\n", st.PID, st.Started, st.Answer)
+			case st.Running:
+				fmt.Fprintf(w, "mainzd\tprocess %d, since %s, does not answer\n", st.PID, st.Started)
+			default:
+				fmt.Fprintf(w, "mainzd\tnot running\n")
+			}
+			fmt.Fprintf(w, "gate\t%s, epoch %d\nsegment\t%d MiB, %d of %d spans of %d KiB are free\n", st.Gate, st.Epoch, st.Size>>20, st.FreeSpans, st.Spans, st.SpanBytes>>10)
+			fmt.Fprintf(w, "clients\t%d of %d", st.Clients, st.Slots)
+			if st.Dead > 0 {
+				fmt.Fprintf(w, ", and %d dead", st.Dead)
+			}
+			fmt.Fprintf(w, "\ndatabases\t%d\n", st.Databases)
+		})
+		if err == nil && len(all) > 0 {
+			err = &problem{kind: all[0].kind, err: errors.New(all[0].text), hint: all[0].hint}
+		}
+		return err
+	}
+	return cmd
+}
+
+func orHealthy(problems []string) []string {
+	if len(problems) == 0 {
+		return []string{"healthy"}
+	}
+	return problems
+}
+
+// statusOf looks at a node; the worst trouble comes first.
+func statusOf(ctx context.Context, cmd *cobra.Command, limit time.Duration) (*nodeStatus, []trouble, error) {
+	s, err := look(cmd)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer s.Close()
+	seg, dir := s.Segment(), dirOf(cmd)
+	node, _, err := call.NodeOf(seg)
+	if err != nil {
+		return nil, nil, err
+	}
+	var all []trouble
+	h, g, room := seg.Header(), seg.Gate(), s.Room()
+	st := &nodeStatus{Dir: dir, Cluster: h.Cluster(), PNN: h.PNN, Epoch: g.Epoch.Load(), Life: g.Life.Load(), Size: h.Size, Slots: seg.Slots(),
+		Spans: room.Spans, FreeSpans: room.FreeSpans, SpanBytes: room.SpanBytes, Problems: []string{}}
+	for _, c := range s.Clients() {
+		if c.Dead {
+			st.Dead++
+		} else {
+			st.Clients++
+		}
+	}
+	dbs, err := s.Databases()
+	if err != nil {
+		all = append(all, trouble{"damaged", degraded, err.Error(), "see mainz check; then dump what is sound, and start mainzd with --wipe"})
+	}
+	st.Databases = len(dbs)
+	// The dispatcher's loop greets whoever comes: so it turns, and can let clients in.
+	start := time.Now()
+	asking, cancel := context.WithTimeout(ctx, limit)
+	err = greet(asking, dir)
+	cancel()
+	st.Answer = float64(time.Since(start).Microseconds()) / 1e3
+	st.Running = !errors.Is(err, attach.ErrNotRunning)
+	st.Answers = err == nil
+	if st.Running {
+		st.PID, st.Started = node.PID.Load(), time.Unix(0, int64(node.Started.Load())).UTC().Format(time.RFC3339)
+	}
+	state, _ := g.State() // after the answer: a node that was just starting is open by then
+	st.Gate = map[uint32]string{shm.GateDead: "dead", shm.GateFrozen: "frozen", shm.GateOpen: "open"}[state]
+	switch {
+	case !st.Running:
+		all = append(all, trouble{"not_running", notRunning, "mainzd does not run", "start mainzd for " + dir})
+	case errors.Is(err, context.DeadlineExceeded):
+		all = append(all, trouble{"not_answering", timeout, fmt.Sprintf("mainzd, process %d, has not answered in %v", st.PID, limit),
+			fmt.Sprintf("it is stopped, hangs, or has no CPU: see /proc/%d/status; killing it loses nothing, and the next one takes over", st.PID)})
+	case err != nil:
+		k, hint := classify(err)
+		all = append(all, trouble{"not_answering", k, err.Error(), hint})
+	case state != shm.GateOpen:
+		all = append(all, trouble{"closed", degraded, "the gate is closed: nothing is served", "it opens when mainzd has recovered the node; if it stays closed, see mainzd's log"})
+	}
+	if room.Full {
+		all = append(all, trouble{"full", noSpace, fmt.Sprintf("the store is full: no span of %d is free", room.Spans), full.hint})
+	}
+	if st.Clients >= int(st.Slots) {
+		all = append(all, trouble{"no_slots", noSlots, fmt.Sprintf("all %d slots are taken", st.Slots), noSlots.hint})
+	}
+	for _, t := range all {
+		st.Problems = append(st.Problems, t.name)
+	}
+	st.State = orHealthy(st.Problems)[0]
+	st.Healthy = len(all) == 0
+	return st, all, nil
+}
+
+// greet asks the dispatcher for a welcome.
+func greet(ctx context.Context, dir string) error {
+	conn, err := attach.Dial(ctx, dir)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	var answer attach.Message
+	return conn.Call(ctx, &attach.Message{Kind: attach.Hello, Version: attach.Version, Name: "mainz status"}, &answer)
 }
 
 type clientStat struct {
-	Slot  uint32 `json:"slot"`
-	Name  string `json:"name"`
-	PID   uint32 `json:"pid"`
-	Locks int    `json:"locks"`
+	Slot    uint32 `json:"slot"`
+	Name    string `json:"name"`
+	PID     uint32 `json:"pid"`
+	Dead    bool   `json:"dead"`
+	Held    int    `json:"held"`    // record locks
+	Waiting int    `json:"waiting"` // for record locks
 	ltdb.Stats
 }
 
@@ -142,7 +249,9 @@ func statCommand() *cobra.Command {
 	return onNode(&cobra.Command{
 		Use:   "stat",
 		Short: "Show what the clients of a node have done",
-		Long:  `Reads the clients' counters in shared memory. It needs no mainzd.`,
+		Long: `Reads the counters in shared memory that each client has had since it attached:
+by bypass, what went through mainzd is not in them. DEAD is a client that nobody
+has cleaned up after yet. It needs no mainzd.`,
 		Example: `  mainz stat
   mainz stat -o json`,
 		Args: cobra.NoArgs,
@@ -154,12 +263,16 @@ func statCommand() *cobra.Command {
 			defer s.Close()
 			all := []clientStat{}
 			for _, c := range s.Clients() {
-				all = append(all, clientStat{c.Slot, c.Name, c.PID, c.Locks, c.Stats})
+				all = append(all, clientStat{c.Slot, c.Name, c.PID, c.Dead, c.Locks, c.Waiting, c.Stats})
 			}
 			return show(cmd, map[string]any{"clients": all}, func(w io.Writer) {
-				fmt.Fprintln(w, "SLOT\tNAME\tPID\tFETCHES\tSTORES\tDELETES\tLOCKS\tWAITS\tHELD\t")
+				fmt.Fprintln(w, "SLOT\tNAME\tPID\tSTATE\tFETCHES\tSTORES\tDELETES\tLOCKS\tWAITS\tHELD\tWAITING\t")
 				for _, c := range all {
-					fmt.Fprintf(w, "%d\t%s\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t\n", c.Slot, c.Name, c.PID, c.Fetches, c.Stores, c.Deletes, c.Stats.Locks, c.Waits, c.Locks)
+					state := "alive"
+					if c.Dead {
+						state = "DEAD"
+					}
+					fmt.Fprintf(w, "%d\t%q\t%d\t%s\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t\n", c.Slot, c.Name, c.PID, state, c.Fetches, c.Stores, c.Deletes, c.Locks, c.Waits, c.Held, c.Waiting)
 				}
 			})
 		},

@@ -154,12 +154,18 @@ func (d Drop) String() string { return dropNames[d] }
 // packets and probes is what the other side received and both sides dropped:
 // losses do not tell probes from the rest.
 type Stats struct {
-	RxPackets, RxBytes         uint64 // handed over by Poll
-	TxPackets, TxBytes         uint64 // given to the kernel by Flush
-	RxKernel, TxKernel         uint64 // of these, by the kernel's stack
-	RxCalls, TxCalls           uint64 // system calls to receive and to send
-	ProbesSent, ProbesReceived uint64 // see [Probe]: questions and answers, not among the packets
-	Drops                      [NumDrops]uint64
+	RxPackets      uint64 `json:"rx_packets"` // handed over by Poll
+	RxBytes        uint64 `json:"rx_bytes"`
+	TxPackets      uint64 `json:"tx_packets"` // given to the kernel by Flush
+	TxBytes        uint64 `json:"tx_bytes"`
+	RxKernel       uint64 `json:"rx_kernel"` // of these, by the kernel's stack
+	TxKernel       uint64 `json:"tx_kernel"`
+	RxCalls        uint64 `json:"rx_calls"` // system calls to receive and to send
+	TxCalls        uint64 `json:"tx_calls"`
+	ProbesSent     uint64 `json:"probes_sent"` // see [Probe]: questions and answers, not among the packets
+	ProbesReceived uint64 `json:"probes_received"`
+
+	Drops [NumDrops]uint64 `json:"-"` // by their number, which says nobody anything
 }
 
 // Dropped is the sum over all reasons but DropNoSocket, which is no loss.

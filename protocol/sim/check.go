@@ -37,8 +37,8 @@ type checker struct {
 
 // Failure is a broken invariant.
 type Failure struct {
-	Check string
-	What  string
+	Check string `json:"check"`
+	What  string `json:"what"`
 }
 
 func (f Failure) String() string { return f.Check + ": " + f.What }

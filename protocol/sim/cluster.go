@@ -37,23 +37,29 @@ type Options struct {
 
 // Mix is what was drawn: printed with the seed.
 type Mix struct {
-	Nodes, Clients     int
-	Millis             int
-	Loss, Repeat       float64
-	Delay, Tail        instant
-	Drift              float64 // rates within 1 ± Drift
-	Crash, Warm, Pause float64 // events per second of the cluster
-	Cut, OneWay        float64
-	Kill               float64
-	Full               float64 // stores without room
-	Stall              float64 // chance that a client is slow inside an operation
-	Policy             string
-	Keys               int
-	Cap                int     // bytes of a store, a third of them in reserve; 0: no bound
-	Open               bool    // databases are opened by those who use them
-	Drain              float64 // nodes that leave on purpose
-	File               float64 // changes of the nodes file
-	Arbiter            bool    // half of the nodes go on with its lock
+	Nodes   int     `json:"nodes"`
+	Clients int     `json:"clients"`
+	Millis  int     `json:"ms"`
+	Loss    float64 `json:"loss"`
+	Repeat  float64 `json:"repeat"`
+	Delay   instant `json:"delay_ns"`
+	Tail    instant `json:"tail_ns"`
+	Drift   float64 `json:"drift"` // rates within 1 ± Drift
+	Crash   float64 `json:"crash"` // events per second of the cluster
+	Warm    float64 `json:"warm"`  // events per second of the cluster
+	Pause   float64 `json:"pause"` // events per second of the cluster
+	Cut     float64 `json:"cut"`
+	OneWay  float64 `json:"one_way"`
+	Kill    float64 `json:"kill"`
+	Full    float64 `json:"full"`  // stores without room
+	Stall   float64 `json:"stall"` // chance that a client is slow inside an operation
+	Policy  string  `json:"policy"`
+	Keys    int     `json:"keys"`
+	Cap     int     `json:"cap_bytes"` // bytes of a store, a third of them in reserve; 0: no bound
+	Open    bool    `json:"open"`      // databases are opened by those who use them
+	Drain   float64 `json:"drain"`     // nodes that leave on purpose
+	File    float64 `json:"file"`      // changes of the nodes file
+	Arbiter bool    `json:"arbiter"`   // half of the nodes go on with its lock
 }
 
 func (m Mix) String() string {

@@ -12,16 +12,16 @@ import (
 
 // Result of a run.
 type Result struct {
-	Seed      uint64
-	Mix       Mix
-	Failures  []Failure
-	Hash      uint64 // of every datagram sent: the same for the same seed and code
-	Acked     int    // operations that returned success
-	Recovered int    // epochs opened
-	Undecided int    // histories that took too long to check
-	Steps     uint64
-	Virtual   time.Duration
-	Histories int // of keys, checked
+	Seed      uint64        `json:"seed"`
+	Mix       Mix           `json:"mix"`
+	Failures  []Failure     `json:"failures"`
+	Hash      uint64        `json:"trace_hash"`              // of every datagram sent: the same for the same seed and code
+	Acked     int           `json:"operations_acknowledged"` // operations that returned success
+	Recovered int           `json:"recoveries"`              // epochs opened
+	Undecided int           `json:"histories_undecided"`     // histories that took too long to check
+	Steps     uint64        `json:"steps"`
+	Virtual   time.Duration `json:"virtual_ns"`
+	Histories int           `json:"histories"` // of keys, checked
 }
 
 func (h *histOp) line() string {

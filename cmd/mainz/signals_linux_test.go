@@ -1,0 +1,5 @@
+package main
+
+import "syscall"
+
+func init() { signals["STOP"], signals["CONT"] = syscall.SIGSTOP, syscall.SIGCONT }
