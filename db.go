@@ -25,6 +25,11 @@ type (
 	// and the other returns ErrNotLocked; one that meets Store under way in another
 	// goroutine panics.
 	Record = ltdb.Record
+	// LockError is what a call returns whose context has ended while it waited for a
+	// record's lock: which record, and who holds it. It wraps the context's error.
+	LockError = ltdb.LockError
+	// Holder is who holds a record's lock.
+	Holder = ltdb.Holder
 	// Piece names what one ConditionalAppend added; comparable; meaningless to
 	// other clients and after Close.
 	Piece = ltdb.Piece
@@ -84,7 +89,7 @@ type Ops interface {
 	// found.
 	FetchBatch(ctx context.Context, b *Batch) (int, error)
 	// FetchLocked locks the record, creating an empty one if there is none, and
-	// waits while others hold it.
+	// waits while others hold it; a *LockError says who does when ctx ends.
 	FetchLocked(ctx context.Context, key []byte) (Record, error)
 	// TryFetchLocked is FetchLocked that returns ErrLocked instead of waiting for
 	// another holder.
@@ -282,7 +287,7 @@ func (db *DB) lock(ctx context.Context, key []byte, wait bool) (Record, error) {
 	if wait {
 		leave, err := db.c.ring.stand(ctx, record{db.l.ID(), string(key)})
 		if err != nil {
-			return Record{}, err
+			return Record{}, db.l.Blocked(key, err)
 		}
 		defer leave()
 	}
@@ -308,7 +313,7 @@ func (db *DB) lock(ctx context.Context, key []byte, wait bool) (Record, error) {
 		}
 		err = failed(ctx, p.status)
 	}
-	return Record{}, err
+	return Record{}, db.l.Blocked(key, err)
 }
 
 // append is ConditionalAppend and …Wait through the ring.

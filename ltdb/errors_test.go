@@ -751,14 +751,14 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 	}{
 		"no key":             {db.Store(bg, nil, key), ErrTooBig, "must have 1 to 1,024 bytes"},
 		"long key":           {db.Store(bg, long, key), ErrTooBig, "must have 1 to 1,024 bytes"},
-		"long value":         {db.Store(bg, key, long), ErrTooBig, "larger Config.MaxValue"},
-		"long locked value":  {lockedBy(t, db, "other").StoreUnlock(long), ErrTooBig, "larger Config.MaxValue"},
+		"long value":         {db.Store(bg, key, long), ErrTooBig, "make it shorter"},
+		"long locked value":  {lockedBy(t, db, "other").StoreUnlock(long), ErrTooBig, "make it shorter"},
 		"stale record":       {stale.Unlock(), ErrNotLocked, "fetch the record locked again"},
 		"closed handle":      {h.Store(bg, key, key), ErrClosed, "open it again"},
 		"closed store":       {cdb.Store(bg, key, key), ErrClosed, "open it again"},
 		"closed store, read": {func() error { _, err := cdb.Fetch(bg, key); return err }(), ErrClosed, "open it again"},
 		"closed store, wait": {unlocked(cdb.FetchLocked(bg, key)), ErrClosed, "open it again"},
-		"full store":         {ErrFull, ErrNoSpace, "create the segment larger"},
+		"full store":         {ErrFull, ErrNoSpace, "larger segment"},
 		"too many locks":     {ErrTooManyLocks, ErrTooManyLocks, "unlock some"},
 		"too many handles":   {ErrNoHandles, ErrNoHandles, "close one"},
 	} {

@@ -157,6 +157,11 @@ func (db *DB) contended(ctx context.Context, own *actor, key []byte, hash uint64
 		return false, err
 	}
 	defer s.exit()
+	defer func() {
+		if !ok {
+			err = db.waitedFor(ctx, key, hash, err)
+		}
+	}()
 	if err := s.openGate(ctx); err != nil {
 		return false, err
 	}
