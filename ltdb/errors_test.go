@@ -602,8 +602,8 @@ func TestWaitEnds(t *testing.T) {
 	// Who gave up has left nothing behind.
 	wantErr(t, "store", h.Store(bg, key, []byte("x")), nil)
 	for _, c := range s.Clients() {
-		if c.Locks != 0 {
-			t.Errorf("%s has %d lock cells", c.Name, c.Locks)
+		if c.Locks+c.Waiting != 0 {
+			t.Errorf("%s has %d lock cells", c.Name, c.Locks+c.Waiting)
 		}
 	}
 }
@@ -685,7 +685,7 @@ func TestCloseEndsWaits(t *testing.T) {
 // waits reports whether the client in a slot holds or wants a record's lock.
 func waits(s *Store, slot uint32) bool {
 	for _, c := range s.Clients() {
-		if c.Slot == slot && c.Locks > 0 {
+		if c.Slot == slot && c.Waiting > 0 {
 			return true
 		}
 	}
