@@ -2,8 +2,11 @@ package mainz
 
 import (
 	"errors"
+	"strings"
 	"testing"
+	"time"
 
+	"github.com/mainzdb/mainz/internal/call"
 	"github.com/mainzdb/mainz/shm"
 )
 
@@ -36,6 +39,79 @@ func TestDamageIsServed(t *testing.T) {
 		if i == 1 {
 			n.end()
 			n.start()
+		}
+	}
+	if noted := c.store.Damage(); len(noted) == 0 || !strings.Contains(strings.Join(noted, " "), "free list") {
+		t.Errorf("noted is %q", noted)
+	}
+}
+
+// What the dispatcher alone stores, or has a copy of, it writes anew.
+func TestDamageIsMended(t *testing.T) {
+	n := startNode(t)
+	ctx := minute(t)
+	c := n.attach(ThroughRing())
+	db := c.open(t, "db", KV)
+	want(t, db.Store(ctx, []byte("k"), []byte("fine")), nil)
+	seg := c.store.Segment()
+	tables, size := seg.Area(shm.AreaDatabases)
+	spans, _ := seg.Area(shm.AreaSpans)
+	words := map[string]shm.Offset{
+		"lease": 4096 + 64, "lease's other word": 4096 + 72, "epoch": 4096 + 8,
+		"database's place": tables + 64 + 16, "its name": tables + 64 + 32, "its state": tables + 64,
+		"a condition": tables + size - 64*64, "a condition's name": tables + size - 63*64 + 16,
+	}
+	for off := spans; off < spans+16*8; off += 16 {
+		if c.word(off).Load()&0xff == 0xff { // a span of a hash table
+			words["its table's span"] = off
+		}
+	}
+	if len(words) != 9 {
+		t.Fatal("there is no hash table")
+	}
+	for name, off := range words {
+		was := c.word(off).Load()
+		for try := 0; try < 2; try++ {
+			c.word(off).Store(was ^ 0x5a<<(8*try))
+			for c.word(off).Load() != was {
+				if ctx.Err() != nil {
+					t.Fatalf("%s was %#x and stays %#x", name, was, c.word(off).Load())
+				}
+				time.Sleep(time.Millisecond) // polls
+			}
+		}
+	}
+	got, err := n.attach().open(t, "db", KV).Fetch(ctx, []byte("k"))
+	want(t, err, nil)
+	if string(got) != "fine" {
+		t.Errorf("fetched %q", got)
+	}
+	n.end()
+	n.start()
+	if noted := strings.Join(c.store.Damage(), " "); strings.Count(noted, "rewritten") < 4 {
+		t.Errorf("noted is %q", noted)
+	}
+}
+
+// The memory of the last dispatcher may be garbage when the next one comes.
+func TestDamagedEpochs(t *testing.T) {
+	n := startNode(t)
+	ctx := minute(t)
+	c := n.attach(ThroughRing())
+	db := c.open(t, "db", KV)
+	want(t, db.Store(ctx, []byte("k"), []byte("fine")), nil)
+	node, _, err := call.NodeOf(c.store.Segment())
+	want(t, err, nil)
+	for _, v := range []uint64{^uint64(0), 1 << 63, ^uint64(0xffff)} {
+		n.end()
+		for _, w := range []*shm.Word64{&node.Promised, &node.Taken, &node.Opened, &node.HighVNN, &node.OpCount} {
+			w.Store(v)
+		}
+		n.start()
+		got, err := db.Fetch(ctx, []byte("k"))
+		want(t, err, nil)
+		if string(got) != "fine" {
+			t.Errorf("fetched %q", got)
 		}
 	}
 }

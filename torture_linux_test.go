@@ -33,6 +33,10 @@ func TestMain(m *testing.M) {
 		tortureClient()
 	case "pieces":
 		piecesClient()
+	case "wild":
+		wildClient()
+	case "fill":
+		fillClient()
 	case "attach":
 		attachClient()
 	default:

@@ -1,10 +1,15 @@
 package dispatcher
 
 import (
+	"errors"
 	"fmt"
+	"os"
+	"runtime/debug"
 
+	"github.com/mainzdb/mainz/internal/call"
 	"github.com/mainzdb/mainz/protocol"
 	"github.com/mainzdb/mainz/protocol/link"
+	"github.com/mainzdb/mainz/shm"
 )
 
 // Whoever is of the segment's group may write anything into it. The gate's word
@@ -55,6 +60,63 @@ func (d *Dispatcher) complain(what string, err error) {
 		d.log.Error(what, "error", err, "left_out", left)
 	default:
 		d.log.Error(what, "error", err)
+	}
+}
+
+// guarded calls f, which looks at the segment, and makes an error of a fault: the
+// pages of a file that somebody has truncated are gone, and an access to them is
+// a SIGBUS. Any other panic goes on. The segment is of no use afterwards.
+func (d *Dispatcher) guarded(f func() error) (err error) {
+	old := debug.SetPanicOnFault(true)
+	defer debug.SetPanicOnFault(old)
+	defer func() {
+		p := recover()
+		if p == nil {
+			return
+		}
+		fault, ok := p.(interface {
+			error
+			Addr() uintptr
+		})
+		if !ok {
+			panic(p)
+		}
+		err = fmt.Errorf("dispatcher: %s: a page of the segment can't be had (%w): %w", d.opts.Dir, fault, shm.ErrCorrupt)
+		if d.seg != nil {
+			if why := d.seg.Look(); why != nil {
+				err = fmt.Errorf("dispatcher: %s: %w", d.opts.Dir, why)
+			}
+		}
+		d.log.Error("the node ends: its segment can't be used any more", "dir", d.opts.Dir, "error", err)
+	}()
+	return f()
+}
+
+// mend puts right what this dispatcher alone stores, and names in the log, once,
+// what anybody has noted.
+func (d *Dispatcher) mend() {
+	d.d.Mend()
+	n := d.node
+	if n.Incarnation.Load() != d.incarnation {
+		n.Incarnation.Store(d.incarnation)
+	}
+	if n.Magic.Load() != call.Magic {
+		n.Magic.Store(call.Magic)
+	}
+	if v := uint32(os.Getpid()); n.PID.Load() != v {
+		n.PID.Store(v)
+	}
+	if v := uint64(d.start.UnixNano()); n.Started.Load() != v {
+		n.Started.Store(v)
+	}
+	for _, text := range d.d.Store().Damage() {
+		if !d.noted[text] && len(d.noted) < maxComplaints {
+			if d.noted == nil {
+				d.noted = map[string]bool{}
+			}
+			d.noted[text] = true
+			d.complain("damage", errors.New(text))
+		}
 	}
 }
 

@@ -92,6 +92,7 @@ type Dispatcher struct {
 	polls       pollSet
 	stopping    atomic.Bool
 	complaints  complaints
+	noted       map[string]bool  // damage that the log has named
 	headerAt    protocol.Instant // when to look at the header
 
 	Stats Stats
@@ -121,7 +122,7 @@ func Open(ctx context.Context, opts Options) (*Dispatcher, error) {
 	if d.opts.Alive == nil {
 		d.opts.AliveEvery = 0
 	}
-	if err := d.open(ctx); err != nil {
+	if err := d.guarded(func() error { return d.open(ctx) }); err != nil {
 		return nil, errors.Join(err, d.Close())
 	}
 	return d, nil
@@ -226,14 +227,28 @@ func (d *Dispatcher) load(warm bool) {
 		s.Promised, s.Taken, s.Opened = protocol.Epoch(d.node.Promised.Load()), protocol.Epoch(d.node.Taken.Load()), protocol.Epoch(d.node.Opened.Load())
 		s.HighVNN = protocol.VNN(d.node.HighVNN.Load())
 	}
+	// A node that is alone can take any epoch: what can't be one is left out.
+	if max(s.Promised.Counter(), s.Taken.Counter(), s.Opened.Counter()) > lastCounter || s.HighVNN > lastVNN {
+		d.complain("damage", errors.New("the epochs of the last dispatcher make no sense; this one begins anew"))
+		s.Promised, s.Taken, s.Opened, s.HighVNN = 0, 0, 0, 0
+	}
 	if s.Taken != 0 {
 		s.Map.Members = []wire.Member{{VNN: s.HighVNN, PNN: 0, Life: s.Life}}
 		s.Told(1, s.Life)
 	}
-	s.SkipOPIDs(d.node.OpCount.Load())
+	if n := d.node.OpCount.Load(); n <= lastOPID {
+		s.SkipOPIDs(n)
+	}
 	d.stable = s
 	d.node.OpCount.Store(s.OPIDs() + opidStep)
 }
+
+// What no node comes to: the rest of the range is there to count on.
+const (
+	lastCounter = 1 << 46
+	lastVNN     = 1 << 31
+	lastOPID    = 1 << 60
+)
 
 // opidStep is how many OPIDs are taken from the segment at a time.
 const opidStep = 1 << 20
@@ -262,6 +277,10 @@ func (d *Dispatcher) time() protocol.Instant {
 
 // Run serves until ctx ends, and answers then what has come in.
 func (d *Dispatcher) Run(ctx context.Context) error {
+	return d.guarded(func() error { return d.run(ctx) })
+}
+
+func (d *Dispatcher) run(ctx context.Context) error {
 	rung := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		d.stopping.Store(true)
@@ -424,6 +443,7 @@ func (d *Dispatcher) tidy() {
 func (d *Dispatcher) scan() {
 	d.scanAt = d.now + scanEvery
 	d.keep()
+	d.mend()
 	goOn := slice()
 	more, err := d.d.RecoverDead(func(uint32) { d.orphans = true }, goOn)
 	if err != nil {
@@ -450,7 +470,9 @@ func (d *Dispatcher) scan() {
 
 // Close gives the node up and leaves its segment for the next dispatcher. It is
 // idempotent.
-func (d *Dispatcher) Close() error {
+func (d *Dispatcher) Close() error { return d.guarded(d.close) }
+
+func (d *Dispatcher) close() error {
 	var errs []error
 	if d.listener != nil {
 		errs = append(errs, d.listener.Close())

@@ -171,7 +171,7 @@ func (d *Dispatcher) hello(p *peer, m *attach.Message) error {
 		return p.Refuse(attach.CodeIncompatible, fmt.Sprintf("the dispatcher speaks version %d, the client %d; upgrade the older one", attach.Version, m.Version))
 	}
 	known, err := d.d.Store().Conditions()
-	if err != nil {
+	if err != nil && !errors.Is(err, shm.ErrCorrupt) {
 		return err
 	}
 	w := attach.Message{Kind: attach.Welcome, Version: attach.Version, Name: d.seg.Header().Cluster(), PNN: d.seg.Header().PNN}

@@ -293,12 +293,13 @@ func (a *actor) refillOne(c int, cl *classLine) (bool, error) {
 	}
 	if head := cl.head.Load(); head != 0 {
 		b := s.freeBlockAt(head, c)
-		if b == nil {
-			return false, errBadBlock
+		next := uint32(0)
+		if b != nil {
+			next = uint32(b.rsn.Load())
 		}
-		next := uint32(b.rsn.Load())
-		if next != 0 && s.freeBlockAt(next, c) == nil {
-			return false, errBadBlock
+		if b == nil || next == head || next != 0 && s.freeBlockAt(next, c) == nil {
+			s.dropList(c, cl)
+			return a.carve(c, cl, w)
 		}
 		if planted("popfirst") {
 			cl.head.Store(next)
@@ -308,17 +309,23 @@ func (a *actor) refillOne(c int, cl *classLine) (bool, error) {
 		a.filled(c)
 		return true, nil
 	}
+	return a.carve(c, cl, w)
+}
+
+// carve makes a block of class c that nobody has had yet, in w. It holds the
+// class's latch.
+func (a *actor) carve(c int, cl *classLine, w *shm.Word32) (bool, error) {
+	s := a.s
 	for {
 		i := int(cl.cur.Load()) - 1
+		if i >= 0 && (i >= len(s.spans) || spanClass(s.spans[i].word.Load()) != c) {
+			s.noteDamage(damagedCarve, uint64(c))
+			cl.cur.Store(0)
+			i = -1
+		}
 		if i >= 0 {
-			if i >= len(s.spans) {
-				return false, errBadClass
-			}
 			sp := &s.spans[i]
 			word := sp.word.Load()
-			if spanClass(word) != c {
-				return false, errBadClass
-			}
 			if at := spanCarved(word); at < s.blocksPerSpan(c) {
 				ref := offsetRef(s.spanStart(i) + at*uint64(classSizes[c]))
 				b := s.blockAt(ref, c)
@@ -504,6 +511,10 @@ func (a *actor) reclaimClass(c int) error {
 		return err
 	}
 	free, err := s.countFree(c, cl)
+	if err != nil {
+		s.dropList(c, cl)
+		free, err = nil, nil
+	}
 	for i := range s.spans { // not over the map: the explorer repeats what it has seen
 		if n := free[i]; err == nil && n > 0 && n == spanCarved(s.spans[i].word.Load()) {
 			if !planted("noreclaim") {

@@ -146,24 +146,27 @@ func (c ConditionInfo) String() string {
 func (c *Condition) info() ConditionInfo { return ConditionInfo{c.ID, c.Name, c.Version} }
 
 // Conditions lists the conditions that the segment knows: who attaches with
-// one of these ids must bring the same name and version.
+// one of these ids must bring the same name and version. With an error it lists
+// those whose lines in the table are sound.
 func (s *Store) Conditions() ([]ConditionInfo, error) {
 	if err := s.enter(); err != nil {
 		return nil, err
 	}
 	defer s.exit()
 	var all []ConditionInfo
+	var first error
 	for i := range s.condLines {
 		if s.condLines[i].ready.Load() == 0 {
 			continue
 		}
 		c, err := s.conditionAt(i)
-		if err != nil {
-			return all, err
+		if err == nil {
+			all = append(all, c)
+		} else if first == nil {
+			first = err
 		}
-		all = append(all, c)
 	}
-	return all, nil
+	return all, first
 }
 
 // conditionAt reads a line of the table, as input.

@@ -39,9 +39,20 @@ type Dispatcher struct {
 	scanned    Held
 	err        error // the first damage met
 	met        []error
+	conds      map[int]ConditionInfo // by line of the table, as they were when they were sound
+	mapped     mappedAs
 	gate       uint64 // the gate's word as this dispatcher has stored it; 0: it has not
 	stuck      map[shm.HandleID]stuckAt
 	stuckSlot  uint32 // that was looked at last
+}
+
+// mappedAs is what the dispatcher has stored beside the gate's word and in the
+// lease, for Mend.
+type mappedAs struct {
+	known               bool // Mapped, Lease and Open were called
+	epoch, opened       uint64
+	vnn, members, place uint32
+	ticks, boot         uint64
 }
 
 type watchKey struct {
@@ -157,7 +168,7 @@ func joinDispatcher(ctx context.Context, seg *shm.Segment, opts Options) (*Dispa
 	}
 	a.use.Store(actorReserved)
 	a.arriving = false
-	return &Dispatcher{s: s, a: a, dbs: map[uint32]*DB{}, watch: map[watchKey]*watch{}}, nil
+	return &Dispatcher{s: s, a: a, dbs: map[uint32]*DB{}, conds: map[int]ConditionInfo{}, watch: map[watchKey]*watch{}}, nil
 }
 
 // Store returns the store that the dispatcher works on.

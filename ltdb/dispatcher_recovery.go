@@ -17,12 +17,20 @@ func (d *Dispatcher) Freeze() { d.setGate(shm.GateFrozen) }
 
 // OpenProvisional makes the provisional records of the epoch taken normal, in
 // one store: a death leaves all of them as they were, or none.
-func (d *Dispatcher) OpenProvisional() { d.s.gate.OpenedEpoch.Store(d.s.gate.Epoch.Load()) }
+func (d *Dispatcher) OpenProvisional() {
+	epoch := d.s.gate.Epoch.Load()
+	if d.mapped.epoch != 0 {
+		epoch = d.mapped.epoch
+	}
+	d.mapped.opened = epoch
+	d.s.gate.OpenedEpoch.Store(epoch)
+}
 
 // Open opens the gate for the epoch taken, after OpenProvisional. A gate that is
 // open gets a new generation, so that nobody takes one epoch for the other.
 func (d *Dispatcher) Open() {
 	d.OpenProvisional()
+	d.mapped.known = d.mapped.epoch != 0 && d.mapped.ticks != 0
 	d.setGate(shm.GateOpen)
 	d.s.gate.Gate.Lo().Wake(shm.All)
 }
@@ -31,6 +39,8 @@ func (d *Dispatcher) Open() {
 //
 // Preconditions: the gate is closed, or the node is alone and stays what it was.
 func (d *Dispatcher) Mapped(epoch uint64, vnn, members, place uint32) {
+	m := &d.mapped
+	m.epoch, m.vnn, m.members, m.place = epoch, vnn, members, place
 	gate := d.s.gate
 	gate.Epoch.Store(epoch)
 	gate.VNN.Store(vnn)
@@ -42,6 +52,7 @@ func (d *Dispatcher) Mapped(epoch uint64, vnn, members, place uint32) {
 // package shm, and in nanoseconds of CLOCK_BOOTTIME. shm.NoLease for both: no
 // other node is there.
 func (d *Dispatcher) Lease(ticks, boot uint64) {
+	d.mapped.ticks, d.mapped.boot = ticks, boot
 	d.s.leas.Boot.Store(boot)
 	d.s.leas.Ticks.Store(ticks)
 }

@@ -79,8 +79,11 @@ func (a *actor) lockLatch(l *shm.Latch, what latchOf, n uint64) error {
 
 func (a *actor) lockLatchSlow(l *shm.Latch, what latchOf, n uint64) error {
 	s := a.s
-	if s.ownerless(l, a.id, what, n) {
-		return errLatch
+	// Whose journal does not know of a latch has not got it, and who would wait
+	// for him would wait for ever. What the latch covers is checked at each step.
+	if o := s.ownerless(l, a.id, what, n); o != 0 && l.TakeFrom(o, a.id) {
+		s.noteDamage(damagedLatch, uint64(what)<<48|n)
+		return nil
 	}
 	switch err := s.spinLatch(s.c, l, a.id); {
 	case err != errLatched:
@@ -140,22 +143,21 @@ func (s *Store) spinLatch(c *shm.Client, l *shm.Latch, id shm.HandleID) error {
 	return errLatched
 }
 
-// ownerless reports whether the latch names an owner that can't have it, for
+// ownerless returns the owner that the latch names if that can't have it, for
 // whom a wait would never end: one that does not exist, a free slot's, the
 // caller itself, or one whose journal does not know of it. A handle that takes
 // and releases the latch again and again may look like that for a moment,
-// hence the repetition.
-func (s *Store) ownerless(l *shm.Latch, id shm.HandleID, what latchOf, n uint64) bool {
+// hence the repetition. 0: there is none such.
+func (s *Store) ownerless(l *shm.Latch, id shm.HandleID, what latchOf, n uint64) shm.HandleID {
+	first := l.Owner()
 	for range 64 {
 		o := l.Owner()
-		if o == 0 || o != id && s.mayHold(o, what, n) {
-			return false
+		if o == 0 || o != first || o != id && s.mayHold(o, what, n) {
+			return 0
 		}
-		if l.Owner() == o {
-			runtime.Gosched()
-		}
+		runtime.Gosched()
 	}
-	return true
+	return first
 }
 
 func (s *Store) mayHold(o shm.HandleID, what latchOf, n uint64) bool {

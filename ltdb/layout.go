@@ -296,12 +296,21 @@ const (
 // layout describes every structure above; its hash stands in the header, so
 // that two builds which lay memory out differently never share a segment.
 func layout() string {
-	return fmt.Sprint("ltdb 2 ",
+	return fmt.Sprint("ltdb 2 ", maxDamage, builtinVersions(),
 		bucketSize, blockHeaderSize, classLineSize, spanLineSize, databaseLineSize, conditionLineSize, MaxConditions, handleSize, unsafe.Sizeof(body{}),
 		ringsSize, nodeCommon, rungBits, changeWords, tagSize, pageClass, stateShift, stampShift, metaWaited,
 		unsafe.Offsetof(handle{}.jNew), unsafe.Offsetof(handle{}.magazine), unsafe.Offsetof(handle{}.spareIntent), unsafe.Offsetof(nodeArea{}.spare), unsafe.Offsetof(body{}.cells),
 		unsafe.Offsetof(databaseLine{}.buckets), unsafe.Offsetof(databaseLine{}.name),
 		tagShift, ownerShift, bitW, maxKey, magazineSize, classSizes)
+}
+
+// builtinVersions are those of the built-in conditions: programs that have others
+// don't share a segment.
+func builtinVersions() (v []uint32) {
+	for i := range builtin {
+		v = append(v, builtin[i].Version)
+	}
+	return v
 }
 
 // ringsSize is what a client has in shm.AreaRings: two rings of 256 cells, each

@@ -29,6 +29,9 @@ type nodeArea struct {
 	// The way of an update that finds no free block. Stored by the holder of
 	// its latch, and by who repairs a dead one.
 	spare spareLine
+
+	// Notes of damage, from 0 by CAS. Whoever meets it stores, all load.
+	damage [maxDamage]shm.Word64
 }
 
 // spareLine says which record is on its way through the spare (spare.go).
@@ -53,6 +56,7 @@ const (
 	_ = -(unsafe.Offsetof(nodeArea{}.changes) ^ 576)
 	_ = -(unsafe.Offsetof(nodeArea{}.orphan) ^ 4672)
 	_ = -(unsafe.Offsetof(nodeArea{}.spare) ^ 21056)
+	_ = -(unsafe.Offsetof(nodeArea{}.damage) ^ 21120)
 	_ = -(unsafe.Sizeof(spareLine{}) ^ 64)
 	_ = -(unsafe.Offsetof(spareLine{}.entry) ^ 8)
 	_ = uint(nodeCommon - unsafe.Sizeof(nodeArea{})) // it fits

@@ -215,6 +215,7 @@ func (a *actor) tidyChain(at *orphanPlace, goOn func() bool) (changed int, over 
 			} else {
 				head.CAS(root, 0)
 			}
+			s.noteDamage(damagedPages, uint64(at.slot))
 			return changed, true, errBadPages
 		}
 		for ; at.word < len(page.word); at.word++ {

@@ -421,8 +421,9 @@ func (p *repairer) lockLatch(l *shm.Latch, id shm.HandleID, n uint64) error {
 	if l.TryLock(id) {
 		return nil
 	}
-	if s.ownerless(l, id, classLatch, n) {
-		return errLatch
+	if o := s.ownerless(l, id, classLatch, n); o != 0 && l.TakeFrom(o, id) {
+		s.noteDamage(damagedLatch, uint64(classLatch)<<48|n)
+		return nil
 	}
 	err := s.spinLatch(p.c, l, id)
 	if err != errLatched || p.slot != p.c.Slot() || p.slot == DispatcherSlot {

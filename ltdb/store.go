@@ -162,6 +162,9 @@ func join(ctx context.Context, seg *shm.Segment, opts Options) (*Store, error) {
 		err = fmt.Errorf("ltdb: slot %d: a client that is stopped holds the list of the free memory that the last one had: %w; end it", s.slot, ErrInUse)
 		return nil, errors.Join(err, s.c.Leave())
 	}
+	if opts.dispatcher {
+		s.mendBuiltin()
+	}
 	// Who comes tidies up after the dead. Damage that he meets on the way keeps
 	// nobody out of what is whole.
 	if _, err = s.c.RecoverAll(); err == nil || errors.Is(err, ErrCorrupt) {

@@ -26,6 +26,7 @@ func newEnding() ending { return ending{done: make(chan struct{})} }
 var (
 	errDeleted = fmt.Errorf("shm: the segment's file was deleted: %w; start mainzd, and attach again", ErrClosed)
 	errDamaged = fmt.Errorf("shm: the dispatcher has found the segment damaged and closed it: %w: %w; its log says where; start mainzd, and attach again", ErrCorrupt, ErrClosed)
+	errCut     = fmt.Errorf("shm: the segment file was truncated: %w: %w; find out who did it, then start mainzd, which makes a new one with --wipe", ErrCorrupt, ErrClosed)
 	errOther   = fmt.Errorf("shm: the segment's file was replaced by another one: %w; attach again", ErrClosed)
 )
 
@@ -66,6 +67,16 @@ func (s *Segment) Look() error {
 		return err // closed here: the gate is dead whatever the file is
 	}
 	reason, all := s.looked()
+	if reason == errCut {
+		// An access to a page that is gone would be a SIGBUS. Private zero pages
+		// take the place of all: a dead gate among them.
+		if s.r.done != nil {
+			_ = s.r.done()
+		}
+		s.ending.reason.Store(&reason)
+		close(s.ending.done)
+		return reason
+	}
 	state, _ := s.Gate().State()
 	switch {
 	case state == GateDead:

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"runtime"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -75,6 +76,20 @@ func (g *guardian) run(take func(*guardian) error, taken chan<- error, placed ch
 	close(placed)
 	defer close(g.done)
 	defer guardians.Delete(g)
+	// The word of a file that was truncated can't be had: there is nothing to give
+	// up then, and no reason to end the process.
+	debug.SetPanicOnFault(true)
+	defer func() {
+		if p := recover(); p != nil {
+			if _, fault := p.(interface{ Addr() uintptr }); !fault {
+				panic(p)
+			}
+			select {
+			case taken <- errCut:
+			default:
+			}
+		}
+	}()
 	defer unix.RawSyscall(unix.SYS_SET_ROBUST_LIST, 0, unsafe.Sizeof(g.head), 0)
 	_, _, e := unix.RawSyscall(unix.SYS_SET_ROBUST_LIST, uintptr(unsafe.Pointer(&g.head)), unsafe.Sizeof(g.head), 0)
 	if e != 0 {

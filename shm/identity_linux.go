@@ -92,6 +92,8 @@ func (s *Segment) looked() (reason error, all bool) {
 	there := unix.Stat(filepath.Join(s.dir, segmentName), &at) == nil && s.root != fileID{} && rootID() == s.root
 	other := there && (at.Ino != s.id.inode || uint64(at.Dev) != s.id.device)
 	switch {
+	case uint64(st.Size) < s.h.Size:
+		return errCut, false
 	case st.Nlink == 0 && other:
 		return errOther, true
 	case st.Nlink == 0:

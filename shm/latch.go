@@ -82,17 +82,31 @@ func (l *Latch) lock(c *Client, id HandleID, spin Spin, cancel *Word32, goOn fun
 	}
 }
 
-// Unlock releases the latch.
+// Unlock releases the latch. A word that names another owner was overwritten by
+// somebody: it stays, as any word of shared memory may be damaged.
 //
 // Preconditions: the handle id holds it.
 func (l *Latch) Unlock(id HandleID) {
-	v := l.w.Swap(0)
-	if HandleID(v&^latchWaiters) != id {
-		panic("shm: latch released by a handle that does not hold it")
+	for {
+		v := l.w.Load()
+		if HandleID(v&^latchWaiters) != id {
+			return
+		}
+		if l.w.CAS(v, 0) {
+			if v&latchWaiters != 0 {
+				l.w.Wake(1)
+			}
+			return
+		}
 	}
-	if v&latchWaiters != 0 {
-		l.w.Wake(1)
-	}
+}
+
+// TakeFrom makes the latch that of handle id if owner is still named in it.
+//
+// Preconditions: owner is known not to hold it, whatever the word says.
+func (l *Latch) TakeFrom(owner, id HandleID) bool {
+	v := l.w.Load()
+	return HandleID(v&^latchWaiters) == owner && l.w.CAS(v, uint32(id)|v&latchWaiters)
 }
 
 // Break releases the latch of a dead handle, if it holds it, and wakes every

@@ -393,7 +393,7 @@ func attach(dir, layout string, ro bool) (*Segment, error) {
 	}
 	_ = s.Close()
 	var now unix.Stat_t
-	if unix.Fstatat(p.fd, segmentName, &now, unix.AT_SYMLINK_NOFOLLOW) == nil && now.Ino == st.Ino && !p.ownerLives() {
+	if unix.Fstatat(p.fd, segmentName, &now, unix.AT_SYMLINK_NOFOLLOW) == nil && now.Ino == st.Ino && (p.ours() || !p.ownerLives()) { // an owner does not wait for itself
 		return nil, fmt.Errorf("shm: %s: its owner has closed it: %w; start the owner, or create the segment anew", p.file(segmentName), ErrNotRunning)
 	}
 	return nil, fmt.Errorf("shm: %s: %w", p.file(segmentName), errBeingReplaced)

@@ -83,6 +83,7 @@ type nodeStatus struct {
 	Dead      int      `json:"dead_clients"`
 	Slots     uint32   `json:"slots"`
 	Databases int      `json:"databases"`
+	Damage    []string `json:"damage,omitempty"` // noted since the segment was made
 }
 
 // trouble is one thing that can be wrong with a node.
@@ -141,6 +142,9 @@ printed even if the exit code is not 0, but for a segment that can't be read.`,
 				fmt.Fprintf(w, ", and %d dead", st.Dead)
 			}
 			fmt.Fprintf(w, "\ndatabases\t%d\n", st.Databases)
+			for _, text := range st.Damage {
+				fmt.Fprintf(w, "damage\t%s\n", text)
+			}
 		})
 		if err == nil && len(all) > 0 {
 			err = &problem{kind: all[0].kind, err: errors.New(all[0].text), hint: all[0].hint}
@@ -183,6 +187,9 @@ func statusOf(ctx context.Context, cmd *cobra.Command, limit time.Duration) (*no
 	dbs, err := s.Databases()
 	if err != nil {
 		all = append(all, trouble{"damaged", degraded, err.Error(), "see mainz check; then dump what is sound, and start mainzd with --wipe"})
+	}
+	if st.Damage = s.Damage(); err == nil && len(st.Damage) > 0 {
+		all = append(all, trouble{"damaged", degraded, "somebody has overwritten parts of the segment; what is whole is served", "find out which member of the group did it; dump what is sound, and start mainzd with --wipe"})
 	}
 	st.Databases = len(dbs)
 	// The dispatcher's loop greets whoever comes: so it turns, and can let clients in.

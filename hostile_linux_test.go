@@ -1,0 +1,285 @@
+package mainz
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/mainzdb/mainz/internal/attach"
+	"github.com/mainzdb/mainz/internal/testenv"
+	"github.com/mainzdb/mainz/shm"
+)
+
+// A member of the node's group writes whatever it likes into the segment.
+
+// wildWords are areas to write into. The header and the gate's word, which end the
+// segment's life, are not among them.
+func wildWords(seg *shm.Segment, rnd *rand.Rand) shm.Offset {
+	if rnd.IntN(20) == 0 { // beside the gate's word: its line, and the lease
+		return 4096 + 8 + shm.Offset(8*rnd.IntN(15))
+	}
+	for {
+		off, size := seg.Area(shm.AreaID(rnd.IntN(int(shm.AreaData) + 1)))
+		if size == 0 {
+			continue
+		}
+		if rnd.IntN(2) == 0 { // where something is, mostly
+			size = min(size, 64<<10)
+		}
+		return off + rnd.Uint64N(size)&^7
+	}
+}
+
+// wildClient writes n words, by a seed, and says when it is done. It takes no slot:
+// what it does nobody can know.
+func wildClient() {
+	seed, _ := strconv.ParseUint(os.Args[2], 10, 64)
+	n, _ := strconv.Atoi(os.Args[3])
+	pid, _ := strconv.ParseUint(os.Args[4], 10, 32)
+	seg, err := shm.Attach(context.Background(), os.Args[1], "*")
+	if err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+	rnd := rand.New(rand.NewPCG(seed, 7))
+	r := seg.Region()
+	for range n {
+		off := wildWords(seg, rnd)
+		w := shm.At[shm.Word64](r, off)
+		v := w.Load()
+		switch rnd.IntN(8) {
+		case 0:
+			v = 0
+		case 1:
+			v = ^uint64(0)
+		case 2:
+			v = rnd.Uint64()
+		case 3:
+			v ^= 1 << rnd.IntN(64)
+		case 4:
+			v = shm.At[shm.Word64](r, wildWords(seg, rnd)).Load()
+		case 5: // itself: as a ref, and as an offset
+			v = v&^0xffffffff | off/64
+		case 6:
+			v = off
+		case 7:
+			v = v&^0xffffffff | uint64(rnd.IntN(40))
+		}
+		w.Store(v)
+		if rnd.IntN(200) == 0 { // a slot that names somebody else, and is marked dead
+			i := uint32(rnd.IntN(int(seg.Slots()) + 1))
+			if i == 0 {
+				i = shm.DispatcherSlot
+			}
+			sl := seg.Slot(i)
+			sl.PID.Store(uint32(pid))
+			sl.Start.Store(startOf(uint32(pid)))
+			sl.Live.Store(1 << 30)
+		}
+	}
+	fmt.Println("done")
+	os.Exit(0)
+}
+
+// startOf is when a process started, in ticks since boot: field 22 of its stat.
+func startOf(pid uint32) uint64 {
+	b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	f := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
+	if len(f) < 20 {
+		return 0
+	}
+	n, _ := strconv.ParseUint(f[19], 10, 64)
+	return n
+}
+
+// privateKiB is what a process has in memory of its own.
+func privateKiB(t *testing.T, pid int) int {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	want(t, err, nil)
+	_, rest, _ := strings.Cut(string(b), "RssAnon:")
+	n, _ := strconv.Atoi(strings.Fields(rest)[0])
+	return n
+}
+
+// answers dials mainzd and asks it something, and returns how long that took.
+func (d *killable) answers(t *testing.T, limit time.Duration) (time.Duration, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	began := time.Now()
+	conn, err := attach.Dial(ctx, d.dir)
+	if err != nil {
+		return 0, err
+	}
+	defer conn.Close()
+	var m attach.Message
+	err = conn.Call(ctx, &attach.Message{Kind: attach.Hello, Version: attach.Version, Name: "asks"}, &m)
+	return time.Since(began), err
+}
+
+// Whatever a member writes, mainzd neither ends nor hangs nor grows, no process is
+// signalled, and a restart succeeds. MAINZ_KILLS makes it longer, as in torture.
+func TestTortureHostileMember(t *testing.T) {
+	testenv.Need(t, testenv.Linux, testenv.Ramdisk)
+	seed := uint64(time.Now().UnixNano())
+	if s, err := strconv.ParseUint(os.Getenv("MAINZ_SEED"), 10, 64); err == nil {
+		seed = s
+	}
+	t.Logf("MAINZ_SEED=%d", seed)
+	bouts := 6
+	if testing.Short() {
+		bouts = 2
+	}
+	if k, err := strconv.Atoi(os.Getenv("MAINZ_KILLS")); err == nil {
+		bouts = max(bouts, k/50)
+	}
+	// Somebody who has nothing to do with it, and whom the slots will name.
+	bystander := exec.Command("sleep", "100000")
+	want(t, bystander.Start(), nil)
+	gone := make(chan error, 1)
+	go func() { gone <- bystander.Wait() }()
+	defer func() { _ = bystander.Process.Kill() }()
+	var longest time.Duration
+	for bout := range bouts {
+		d := startKillable(t)
+		attachTo(t, d.dir).Close()
+		ended := make(chan error, 1)
+		cmd := d.cmd
+		go func() { ended <- cmd.Wait() }()
+		fill(t, d.dir, 300)
+		before := privateKiB(t, cmd.Process.Pid)
+		for round := range 4 {
+			wild := child(t, "wild", d.dir, fmt.Sprint(seed+uint64(100*bout+round)), "3000", fmt.Sprint(bystander.Process.Pid))
+			out, err := wild.Output()
+			if err != nil || !strings.HasSuffix(string(out), "done\n") {
+				t.Fatalf("the hostile member: %v %s", err, out)
+			}
+			// Honest clients, in a process of their own: what they read may be garbage.
+			honest := child(t, "fill", d.dir, "60")
+			honest.Stderr = io.Discard
+			want(t, honest.Start(), nil)
+			_ = waitOrKill(honest, 3*time.Second)
+			took, err := d.answers(t, 30*time.Second)
+			longest = max(longest, took)
+			select {
+			case e := <-ended:
+				t.Fatalf("bout %d round %d: mainzd ended: %v", bout, round, e)
+			case e := <-gone:
+				t.Fatalf("bout %d round %d: the bystander was killed: %v", bout, round, e)
+			default:
+			}
+			if err != nil {
+				_ = cmd.Process.Signal(syscall.SIGQUIT) // with all stacks
+				<-ended
+				t.Fatalf("bout %d round %d: mainzd does not answer: %v", bout, round, err)
+			}
+		}
+		if after := privateKiB(t, cmd.Process.Pid); after > before+64<<10 {
+			t.Errorf("bout %d: mainzd had %d KiB and has %d", bout, before, after)
+		}
+		_ = cmd.Process.Kill()
+		<-ended
+		d.start()
+		again := make(chan error, 1)
+		cmd = d.cmd
+		go func() { again <- cmd.Wait() }()
+		for limit := time.Now().Add(time.Minute); ; {
+			if _, err := d.answers(t, 30*time.Second); err == nil {
+				break
+			} else if time.Now().After(limit) {
+				t.Fatalf("bout %d: after the restart: %v", bout, err)
+			}
+			select {
+			case e := <-again:
+				t.Fatalf("bout %d: the restarted mainzd ended: %v", bout, e)
+			case <-time.After(time.Millisecond):
+			}
+		}
+		_ = cmd.Process.Kill()
+		<-again
+	}
+	t.Logf("longest answer %v", longest)
+}
+
+// waitOrKill waits for the end of a process, and ends it after a while.
+func waitOrKill(cmd *exec.Cmd, limit time.Duration) error {
+	kill := time.AfterFunc(limit, func() { _ = cmd.Process.Kill() })
+	defer kill.Stop()
+	return cmd.Wait()
+}
+
+// fillClient is fill as a program.
+func fillClient() {
+	n, _ := strconv.Atoi(os.Args[2])
+	fmt.Println(filled(os.Args[1], n))
+	os.Exit(0)
+}
+
+func fill(t *testing.T, dir string, n int) { want(t, filled(dir, n), nil) }
+
+// filled does what clients do.
+func filled(dir string, n int) error {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	var all error
+	for _, opts := range [][]Option{nil, {ThroughRing()}} {
+		c, err := Attach(ctx, dir, opts...)
+		if err != nil {
+			return err
+		}
+		kv, err := c.Open(ctx, "kv", KV)
+		opens, err2 := c.Open(ctx, "opens", Pieces)
+		if err = errors.Join(err, err2); err != nil {
+			return errors.Join(err, c.Close())
+		}
+		for i := range n {
+			short, stop := context.WithTimeout(ctx, 100*time.Millisecond)
+			key := binary.LittleEndian.AppendUint32(nil, uint32(i*7))
+			all = errors.Join(all, kv.Store(short, key, make([]byte, 1+i*i%5000)))
+			_, err := kv.Fetch(short, key)
+			p, err2 := opens.ConditionalAppend(short, Always, key[:1], key)
+			all = errors.Join(all, err, err2)
+			if err2 == nil && i%3 == 0 {
+				all = errors.Join(all, opens.RemoveAndTrigger(short, key[:1], p))
+			}
+			stop()
+		}
+		all = errors.Join(all, c.Close())
+	}
+	return all
+}
+
+// A truncated segment ends mainzd with an error that says so, and not by a signal.
+func TestTruncated(t *testing.T) {
+	testenv.Need(t, testenv.Linux, testenv.Ramdisk)
+	base, err := os.MkdirTemp("/dev/shm", "mainz-test-*")
+	want(t, err, nil)
+	defer os.RemoveAll(base)
+	d := &killable{t: t, dir: filepath.Join(base, "v1")}
+	var log bytes.Buffer
+	d.cmd = child(t, "mainzd", "--config", os.DevNull, "--dir", d.dir, "--size", "64MiB", "--slots", "32", "--log-level", "warn")
+	d.cmd.Stderr = &log
+	want(t, d.cmd.Start(), nil)
+	for {
+		if _, err := d.answers(t, time.Minute); err == nil {
+			break
+		}
+		time.Sleep(time.Millisecond) // polls
+	}
+	want(t, os.Truncate(filepath.Join(d.dir, "segment"), 0), nil)
+	_ = waitOrKill(d.cmd, time.Minute)
+	if code := d.cmd.ProcessState.ExitCode(); code <= 0 || !strings.Contains(log.String(), "truncated") || strings.Contains(log.String(), "goroutine ") {
+		t.Errorf("mainzd ended with %d: %s", code, log.String())
+	}
+}
