@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"iter"
 	"slices"
 	"sync"
@@ -101,7 +102,8 @@ type Ops interface {
 	// ErrMode if it holds pieces.
 	Delete(ctx context.Context, key []byte) error
 	// ConditionalAppend adds piece to the record if the condition holds, else
-	// returns ErrCondition at once. The zero Piece in KV mode.
+	// returns ErrCondition at once, or ErrMalformed if the piece, or one that is in the
+	// record, is none of the condition's. The zero Piece in KV mode.
 	ConditionalAppend(ctx context.Context, cond ConditionID, key, piece []byte) (Piece, error)
 	// ConditionalAppendWait tries again at every change of the record until ctx
 	// ends; once ctx ends nothing stays appended.
@@ -322,8 +324,11 @@ func (db *DB) append(ctx context.Context, cond ConditionID, key, piece []byte, w
 	if len(piece) == 0 {
 		return Piece{}, errNoPiece
 	}
+	if err := db.l.CheckPiece(cond, piece); err != nil {
+		return Piece{}, err
+	}
 	if db.l.Mode() == KV {
-		return Piece{}, waited(ctx, wait, db.change(ctx, &m, !wait, nil))
+		return Piece{}, db.malformed(key, waited(ctx, wait, db.change(ctx, &m, !wait, nil)))
 	}
 	p, err := db.l.PreparePiece(key, piece)
 	if err != nil {
@@ -346,7 +351,15 @@ func (db *DB) append(ctx context.Context, cond ConditionID, key, piece []byte, w
 	case errors.Is(err, ErrUnknown), errors.Is(err, ErrClosed):
 		return Piece{}, err // it stays prepared until the call ends, or the client does
 	}
-	return Piece{}, errors.Join(waited(ctx, wait, err), db.l.DropPiece(p))
+	return Piece{}, errors.Join(db.malformed(key, waited(ctx, wait, err)), db.l.DropPiece(p))
+}
+
+// malformed names the record of an ErrMalformed that the dispatcher has answered.
+func (db *DB) malformed(key []byte, err error) error {
+	if errors.Is(err, ErrMalformed) {
+		return fmt.Errorf("database %q, record %q, a piece that is in it: %w; remove it first", db.l.Name(), key, err)
+	}
+	return err
 }
 
 // waited is the error of an append that was to wait until its condition is true:

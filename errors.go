@@ -18,6 +18,7 @@ var (
 	ErrLocked       = ltdb.ErrLocked
 	ErrNotLocked    = ltdb.ErrNotLocked
 	ErrCondition    = ltdb.ErrCondition
+	ErrMalformed    = ltdb.ErrMalformed
 	ErrNoCondition  = ltdb.ErrNoCondition
 	ErrMode         = ltdb.ErrMode
 	ErrTooBig       = ltdb.ErrTooBig
@@ -103,6 +104,8 @@ func failed(ctx context.Context, st wire.Status) error {
 		return ErrNotFound
 	case wire.Condition:
 		return ErrCondition
+	case wire.Malformed:
+		return ErrMalformed
 	case wire.NoCondition:
 		return ErrNoCondition
 	case wire.NotLocked:

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -450,4 +451,26 @@ func TestGivenUp(t *testing.T) {
 	want(t, err, nil)
 	want(t, r.Unlock(), nil)
 	want(t, db.Delete(ctx, key), nil)
+}
+
+// A malformed piece is an error of its own, on each path, and no wait for a change.
+func TestMalformed(t *testing.T) {
+	n := startNode(t)
+	ctx := minute(t)
+	for _, c := range []*Client{n.attach(), n.attach(ThroughRing())} {
+		for _, mode := range []Mode{KV, Pieces} {
+			db := c.open(t, fmt.Sprint("malformed ", mode), mode)
+			good := AppendByteRange(nil, 0, 1, RangeExclusive, [16]byte{1})
+			if _, err := db.ConditionalAppendWait(ctx, ByteRanges, []byte("new"), []byte("x")); !errors.Is(err, ErrMalformed) {
+				t.Error(mode, err)
+			}
+			if _, err := db.ConditionalAppend(ctx, Always, []byte("there"), []byte("x")); err != nil {
+				t.Fatal(err)
+			}
+			_, err := db.ConditionalAppendWait(ctx, ByteRanges, []byte("there"), good)
+			if !errors.Is(err, ErrMalformed) || !strings.Contains(err.Error(), `"there"`) {
+				t.Error(mode, err)
+			}
+		}
+	}
 }

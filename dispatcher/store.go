@@ -66,6 +66,16 @@ func (s *store) Check(id uint32, data, tags, piece []byte) (yes, known bool) {
 	return c.Holds(ltdb.MakeSnapshot(mode, data, tags), piece), true
 }
 
+// Malformed implements protocol.Conditions.
+func (s *store) Malformed(id uint32, data, tags, piece []byte) bool {
+	c, ok := s.d.Store().Condition(ltdb.ConditionID(id))
+	mode := ltdb.KV
+	if len(tags) > 0 {
+		mode = ltdb.Pieces
+	}
+	return ok && c.Malformed(ltdb.MakeSnapshot(mode, data, tags), piece) != nil
+}
+
 // Find implements protocol.Conditions.
 func (s *store) Find(id uint32, data, what []byte) (off, n int, known bool) {
 	c, ok := s.d.Store().Condition(ltdb.ConditionID(id))

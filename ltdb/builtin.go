@@ -3,6 +3,8 @@ package ltdb
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
+	"fmt"
 )
 
 // The built-in conditions. What they answer is part of the cluster's format:
@@ -12,8 +14,8 @@ import (
 var builtin = [...]Condition{
 	{ID: Always, Name: "always", Version: 1, Holds: alwaysHolds, Find: alwaysFind},
 	{ID: IfAbsent, Name: "if absent", Version: 1, Holds: ifAbsentHolds, Find: ifAbsentFind},
-	{ID: ShareModes, Name: "share modes", Version: 1, Holds: shareModesHold, Find: shareModesFind},
-	{ID: ByteRanges, Name: "byte ranges", Version: 1, Holds: byteRangesHold, Find: byteRangesFind},
+	{ID: ShareModes, Name: "share modes", Version: 1, Holds: shareModesHold, Find: shareModesFind, WellFormed: wellFormedShareModes},
+	{ID: ByteRanges, Name: "byte ranges", Version: 1, Holds: byteRangesHold, Find: byteRangesFind, WellFormed: wellFormedByteRanges},
 }
 
 func alwaysHolds(Snapshot, []byte) bool { return true }
@@ -67,6 +69,19 @@ func entriesHold(rec Snapshot, piece []byte, size int, good func([]byte) bool, c
 	return true
 }
 
+// wellFormed says what is wrong with a piece of entries.
+func wellFormed(piece []byte, size int, wrong func([]byte) error) error {
+	if len(piece) == 0 || len(piece)%size != 0 {
+		return fmt.Errorf("%d bytes are no whole entries of %d", len(piece), size)
+	}
+	for i := 0; i < len(piece); i += size {
+		if err := wrong(piece[i : i+size]); err != nil {
+			return fmt.Errorf("entry %d: %w", i/size+1, err)
+		}
+	}
+	return nil
+}
+
 // entriesFind finds whole entries that have exactly the bytes.
 func entriesFind(rec Snapshot, data []byte, size int) (off, n int) {
 	if len(data) == 0 || len(data)%size != 0 {
@@ -94,7 +109,8 @@ const (
 const shareAll = ShareRead | ShareWrite | ShareDelete
 
 // AppendShareMode appends an entry of ShareModes to a piece: what its owner
-// does with the file, what it lets others do, and who it is.
+// does with the file, what it lets others do, and who it is. It looks at
+// nothing: an append of a piece with bits other than the three is ErrMalformed.
 func AppendShareMode(b []byte, access, share uint32, who [16]byte) []byte {
 	b = binary.LittleEndian.AppendUint32(b, access)
 	b = binary.LittleEndian.AppendUint32(b, share)
@@ -107,6 +123,15 @@ func shareModesHold(rec Snapshot, piece []byte) bool {
 
 func shareModesFind(rec Snapshot, data []byte) (off, n int) {
 	return entriesFind(rec, data, ShareModesEntry)
+}
+
+func wellFormedShareModes(piece []byte) error {
+	return wellFormed(piece, ShareModesEntry, func(e []byte) error {
+		if goodShareMode(e) {
+			return nil
+		}
+		return fmt.Errorf("access %#x and share %#x have bits that mean nothing", binary.LittleEndian.Uint32(e), binary.LittleEndian.Uint32(e[4:]))
+	})
 }
 
 func goodShareMode(e []byte) bool {
@@ -132,7 +157,9 @@ const (
 )
 
 // AppendByteRange appends an entry of ByteRanges to a piece: length bytes from
-// start on, at least one, of kind RangeShared or RangeExclusive.
+// start on, at least one, of kind RangeShared or RangeExclusive. It looks at
+// nothing: an append of a piece with another kind, without a byte, or with one
+// behind 2^64 - 1 is ErrMalformed.
 func AppendByteRange(b []byte, start, length uint64, kind uint32, owner [16]byte) []byte {
 	b = binary.LittleEndian.AppendUint64(b, start)
 	b = binary.LittleEndian.AppendUint64(b, length)
@@ -147,6 +174,23 @@ func byteRangesHold(rec Snapshot, piece []byte) bool {
 
 func byteRangesFind(rec Snapshot, data []byte) (off, n int) {
 	return entriesFind(rec, data, ByteRangesEntry)
+}
+
+func wellFormedByteRanges(piece []byte) error {
+	return wellFormed(piece, ByteRangesEntry, func(e []byte) error {
+		start, length := binary.LittleEndian.Uint64(e), binary.LittleEndian.Uint64(e[8:])
+		switch kind := binary.LittleEndian.Uint32(e[16:]); {
+		case goodByteRange(e):
+			return nil
+		case length == 0:
+			return errors.New("a range of no bytes")
+		case start+(length-1) < start:
+			return fmt.Errorf("a range of %d bytes from %d on ends behind 2^64 - 1", length, start)
+		case kind > RangeExclusive:
+			return fmt.Errorf("kind %d: it must be 0, shared, or 1, exclusive", kind)
+		}
+		return errors.New("its bytes 20 to 23 are not 0")
+	})
 }
 
 // goodByteRange: at least one byte, the last one not behind 2^64 - 1, a known

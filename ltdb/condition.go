@@ -46,6 +46,35 @@ type Condition struct {
 	// Find returns the part of rec that data asks to remove; n < 0: it is not
 	// there. nil: RemoveMatching fails with ErrMode.
 	Find func(rec Snapshot, data []byte) (off, n int)
+	// WellFormed says what is wrong with a piece, nil if nothing is; it does not
+	// keep it. With it an append of a malformed piece, and one that is refused
+	// while a malformed piece is in the record, end with ErrMalformed: no wait
+	// would help. Holds must be false for both. nil: all bytes are well formed.
+	WellFormed func(piece []byte) error
+}
+
+// Malformed says what is wrong with the pieces of a record that the condition
+// has refused, or with the new one: an ErrMalformed, nil if nothing is.
+func (c *Condition) Malformed(rec Snapshot, piece []byte) error {
+	if c.WellFormed == nil {
+		return nil
+	}
+	if err := c.WellFormed(piece); err != nil {
+		return fmt.Errorf("%w: %s takes no such piece of %d bytes: %w", ErrMalformed, c.Name, len(piece), err)
+	}
+	n := 0
+	for there := range rec.Pieces() {
+		if err := c.WellFormed(there); err != nil {
+			what := "the value"
+			if rec.pieces {
+				o := tagOPID(rec.tags[n*tagSize:])
+				what = fmt.Sprintf("piece %d, %#x of node %d,", n+1, o.Counter, o.PNN)
+			}
+			return fmt.Errorf("%w: %s of %d bytes, which is in the record, is none of %s: %w; remove it first", ErrMalformed, what, len(there), c.Name, err)
+		}
+		n++
+	}
+	return nil
 }
 
 // Snapshot is a record as a condition sees it: a committed value, which may be

@@ -21,6 +21,9 @@ var (
 	ErrMode = errors.New("not allowed in this database's mode")
 	// ErrCondition: the condition is false; nothing was appended.
 	ErrCondition = errors.New("condition is false")
+	// ErrMalformed: the piece, or one that is in the record, is not what the condition's pieces are. No wait
+	// would make the condition true.
+	ErrMalformed = errors.New("malformed piece")
 	// ErrNoCondition: this client has no condition function of that id.
 	ErrNoCondition = errors.New("this program has no condition function of that number; register it when it attaches")
 	// ErrTooBig: a length that is not allowed. A key must have 1 to 1,024 bytes, a value at most Config.MaxValue, a database's name 1 to 64.

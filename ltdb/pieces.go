@@ -3,6 +3,7 @@ package ltdb
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"github.com/mainzdb/mainz/shm"
 )
@@ -131,7 +132,8 @@ type attempt struct {
 // RemoveAndTrigger, Close, or the client's death; in mode KV the piece becomes
 // part of the value, and the zero Piece is returned. It waits while others
 // hold the record's lock. ErrNoCondition, ErrTooBig, ErrNoSpace: nothing has
-// changed.
+// changed. ErrMalformed: neither, and the error names the piece, or the one in
+// the record, that is none of the condition's.
 func (db *DB) ConditionalAppend(ctx context.Context, cond ConditionID, key, piece []byte) (Piece, error) {
 	return db.conditionalAppend(ctx, nil, cond, key, piece, false)
 }
@@ -210,6 +212,9 @@ func (db *DB) conditionalAppend(ctx context.Context, own *actor, id ConditionID,
 	case t.cond == nil:
 		return Piece{}, ErrNoCondition
 	}
+	if err := t.cond.Malformed(Snapshot{}, piece); err != nil {
+		return Piece{}, err
+	}
 	t.hash = db.hash(key)
 	panicked := true
 	defer func() {
@@ -247,6 +252,9 @@ func (db *DB) removeMatching(ctx context.Context, own *actor, id ConditionID, ke
 		return ErrNoCondition
 	case t.cond.Find == nil:
 		return ErrMode
+	}
+	if err := t.cond.Malformed(Snapshot{}, data); err != nil {
+		return err
 	}
 	t.hash = db.hash(key)
 	return db.decide(ctx, own, key, data, &t)
@@ -353,7 +361,7 @@ func (a *actor) decide(t *attempt, key, piece []byte) error {
 		return a.changePlain(t, key)
 	}
 	if !t.cond.Holds(rec, piece) {
-		return a.refused(t, key)
+		return a.refused(t, key, rec, piece)
 	}
 	if len(l.data) > s.maxValue {
 		return errBadValue
@@ -376,8 +384,9 @@ func (a *actor) decide(t *attempt, key, piece []byte) error {
 
 // refused ends an attempt whose condition is false: with ErrCondition, and if
 // it may be true as soon as the pieces of the dead are gone, with errAgain
-// then. Who waits arms the record first.
-func (a *actor) refused(t *attempt, key []byte) error {
+// then. A record that no wait makes true is ErrMalformed. Who waits arms the
+// record first.
+func (a *actor) refused(t *attempt, key []byte, rec Snapshot, piece []byte) error {
 	s := a.s
 	if t.db.mode == Pieces && !s.managed() {
 		found, err := s.foundDead(a.look.tags)
@@ -396,6 +405,9 @@ func (a *actor) refused(t *attempt, key []byte) error {
 				return errAgain
 			}
 		}
+	}
+	if err := t.cond.Malformed(rec, piece); err != nil {
+		return fmt.Errorf("database %q, record %q: %w", t.db.name, key, err)
 	}
 	if !t.wait {
 		return ErrCondition

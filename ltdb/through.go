@@ -76,6 +76,15 @@ func (db *DB) with(ctx context.Context, f func(h *Handle) error) error {
 	return f(newHandle(db, a))
 }
 
+// CheckPiece says what is wrong with a piece before it goes to the dispatcher:
+// ErrMalformed. A condition that this client does not have knows better.
+func (db *DB) CheckPiece(id ConditionID, piece []byte) error {
+	if c := db.s.condition(id); c != nil {
+		return c.Malformed(Snapshot{}, piece)
+	}
+	return nil
+}
+
 // PreparePiece puts a piece into this client's index which the dispatcher is to
 // append under that name. KeepPiece or DropPiece ends it. If the client dies
 // before, the piece is removed wherever it is.

@@ -105,6 +105,8 @@ type yes struct{}
 
 const ifAbsent = 1
 
+func (yes) Malformed(uint32, []byte, []byte, []byte) bool { return false }
+
 func (yes) Check(id uint32, data, _, _ []byte) (bool, bool) {
 	return id != ifAbsent || len(data) == 0, true
 }

@@ -399,6 +399,9 @@ func (n *Node) plan(r *rec, m *Message, src PNN, mode Mode) (st wire.Status, dat
 			return wire.NoCondition, nil, nil
 		}
 		if !yes {
+			if n.cfg.Conditions.Malformed(m.Cond, n.view.Data, n.view.Tags, m.Data) {
+				return wire.Malformed, nil, nil
+			}
 			return wire.Condition, nil, nil
 		}
 		if len(n.view.Data)+len(m.Data) > wire.MaxData {

@@ -51,6 +51,9 @@ const (
 type Conditions interface {
 	// Check tells whether piece may be appended to a record of these bytes.
 	Check(id uint32, data, tags, piece []byte) (yes, known bool)
+	// Malformed tells whether the piece, or one in the record, is none of the
+	// condition's, so that no change of others' would make Check say yes.
+	Malformed(id uint32, data, tags, piece []byte) bool
 	// Find tells which part of a record of mode KV what asks to remove: n < 1:
 	// none. known is false if there is no such function.
 	Find(id uint32, data, what []byte) (off, n int, known bool)

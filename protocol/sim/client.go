@@ -781,6 +781,9 @@ const (
 	condShare  = 2 // an exclusive piece ('X') stands alone
 )
 
+// Malformed: every piece is well formed.
+func (conditions) Malformed(uint32, []byte, []byte, []byte) bool { return false }
+
 func (conditions) Check(id uint32, data, tags, piece []byte) (yes, known bool) {
 	switch id {
 	case condAlways:

@@ -73,6 +73,7 @@ const (
 	Frozen      Status = 70 // the node is in a recovery and its client does not wait
 	BadPacket   Status = 71 // not a message
 	Unknown     Status = 72 // the node's life ended: done or not done, nobody can say
+	Malformed   Status = 73 // the piece, or one in the record, is none of the condition's: no wait helps
 )
 
 // Flags of the envelope.
@@ -147,7 +148,7 @@ var opNames = map[Op]string{
 var statusNames = map[Status]string{
 	OK: "OK", NotDMaster: "NOT_DMASTER", VNNMap: "VNN_MAP", Internal: "INTERNAL_ERROR", NoMemory: "NO_MEMORY", Timeout: "TIMEOUT", NotLocked: "NOT_LOCKED",
 	Condition: "CONDITION", NoCondition: "NO_CONDITION", NotFound: "NOT_FOUND", Mode: "MODE", TooBig: "TOO_BIG", NoDB: "NO_DB", Frozen: "FROZEN",
-	BadPacket: "BAD_PACKET", Unknown: "UNKNOWN",
+	BadPacket: "BAD_PACKET", Unknown: "UNKNOWN", Malformed: "MALFORMED",
 }
 
 // String is the plan's name without its CTDB_ prefix.
