@@ -474,7 +474,7 @@ func (d *Dispatcher) Unlock(id uint32, key []byte) {
 		return
 	}
 	s, a := d.s, d.a
-	if f := metaFlags(at.meta); f&flagEmpty != 0 && f&(flagDone|flagAttended|flagAway) == 0 && at.meta&metaWaited == 0 {
+	if f := metaFlags(at.meta); f&flagEmpty != 0 && f&(keptFlags|flagAway) == 0 && at.meta&metaWaited == 0 {
 		switch err := a.makeRoom(entryClass(at.e), 1); {
 		case err == nil:
 			d.fail(a.publish(&at, a.cell, 0, true))
@@ -569,7 +569,7 @@ func (d *Dispatcher) Publish(id uint32, key []byte, r *Held, arriving bool) Lock
 	if !d.held(id, key, &at) {
 		return LockNoSpace
 	}
-	err := d.replace(id, key, &at, r, arriving, flagOwn|metaFlags(at.meta)&(flagAttended|flagDone), 0)
+	err := d.replace(id, key, &at, r, arriving, flagOwn|metaFlags(at.meta)&keptFlags, 0)
 	switch {
 	case err == nil:
 		return LockTaken

@@ -198,7 +198,7 @@ func (d *Dispatcher) Sweep(keep func(o OPID) bool) {
 		if len(l.tags) == n {
 			return
 		}
-		if len(l.tags) == 0 && at.e&ownerMask == 0 && metaFlags(at.meta)&(flagAttended|flagDone) == 0 {
+		if len(l.tags) == 0 && at.e&ownerMask == 0 && metaFlags(at.meta)&keptFlags == 0 {
 			d.erase(&at)
 			return
 		}
@@ -254,7 +254,7 @@ func (d *Dispatcher) Provisional(id uint32, key []byte, o OPID, piece []byte, ep
 	}
 	r := Held{RSN: 1, LAccessor: d.s.gate.VNN.Load(),
 		Data: slices.Insert(slices.Clone(l.data), where, piece...), Tags: slices.Insert(slices.Clone(l.tags), i, appendTag(nil, o, len(piece))...)}
-	return d.replace(id, key, &at, &r, true, flagOwn|flagProvisional, epoch) == nil
+	return d.replace(id, key, &at, &r, true, flagOwn|flagProvisional|metaFlags(at.meta)&flagOwnerDied, epoch) == nil
 }
 
 func compareOPID(a, b OPID) int {

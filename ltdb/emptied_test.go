@@ -262,6 +262,7 @@ type emptier struct {
 	kv    map[string][]byte
 	keys  []string       // of kv
 	pcs   map[string]int // how many pieces a record of mode pieces has
+	died  []string       // of kv, whose holder has died: an empty one stays until somebody is told
 	fulls int
 	dead  int
 }
@@ -429,7 +430,7 @@ func (m *emptier) shrink() {
 		r, err := c.kv.FetchLocked(bg, k)
 		m.never("FetchLocked", err)
 		m.never("Record.Store of no more", r.Store(less))
-		m.kv[key] = less
+		m.kv[key], m.died = less, append(m.died, key)
 		m.die(slices.Index(m.who[:], c))
 		return
 	}
@@ -464,6 +465,13 @@ func (m *emptier) die(i int) {
 	_, err := m.first.Recover(bg)
 	m.never("recovery of a dead client", err)
 	m.join(i)
+}
+
+func notFound(err error) error {
+	if errors.Is(err, ErrNotFound) {
+		return nil
+	}
+	return err
 }
 
 func (m *emptier) compare(when string) {
@@ -550,6 +558,9 @@ func (m *emptier) run(round int) {
 	}
 	m.compare("half empty")
 	m.never("clear", m.who[1].kv.clear(bg))
+	for _, key := range m.died {
+		m.never("Delete", notFound(m.who[1].kv.Delete(bg, []byte(key))))
+	}
 	clear(m.kv)
 	for i, c := range m.who {
 		if i == 0 {

@@ -120,6 +120,15 @@ func piecesAfter(keys ...string) func(r *run, s *Store) error {
 			if got, err := db.Fetch(bg, []byte(key)); !errors.Is(err, ErrNotFound) {
 				return fmt.Errorf("all have left, and %q has %q, %v", key, lettersOf(got), err)
 			}
+			// An empty record is there for one reason: its next holder is to be told
+			// that somebody died with its lock.
+			var at spot
+			if ok, err := db.find(db.hash([]byte(key)), []byte(key), &at); err != nil || ok && metaFlags(at.meta)&flagOwnerDied == 0 {
+				return fmt.Errorf("all have left, and %q is there as an empty record: %v", key, err)
+			}
+			if err := db.Delete(bg, []byte(key)); err != ErrNotFound {
+				return err
+			}
 		}
 		return nil
 	}

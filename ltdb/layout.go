@@ -112,6 +112,10 @@ const (
 	flagBucket                  // not a record: an overflow bucket, or histograms
 )
 
+// keptFlags are what a commit passes on to the record's next block. Who was told
+// of a holder's death has taken that flag off before (actor.told).
+const keptFlags = flagAttended | flagDone | flagOwnerDied
+
 func makeMeta(klen, class int, flags uint64) uint64 {
 	return uint64(klen) | uint64(class)<<16 | flags<<24
 }

@@ -443,10 +443,6 @@ func (s *Store) unlock(at *spot, cell *shm.Word64) error {
 	if planted("cell") {
 		cell.Store(0)
 	}
-	// A record that a sweep may have moved keeps the flag until its next commit.
-	if metaFlags(at.meta)&flagOwnerDied != 0 && metaTags(at.meta) == 0 {
-		at.b.meta.Store(at.b.meta.Load() &^ (flagOwnerDied << 24))
-	}
 	ok := s.release(at)
 	cell.Store(0)
 	if !ok {
@@ -466,6 +462,31 @@ func (s *Store) comeBack(at *spot, cell *shm.Word64) error {
 		return errLockLost
 	}
 	return nil
+}
+
+// told takes the flag off that the record's last holder has died: the caller had
+// the record in hands and could ask. Who takes a lock for a moment of his own,
+// to store, to append, to wait, leaves it for the next one.
+func (a *actor) told(at *spot) {
+	if metaFlags(at.meta)&flagOwnerDied == 0 {
+		return
+	}
+	at.meta &^= flagOwnerDied << 24
+	if metaTags(at.meta) == 0 {
+		at.b.meta.Store(at.b.meta.Load() &^ (flagOwnerDied << 24))
+		return
+	}
+	// A sweep may have moved the record. It comes after the pass of a freeze, which
+	// waits for who is busy, and who is busy sees the gate closed. Then the flag
+	// stays, and the next holder is told once more.
+	a.h.busy.Swap(1)
+	if a.s.gate.Gate.Load()&3 == shm.GateOpen {
+		e := at.entry.Load()
+		if b := a.s.blockAt(entryRef(e), entryClass(e)); b != nil && e&ownerMask == a.s.me {
+			b.meta.Store(b.meta.Load() &^ (flagOwnerDied << 24))
+		}
+	}
+	a.h.busy.Store(0)
 }
 
 // release lets go of the entry, to the dispatcher if it waits. The identity

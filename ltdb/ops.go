@@ -518,10 +518,10 @@ func (db *DB) storeOnce(ctx context.Context, own *actor, key, data []byte, hash 
 func (r Record) append(ctx context.Context, data []byte) error {
 	l := r.l
 	if len(l.value)+len(data) > l.s.maxValue {
-		return errors.Join(errBadValue, r.Unlock())
+		return errors.Join(errBadValue, r.unlock(false))
 	}
 	l.value = append(l.value, data...)
-	return r.storeUnlock(ctx, l.value)
+	return r.storeUnlock(ctx, l.value, false)
 }
 
 func (db *DB) remove(ctx context.Context, own *actor, key []byte) error {
@@ -579,14 +579,15 @@ func (db *DB) removeOnce(ctx context.Context, own *actor, key []byte, hash uint6
 }
 
 func (a *actor) removeLocked(db *DB, key []byte, hash uint64, at *spot, cell *shm.Word64) error {
+	if db.mode != KV && metaFlags(at.meta)&flagEmpty == 0 {
+		return errors.Join(ErrMode, a.s.unlock(at, cell))
+	}
+	a.told(at) // a Delete ends the record, and what is known of its last holder
 	if metaFlags(at.meta)&flagEmpty != 0 {
 		if err := a.letGo(at, cell); err != nil {
 			return err
 		}
 		return ErrNotFound
-	}
-	if db.mode != KV {
-		return errors.Join(ErrMode, a.s.unlock(at, cell))
 	}
 	return a.erase(len(key), hash, at, cell)
 }

@@ -502,7 +502,7 @@ func (a *actor) lockSame(db *DB, key []byte, hash uint64, at *spot) error {
 // release lets go of a locked record that keeps its value. Unlike letGo it
 // does not look at the gate: who waits for that must not be busy.
 func (a *actor) release(at *spot) error {
-	if f := metaFlags(at.meta); f&flagEmpty != 0 && f&(flagDone|flagAttended) == 0 && a.makeRoom(entryClass(at.e), 1) == nil {
+	if f := metaFlags(at.meta); f&flagEmpty != 0 && f&keptFlags == 0 && a.makeRoom(entryClass(at.e), 1) == nil {
 		err := a.publish(at, a.cell, 0, true)
 		if entryClass(at.e) >= smallClasses && err == nil {
 			err = a.flushBig()
@@ -602,7 +602,7 @@ func (a *actor) draftPieces(klen int, hash uint64, at *spot) (draft, error) {
 	}
 	a.write(d, klen, l.data, entryRef(at.e))
 	a.s.r.CopyIn(refOffset(d.ref)+tagsOffset(klen, len(l.data)), l.tags)
-	flags := flagOwn | metaFlags(at.meta)&(flagAttended|flagDone)
+	flags := flagOwn | metaFlags(at.meta)&keptFlags
 	if len(l.data) == 0 {
 		flags |= flagEmpty
 	}
@@ -758,7 +758,7 @@ func (a *actor) cutPiece(db *DB, key []byte, hash uint64, o OPID, who uint64) (c
 		return false, err
 	}
 	old, id := entryClass(at.e), uint64(0)
-	if len(l.data) > 0 || metaFlags(at.meta)&(flagDone|flagAttended) != 0 {
+	if len(l.data) > 0 || metaFlags(at.meta)&keptFlags != 0 {
 		var d draft
 		if d, err = a.draftPieces(len(key), hash, &at); err == nil {
 			id = at.e&tagMask | makeID(d.ref, d.c)

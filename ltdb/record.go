@@ -226,7 +226,8 @@ func (r Record) Header() Header {
 }
 
 // OwnerDied reports that the last holder died with the lock: the value is
-// whole, what it guards may not be.
+// whole, what it guards may not be. That is so whether the record has a value or
+// not, and until somebody who holds the record stores or unlocks it, or deletes it.
 func (r Record) OwnerDied() bool {
 	return r.fresh() && metaFlags(r.l.at.meta)&flagOwnerDied != 0
 }
@@ -348,7 +349,7 @@ func (a *actor) storeKept(l *lock, data []byte) error {
 	if err != nil {
 		return err
 	}
-	flags := flagOwn | metaFlags(l.at.meta)&(flagAttended|flagDone)
+	flags := flagOwn | metaFlags(l.at.meta)&keptFlags&^flagOwnerDied
 	if len(data) == 0 {
 		flags |= flagEmpty
 	}
@@ -373,10 +374,13 @@ func (a *actor) storeKept(l *lock, data []byte) error {
 
 // StoreUnlock replaces the value and unlocks, in one step; no data deletes.
 // On any error the lock is gone.
-func (r Record) StoreUnlock(data []byte) error { return r.storeUnlock(context.Background(), data) }
+func (r Record) StoreUnlock(data []byte) error {
+	return r.storeUnlock(context.Background(), data, true)
+}
 
-// storeUnlock is StoreUnlock that waits for latches only as long as ctx allows.
-func (r Record) storeUnlock(ctx context.Context, data []byte) error {
+// storeUnlock is StoreUnlock that waits for latches only as long as ctx allows. told
+// says that the caller could ask for OwnerDied.
+func (r Record) storeUnlock(ctx context.Context, data []byte, told bool) error {
 	a, err := r.take(lockTenant)
 	if err != nil {
 		return err
@@ -384,6 +388,9 @@ func (r Record) storeUnlock(ctx context.Context, data []byte) error {
 	l := r.l
 	a.ctx = ctx
 	a.keep = 0
+	if told {
+		a.told(&l.at)
+	}
 	raceRelease(l.hash)
 	if len(data) == 0 {
 		err = a.eraseChecked(l)
@@ -408,13 +415,18 @@ func (r Record) Delete() error { return r.StoreUnlock(nil) }
 
 // Unlock unlocks; a second call returns ErrNotLocked, so that a deferred one
 // after StoreUnlock is harmless.
-func (r Record) Unlock() error {
+func (r Record) Unlock() error { return r.unlock(true) }
+
+func (r Record) unlock(told bool) error {
 	a, err := r.take(lockTenant)
 	if err != nil {
 		return err
 	}
 	l := r.l
 	raceRelease(l.hash)
+	if told {
+		a.told(&l.at)
+	}
 	err = a.letGo(&l.at, l.cell)
 	l.done(a)
 	return err

@@ -23,7 +23,7 @@ func (s *Store) repair(c *shm.Client, slot uint32) error {
 	p := &repairer{s: s, c: c, slot: slot, body: shm.At[body](s.r, s.seg.SlotBody(slot))}
 	if planted("cellsfirst") {
 		for i := range p.body.cells {
-			p.cell(&p.body.cells[i])
+			p.cell(&p.body.cells[i], i >= shm.HandlesPerSlot)
 		}
 	}
 	for i := range p.body.handles {
@@ -50,7 +50,7 @@ func (s *Store) repair(c *shm.Client, slot uint32) error {
 		p.spareLatch(i)
 	}
 	for i := range p.body.cells {
-		p.cell(&p.body.cells[i])
+		p.cell(&p.body.cells[i], i >= shm.HandlesPerSlot)
 	}
 	p.orphan()
 	if err := p.stats(); err != nil {
@@ -294,8 +294,9 @@ func (p *repairer) put(h *handle, ref uint32) bool {
 
 // cell releases a record lock that the dead client held, and wakes all who
 // wait for the record in any case: it may have died just after it was woken,
-// and then the wake-up was lost with it.
-func (p *repairer) cell(cell *shm.Word64) {
+// and then the wake-up was lost with it. given: the lock may have been a
+// caller's. One of a single call guards nothing but the value, and that is whole.
+func (p *repairer) cell(cell *shm.Word64, given bool) {
 	off := cell.Load()
 	if off == 0 {
 		return
@@ -305,7 +306,7 @@ func (p *repairer) cell(cell *shm.Word64) {
 		me := ownedBy(p.slot)
 		// What the dispatcher has locked its successor finds.
 		if e := entry.Load(); e&ownerMask == me && p.slot != DispatcherSlot {
-			if b := s.blockAt(entryRef(e), entryClass(e)); b != nil && !planted("nodied") {
+			if b := s.blockAt(entryRef(e), entryClass(e)); b != nil && given && !planted("nodied") {
 				b.meta.Store(b.meta.Load() | flagOwnerDied<<24)
 			}
 			for {

@@ -198,7 +198,7 @@ func (a *actor) prepare(klen int, data []byte, at *spot) (draft, error) {
 
 // finish publishes a draft as the record's value and releases the lock.
 func (a *actor) finish(d draft, klen, dlen int, hash uint64, at *spot, cell *shm.Word64) error {
-	d.seal(klen, dlen, hash, at.b.rsn.Load()+1, a.s.accessed(at.b.acc.Load()), flagOwn|metaFlags(at.meta)&(flagAttended|flagDone))
+	d.seal(klen, dlen, hash, at.b.rsn.Load()+1, a.s.accessed(at.b.acc.Load()), flagOwn|metaFlags(at.meta)&keptFlags)
 	a.h.counters[countStores].Inc()
 	return a.replace(at, cell, at.e&tagMask|makeID(d.ref, d.c))
 }
@@ -308,9 +308,10 @@ func (a *actor) lost(cell *shm.Word64) error {
 }
 
 // erase removes a locked record and releases the lock. A record that the
-// dispatcher keeps an eye on stays as an empty one.
+// dispatcher keeps an eye on stays as an empty one, and so does one whose next
+// holder is to be told of a death.
 func (a *actor) erase(klen int, hash uint64, at *spot, cell *shm.Word64) error {
-	if f := metaFlags(at.meta); f&(flagDone|flagAttended) != 0 {
+	if metaFlags(at.meta)&keptFlags != 0 {
 		return a.empty(klen, hash, at, cell)
 	}
 	if err := a.makeRoom(entryClass(at.e), 1); err != nil {
@@ -326,14 +327,15 @@ func (a *actor) empty(klen int, hash uint64, at *spot, cell *shm.Word64) error {
 	if err != nil {
 		return errors.Join(err, a.s.unlock(at, cell))
 	}
-	d.seal(klen, 0, hash, at.b.rsn.Load()+1, a.s.accessed(at.b.acc.Load()), flagOwn|flagEmpty|metaFlags(at.meta)&(flagAttended|flagDone))
+	d.seal(klen, 0, hash, at.b.rsn.Load()+1, a.s.accessed(at.b.acc.Load()), flagOwn|flagEmpty|metaFlags(at.meta)&keptFlags)
 	return a.replace(at, cell, at.e&tagMask|makeID(d.ref, d.c))
 }
 
 // letGo releases a locked record that keeps its value: one that has none is
-// erased, as nobody can tell it from an absent one.
+// erased, as nobody can tell it from an absent one, but for its next holder who
+// is to be told of a death.
 func (a *actor) letGo(at *spot, cell *shm.Word64) error {
-	if f := metaFlags(at.meta); f&flagEmpty != 0 && f&(flagDone|flagAttended) == 0 && a.makeRoom(entryClass(at.e), 1) == nil {
+	if f := metaFlags(at.meta); f&flagEmpty != 0 && f&keptFlags == 0 && a.makeRoom(entryClass(at.e), 1) == nil {
 		return a.replace(at, cell, 0)
 	}
 	return a.s.unlock(at, cell)
