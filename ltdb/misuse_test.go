@@ -493,7 +493,7 @@ func TestWrongCalls(t *testing.T) {
 		"Delete":         func() error { return db.Delete(none, key) },
 		"Append":         func() error { return db.Append(none, key, v) },
 		"append":         func() error { _, err := db.ConditionalAppend(none, Always, key, v); return err },
-		"wait":           func() error { _, err := db.ConditionalAppendWait(none, ShareModes, []byte("k"), v); return err },
+		"wait":           func() error { _, err := db.ConditionalAppendWait(none, ShareModes, []byte("k"), shared(1)); return err },
 		"Traverse":       func() error { return lastError(db.Traverse(none)) },
 		"Locked":         func() error { _, err := s.Locked(none); return err },
 		"Usage":          func() error { _, err := db.Usage(none); return err },
