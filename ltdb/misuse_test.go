@@ -493,7 +493,7 @@ func TestWrongCalls(t *testing.T) {
 		"Delete":         func() error { return db.Delete(none, key) },
 		"Append":         func() error { return db.Append(none, key, v) },
 		"append":         func() error { _, err := db.ConditionalAppend(none, Always, key, v); return err },
-		"wait":           func() error { _, err := db.ConditionalAppendWait(none, ShareModes, []byte("k"), shared(1)); return err },
+		"wait":           func() error { return waitsWith(none, db) },
 		"Traverse":       func() error { return lastError(db.Traverse(none)) },
 		"Locked":         func() error { _, err := s.Locked(none); return err },
 		"Usage":          func() error { _, err := db.Usage(none); return err },
@@ -719,4 +719,13 @@ func TestDeferredUnlock(t *testing.T) {
 	}
 	wantErr(t, "Close", c.Close(), nil)
 	wg.Wait()
+}
+
+// waitsWith waits for a record to be empty.
+func waitsWith(ctx context.Context, db *DB) error {
+	if err := db.Store(bg, []byte("full"), []byte("x")); err != nil {
+		return err
+	}
+	_, err := db.ConditionalAppendWait(ctx, IfAbsent, []byte("full"), []byte("y"))
+	return err
 }
