@@ -172,15 +172,21 @@ func (c *Client) join(ctx context.Context, dir string, opts ltdb.Options) (err e
 	return nil
 }
 
+// hello is the first message to a dispatcher.
+func (c *Client) hello() attach.Message {
+	m := attach.Message{Kind: attach.Hello, Version: attach.Version, Name: c.opts.name}
+	for _, k := range c.opts.conditions {
+		m.Conditions = append(m.Conditions, attach.Condition{ID: uint32(k.ID), Version: k.Version, Name: k.Name})
+	}
+	return m
+}
+
 func (c *Client) attach(ctx context.Context, dir string) error {
 	var err error
 	if err := c.dial(ctx, dir); err != nil {
 		return err
 	}
-	hello := attach.Message{Kind: attach.Hello, Version: attach.Version, Name: c.opts.name}
-	for _, k := range c.opts.conditions {
-		hello.Conditions = append(hello.Conditions, attach.Condition{ID: uint32(k.ID), Version: k.Version, Name: k.Name})
-	}
+	hello := c.hello()
 	var answer attach.Message
 	if err := c.ask(ctx, &hello, &answer); err != nil {
 		return err
@@ -215,21 +221,32 @@ func (c *Client) attach(ctx context.Context, dir string) error {
 		return fmt.Errorf("mainz: %w", err)
 	}
 	c.watch = make(chan struct{})
-	go c.watchNode(seg)
+	go c.watchNode(seg, node)
 	return nil
 }
 
 // lookEvery is how often a client looks at its socket and at its doorbell.
 const lookEvery = 500 * time.Millisecond
 
-// watchNode ends the calls through the ring with the segment, and looks from time to
-// time at what a node has besides. The segment itself is looked at by the guardian
+// watchNode ends the calls through the ring with the segment, looks from time to
+// time at what a node has besides, and dials again when the dispatcher has ended. The segment itself is looked at by the guardian
 // of the client's slot.
-func (c *Client) watchNode(seg *shm.Segment) {
+func (c *Client) watchNode(seg *shm.Segment, node *call.Node) {
 	defer close(c.watch)
 	t := time.NewTicker(lookEvery)
 	defer t.Stop()
 	lost := false
+	ctx, cancel := context.WithCancel(c.ring.ctx)
+	var dialled chan *attach.Conn // the answer of dialAgain, while it runs
+	defer func() {
+		cancel()
+		if dialled != nil {
+			if conn := <-dialled; conn != nil {
+				_ = conn.Close()
+			}
+		}
+	}()
+	retry := backoff{}
 	for {
 		select {
 		case <-c.ring.ctx.Done():
@@ -237,17 +254,95 @@ func (c *Client) watchNode(seg *shm.Segment) {
 		case <-seg.Done():
 			c.ring.end(fmt.Errorf("mainz: %w", seg.Ended()))
 			return
+		case conn := <-dialled:
+			dialled = nil
+			if conn == nil {
+				retry.again()
+				break
+			}
+			_ = c.conn.Close()
+			c.conn, lost, retry = conn, false, backoff{}
 		case <-t.C:
 			// A doorbell that was deleted reaches nobody. On an error it is as
 			// it was: mainzd hears us a little later.
 			_ = c.door.Renew()
-			if was := lost; !was {
+			if !lost {
 				if lost = c.conn.Lost(); lost {
 					_ = seg.Look() // mainzd has ended; maybe with the segment
 				}
 			}
+			if lost && dialled == nil && retry.due(node.Incarnation.Load()) {
+				answer := make(chan *attach.Conn)
+				dialled = answer
+				go func() { answer <- c.dialAgain(ctx) }()
+			}
 		}
 	}
+}
+
+// backoff says when to dial again: at once where another dispatcher is there, then at
+// every look, at every second one, and so on up to maxWait.
+type backoff struct {
+	met   uint32 // the incarnation of the dispatcher that was met last
+	wait  int    // looks to let pass
+	after int    // looks to let pass when it fails once more
+}
+
+const maxWait = 16 // looks: 8 s
+
+func (b *backoff) due(incarnation uint32) bool {
+	if incarnation != b.met {
+		*b = backoff{met: incarnation}
+	}
+	b.wait--
+	return b.wait < 0
+}
+
+// again notes that dialling has failed.
+func (b *backoff) again() {
+	b.wait = b.after
+	b.after = min(2*b.after+1, maxWait)
+}
+
+// dialAgain connects to the dispatcher that serves the client since another one has
+// died, so that the kernel names this process for its slot. It returns nil if there is
+// none, or it does not take the client: calls go on by ring all the same.
+func (c *Client) dialAgain(ctx context.Context) *attach.Conn {
+	ctx, cancel := context.WithTimeout(ctx, stepLimit)
+	defer cancel()
+	conn, err := attach.Dial(ctx, c.store.Dir())
+	if err != nil {
+		return nil
+	}
+	if err := c.prove(ctx, conn); err != nil {
+		_ = conn.Close()
+		return nil
+	}
+	return conn
+}
+
+// prove shows the dispatcher that this process is the tenant of its slot.
+func (c *Client) prove(ctx context.Context, conn *attach.Conn) error {
+	hello, slot := c.hello(), c.store.Slot()
+	var m attach.Message
+	if err := conn.Call(ctx, &hello, &m); err != nil {
+		return err
+	}
+	generation := uint32(c.store.Segment().Slot(slot).Generation.Load())
+	if err := conn.Call(ctx, &attach.Message{Kind: attach.Again, Version: attach.Version, Slot: slot, Generation: generation}, &m); err != nil {
+		return err
+	}
+	if m.Kind != attach.Prove {
+		return ErrIncompatible
+	}
+	err := c.store.Stretch(m.Stretch)
+	if err == nil {
+		err = conn.Call(ctx, &attach.Message{Kind: attach.Proven, Version: attach.Version}, &m)
+	}
+	if err == nil && m.Kind != attach.Ready {
+		err = ErrIncompatible
+	}
+	return errors.Join(err, c.store.Stretch(0))
 }
 
 // Ping asks the dispatcher for nothing. It returns when that has answered.

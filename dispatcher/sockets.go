@@ -1,6 +1,8 @@
 package dispatcher
 
 import (
+	"crypto/rand"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -18,6 +20,9 @@ type peer struct {
 	since   protocol.Instant // accepted
 	greeted bool
 	joined  bool // it is a client's: its slot is served
+
+	// A client that dials again, and by what it has to prove that: 0 if nothing.
+	slot, generation, stretch uint32
 }
 
 // Limits of the socket.
@@ -162,6 +167,10 @@ func (d *Dispatcher) talk(p *peer, m *attach.Message) error {
 		return d.hello(p, m)
 	case m.Kind == attach.Joined && p.greeted && !p.joined:
 		return d.joined(p, m)
+	case m.Kind == attach.Again && p.greeted && !p.joined && p.stretch == 0:
+		return d.dialsAgain(p, m)
+	case m.Kind == attach.Proven && !p.joined && p.stretch != 0:
+		return d.proven(p)
 	}
 	return errors.Join(errTurn, p.Refuse(attach.CodeOther, "this message can't come now"))
 }
@@ -193,8 +202,8 @@ func (d *Dispatcher) joined(p *peer, m *attach.Message) error {
 		return p.Refuse(attach.CodeOther, fmt.Sprintf("nobody of generation %d is in slot %d; attach again", m.Generation, m.Slot))
 	}
 	// If the kernel knows who it is, it must be the slot's client.
-	if pid := d.seg.Slot(m.Slot).PID.Load(); p.Cred.PID != 0 && d.seg.Slot(m.Slot).Place.Load() == d.seg.Slot(shm.DispatcherSlot).Place.Load() && pid != uint32(p.Cred.PID) {
-		return p.Refuse(attach.CodePermission, fmt.Sprintf("slot %d is process %d's, not process %d's", m.Slot, pid, p.Cred.PID))
+	if !d.itsPID(p, m.Slot) {
+		return p.Refuse(attach.CodePermission, fmt.Sprintf("slot %d is process %d's, not process %d's", m.Slot, d.seg.Slot(m.Slot).PID.Load(), p.Cred.PID))
 	}
 	if old := d.bySlot[m.Slot]; old != nil {
 		if old.generation == m.Generation {
@@ -213,8 +222,69 @@ func (d *Dispatcher) joined(p *peer, m *attach.Message) error {
 	return p.Send(&attach.Message{Kind: attach.Ready, Version: attach.Version, Slot: m.Slot, Generation: m.Generation})
 }
 
+// dialsAgain takes the connection of a client that is served already: it had one with
+// the dispatcher before this one. Its rings stay as they are.
+//
+// Whoever is of the group can say so of any slot, and can write his PID into it. But
+// the lock of the slot, which the kernel keeps, is the tenant's: who can stretch it by
+// a number that is chosen here is the tenant. So nobody takes another one's place.
+func (d *Dispatcher) dialsAgain(p *peer, m *attach.Message) error {
+	if _, err := d.served(p, m.Slot, m.Generation); err != nil {
+		return p.Refuse(attach.CodeOther, err.Error())
+	}
+	var b [4]byte
+	if _, err := rand.Read(b[:]); err != nil {
+		return err
+	}
+	p.slot, p.generation = m.Slot, m.Generation
+	p.stretch = binary.LittleEndian.Uint32(b[:])%shm.MaxStretch + 1
+	return p.Send(&attach.Message{Kind: attach.Prove, Version: attach.Version, Stretch: p.stretch})
+}
+
+// served returns the client that a connection says it is, or why it can't be.
+func (d *Dispatcher) served(p *peer, slot, generation uint32) (*client, error) {
+	c := d.bySlot[slot]
+	switch {
+	case c == nil || c.generation != generation || !d.store.alive(slot, generation):
+		return nil, fmt.Errorf("nobody of generation %d is served in slot %d; attach again", generation, slot)
+	case !d.itsPID(p, slot):
+		return nil, fmt.Errorf("slot %d is process %d's, not process %d's", slot, d.seg.Slot(slot).PID.Load(), p.Cred.PID)
+	case c.peer != nil && slices.ContainsFunc(d.peers, func(q *peer) bool { return q.Peer == c.peer }):
+		return nil, fmt.Errorf("slot %d is attached already", slot)
+	}
+	return c, nil
+}
+
+// proven ends what dialsAgain has begun.
+func (d *Dispatcher) proven(p *peer) error {
+	stretch := p.stretch
+	p.stretch = 0
+	c, err := d.served(p, p.slot, p.generation)
+	if err != nil {
+		return p.Refuse(attach.CodeOther, err.Error())
+	}
+	if !d.seg.Stretched(p.slot, uint64(p.generation), stretch) {
+		return p.Refuse(attach.CodePermission, fmt.Sprintf("the lock of slot %d in the segment's file is another process's", p.slot))
+	}
+	if c.peer != nil {
+		d.closePeer(c.peer) // its client gave it up before our answer came
+	}
+	c.peer, p.joined = p.Peer, true
+	d.unfinished--
+	d.log.Debug("client has dialled again", "slot", c.slot, "name", d.seg.SlotName(c.slot))
+	return p.Send(&attach.Message{Kind: attach.Ready, Version: attach.Version, Slot: c.slot, Generation: c.generation})
+}
+
+// itsPID reports whether the slot has the PID that the kernel tells of a connection;
+// true as well if these can't be compared, as they are of different namespaces.
+func (d *Dispatcher) itsPID(p *peer, slot uint32) bool {
+	sl := d.seg.Slot(slot)
+	return p.Cred.PID == 0 || sl.Place.Load() != d.seg.Slot(shm.DispatcherSlot).Place.Load() || sl.PID.Load() == uint32(p.Cred.PID)
+}
+
 // dialled is ltdb.Options.Peer: whom the kernel names for the socket of a slot's
-// client. The client of a dispatcher before this one has none here.
+// client. The client of a dispatcher before this one has none here until it has dialled
+// again.
 func (d *Dispatcher) dialled(slot uint32, generation uint64) (pidfd, pid int, ok bool) {
 	c := d.bySlot[slot]
 	if c == nil || c.peer == nil || c.generation != uint32(generation) {

@@ -339,6 +339,9 @@ func (s *Store) Segment() *shm.Segment { return s.seg }
 // Slot returns the client's slot, 0 for a read-only store.
 func (s *Store) Slot() uint32 { return s.slot }
 
+// Stretch is shm.Client.Stretch for the store's slot.
+func (s *Store) Stretch(by uint32) error { return s.c.Stretch(by) }
+
 // enter begins a call that looks at the segment without an actor of its own;
 // Close waits for its exit.
 func (s *Store) enter() error {

@@ -111,7 +111,7 @@
 //	                                      1024  the layers above
 //
 // Beside its slot a client holds a lock (OFD) on one byte of the segment's
-// file, at slot | generation << 12, unless somebody else has taken it. The bytes
+// file, at (slot | generation << 12) << 20, unless somebody else has taken it. The bytes
 // from 1 on are shared by the users of the upper layers' parts (TryShare, TryAlone).
 //
 // # A slot's life

@@ -233,7 +233,7 @@ func (c *Client) giveSlot(clean bool) {
 	gen := c.me.Generation.Load()
 	c.seg.dropTenant(c.slot)
 	c.g.end(clean)
-	_ = c.seg.fileLock(unix.F_UNLCK, slotLock(c.slot, gen))
+	_ = c.seg.fileLock(unix.F_UNLCK, slotLock(c.slot, gen), maxStretch)
 }
 
 // takeFileSlot runs on the guardian's thread. It reports whether the slot was

@@ -127,12 +127,15 @@ func (c *Client) ended(slot uint32, sl *Slot) (bool, error) {
 
 // slotLock is held by the tenant of a slot. Each tenant has another, so that
 // nobody waits for the teardown of its predecessor.
+//
+// It is one byte, and behind it there is room to stretch it: see Stretch. So the
+// kernel never makes one lock of those of two slots either.
 func slotLock(slot uint32, generation uint64) int64 {
-	return int64(slot) | int64(generation<<13>>1) // stays positive
+	return int64(slot)<<stretchBits | int64(generation<<(13+stretchBits)>>1) // stays positive
 }
 
-func (s *Segment) fileLock(kind int16, at int64) error {
-	lk := unix.Flock_t{Type: kind, Start: at, Len: 1}
+func (s *Segment) fileLock(kind int16, at, length int64) error {
+	lk := unix.Flock_t{Type: kind, Start: at, Len: length}
 	return unix.FcntlFlock(s.file.Fd(), unix.F_OFD_SETLK, &lk)
 }
 
@@ -156,7 +159,7 @@ func (s *Segment) lockSlot(slot uint32, generation uint64) error {
 	}
 	s.tenants[slot] = generation
 	s.mu.Unlock()
-	switch err := s.fileLock(unix.F_WRLCK, slotLock(slot, generation)); err {
+	switch err := s.fileLock(unix.F_WRLCK, slotLock(slot, generation), 1); err {
 	case nil, unix.EAGAIN, unix.EACCES:
 		return nil
 	default:
@@ -186,6 +189,48 @@ func (s *Segment) slotLockHeld(slot uint32, generation uint64) (bool, error) {
 	return s.fileLockHeld(slotLock(slot, generation))
 }
 
+// maxStretch is the room for the lock of one slot.
+const maxStretch = 1 << stretchBits
+
+// MaxStretch is by how many bytes Stretch can make a lock longer.
+const MaxStretch = maxStretch - 1
+
+// Stretch makes the lock of the client's slot longer by so many bytes, 0 to
+// MaxStretch; 0 is its usual length. Only who has the lock can, and the kernel tells
+// everybody how long it is (Stretched): so the client proves by a number that somebody
+// else chooses that it is the tenant. ErrPermission: somebody else has that place.
+func (c *Client) Stretch(by uint32) error {
+	at := slotLock(c.slot, c.generation)
+	if c.seg.InHeap() || by > MaxStretch {
+		return ErrNotSupported
+	}
+	if err := c.seg.fileLock(unix.F_UNLCK, at+1, MaxStretch); err != nil {
+		return fmt.Errorf("shm: shorten the lock of slot %d: %w", c.slot, err)
+	}
+	if by == 0 {
+		return nil
+	}
+	switch err := c.seg.fileLock(unix.F_WRLCK, at, 1+int64(by)); err {
+	case nil:
+		return nil
+	case unix.EAGAIN, unix.EACCES:
+		return fmt.Errorf("shm: the lock of slot %d is another process's: %w", c.slot, ErrPermission)
+	default:
+		return fmt.Errorf("shm: stretch the lock of slot %d: %w", c.slot, err)
+	}
+}
+
+// Stretched reports whether the lock of a slot's tenant is longer by so many bytes.
+func (s *Segment) Stretched(slot uint32, generation uint64, by uint32) bool {
+	if s.InHeap() {
+		return false
+	}
+	at := slotLock(slot, generation)
+	lk := unix.Flock_t{Type: unix.F_WRLCK, Start: at, Len: 1}
+	err := unix.FcntlFlock(s.file.Fd(), unix.F_OFD_GETLK, &lk)
+	return err == nil && lk.Type == unix.F_WRLCK && lk.Start == at && lk.Len == 1+int64(by)
+}
+
 // partLock is shared by those who use a part of the segment. No slot's tenant has
 // generation 0.
 func partLock(n int) int64 { return 1 + int64(n) }
@@ -202,7 +247,7 @@ func (s *Segment) tryPart(kind int16, n int) (bool, error) {
 	if s.InHeap() {
 		return true, nil
 	}
-	switch err := s.fileLock(kind, partLock(n)); err {
+	switch err := s.fileLock(kind, partLock(n), 1); err {
 	case nil:
 		return true, nil
 	case unix.EAGAIN, unix.EACCES:
@@ -215,6 +260,6 @@ func (s *Segment) tryPart(kind int16, n int) (bool, error) {
 // Unshare ends the use of part n.
 func (s *Segment) Unshare(n int) {
 	if !s.InHeap() {
-		_ = s.fileLock(unix.F_UNLCK, partLock(n))
+		_ = s.fileLock(unix.F_UNLCK, partLock(n), 1)
 	}
 }

@@ -24,6 +24,9 @@ const (
 
 	// MaxSlots is the most clients at a time.
 	MaxSlots = 4094
+	// stretchBits is how many bits of a place in the segment's file lie between the
+	// locks of two slots.
+	stretchBits = 20
 	// DispatcherSlot is the slot of the dispatcher. It exists in every segment.
 	DispatcherSlot = 4095
 
@@ -210,8 +213,8 @@ func joining(claim uint32) bool {
 // layoutHash is FNV-1a over the description of this package's structs and of
 // the upper layer's.
 func layoutHash(upper string) uint64 {
-	own := fmt.Sprintf("shm header %d gate %d@%d lease %d@%d slot %d+%d areas %d@%d identity@%d live@%d claim@%d pid@%d handles %d; ",
-		unsafe.Sizeof(Header{}), unsafe.Sizeof(GateLine{}), gateOffset, unsafe.Sizeof(LeaseLine{}), leaseOffset,
+	own := fmt.Sprintf("shm locks %d header %d gate %d@%d lease %d@%d slot %d+%d areas %d@%d identity@%d live@%d claim@%d pid@%d handles %d; ",
+		stretchBits, unsafe.Sizeof(Header{}), unsafe.Sizeof(GateLine{}), gateOffset, unsafe.Sizeof(LeaseLine{}), leaseOffset,
 		SlotHeadSize, SlotSize, maxAreas, unsafe.Offsetof(Header{}.Areas), unsafe.Offsetof(Header{}.Device), unsafe.Offsetof(Slot{}.Live),
 		unsafe.Offsetof(Slot{}.Claim), unsafe.Offsetof(Slot{}.PID), HandlesPerSlot)
 	return fnv(own + upper)

@@ -115,6 +115,15 @@ func (s *Segment) Huge() HugeReport { return HugeReport{Asked: HugePages(s.h.Hug
 // Stopped reports whether the process in a slot is stopped: not known here.
 func (c *Client) Stopped(uint32) bool { return false }
 
+// MaxStretch is for Linux.
+const MaxStretch = 1
+
+// Stretch needs Linux.
+func (c *Client) Stretch(uint32) error { return ErrNotSupported }
+
+// Stretched: no lock is, here.
+func (s *Segment) Stretched(uint32, uint64, uint32) bool { return false }
+
 // FindLost has nothing to do here.
 func (c *Client) FindLost() {}
 

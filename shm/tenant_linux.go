@@ -265,7 +265,7 @@ func (c *Client) peer(slot uint32, generation uint64) (peer, error) {
 }
 
 // holds reports whether the kernel says of a process that it has mapped the
-// segment and that the lock of byte at is one of its open files'. Mapped: a
+// segment and that a lock that begins at byte at is one of its open files'. Mapped: a
 // file alone can be sent to anybody who takes files from strangers.
 func (s *Segment) holds(pid int, at int64) bool {
 	var st unix.Stat_t
@@ -277,7 +277,7 @@ func (s *Segment) holds(pid int, at int64) bool {
 	byteAt := strconv.FormatInt(at, 10)
 	// lock:   1: OFDLCK ADVISORY  WRITE -1 00:1a:23 4097 4097
 	locked := func(f []string) bool {
-		return len(f) == 9 && f[0] == "lock:" && f[2] == "OFDLCK" && f[4] == "WRITE" && f[6] == inode && f[7] == byteAt && f[8] == byteAt
+		return len(f) == 9 && f[0] == "lock:" && f[2] == "OFDLCK" && f[4] == "WRITE" && f[6] == inode && f[7] == byteAt
 	}
 	dev := fmt.Sprintf("%02x:%02x", unix.Major(st.Dev), unix.Minor(st.Dev))
 	ino := strconv.FormatUint(st.Ino, 10)

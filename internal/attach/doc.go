@@ -13,6 +13,19 @@
 // The connection stays open: its end tells the dispatcher at once to look
 // whether the client is dead. No request goes this way.
 //
+// A client whose dispatcher has died is served by the next one without a word: that
+// finds it in the segment. It dials all the same, so that the kernel names it for its
+// slot. After the Welcome:
+//
+//	Again: slot, generation                  →
+//	                                         ←   Prove: a random number
+//	stretches its slot's lock by that many bytes
+//	Proven                                   →   asks the kernel how long the lock is
+//	                                         ←   Ready
+//	shortens the lock again
+//
+// Who has not got the lock can't stretch it, so nobody proves that of another's slot.
+//
 // # What it promises
 //
 // The socket has mode 0660 and the node's group before anybody can connect,

@@ -43,6 +43,11 @@ const (
 	Joined
 	Ready
 	Refused
+	// A client that is served already dials again, in this order; the answer to
+	// the last of them is Ready.
+	Again
+	Prove
+	Proven
 )
 
 // Code says why a client was refused.
@@ -67,8 +72,9 @@ type Message struct {
 	Version    uint32
 	Name       string      // Hello: the client's. Welcome: the cluster's
 	PNN        uint32      // Welcome
-	Slot       uint32      // Joined
-	Generation uint32      // Joined
+	Slot       uint32      // Joined, Again
+	Generation uint32      // Joined, Again
+	Stretch    uint32      // Prove: by how many bytes the slot's lock is to be longer
 	Code       Code        // Refused
 	Text       string      // Refused: why, and the next step
 	Conditions []Condition // Hello, Welcome
@@ -80,7 +86,11 @@ var le = binary.LittleEndian
 
 func (m *Message) encode(b []byte) ([]byte, error) {
 	b = append(b, byte(m.Kind), byte(m.Code))
-	for _, v := range []uint32{m.Version, m.PNN, m.Slot, m.Generation} {
+	slot := m.Slot
+	if m.Kind == Prove {
+		slot = m.Stretch // its place
+	}
+	for _, v := range []uint32{m.Version, m.PNN, slot, m.Generation} {
 		b = le.AppendUint32(b, v)
 	}
 	b = appendText(b, m.Name)
@@ -111,9 +121,12 @@ func (m *Message) decode(b []byte) error {
 	for _, v := range []*uint32{&m.Version, &m.PNN, &m.Slot, &m.Generation} {
 		*v = d.u32()
 	}
+	if m.Kind == Prove {
+		m.Slot, m.Stretch = 0, m.Slot
+	}
 	m.Name, m.Text = d.text(), d.text()
 	n := int(d.u16())
-	if !d.ok || n > maxConditions || m.Kind < Hello || m.Kind > Refused {
+	if !d.ok || n > maxConditions || m.Kind < Hello || m.Kind > Proven {
 		return fmt.Errorf("attach: %w", ErrProtocol)
 	}
 	for range n {

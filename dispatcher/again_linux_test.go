@@ -1,0 +1,222 @@
+package dispatcher
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/mainzdb/mainz"
+	"github.com/mainzdb/mainz/internal/attach"
+	"github.com/mainzdb/mainz/internal/testenv"
+	"github.com/mainzdb/mainz/ltdb"
+	"github.com/mainzdb/mainz/shm"
+)
+
+// Child processes of the tests are this binary: a dispatcher to be killed, and a client.
+func TestMain(m *testing.M) {
+	dir := os.Getenv("MAINZ_TEST_DIR")
+	var err error
+	switch os.Getenv("MAINZ_TEST_CHILD") {
+	case "dispatcher":
+		var d *Dispatcher
+		if d, err = Open(context.Background(), smallNode(dir)); err == nil {
+			fmt.Println("open")
+			err = d.Run(context.Background())
+		}
+	case "client":
+		var c *mainz.Client
+		if c, err = mainz.Attach(context.Background(), dir); err == nil {
+			fmt.Println("attached")
+			_, _ = io.Copy(io.Discard, os.Stdin)
+			err = c.Close()
+		}
+	default:
+		os.Exit(m.Run())
+	}
+	fmt.Fprintln(os.Stderr, err)
+	os.Exit(1)
+}
+
+func smallNode(dir string) Options {
+	return Options{Dir: dir, Store: ltdb.Options{Create: true, Config: ltdb.Config{Size: 16 << 20, Slots: 4}}}
+}
+
+// child starts this binary as something else, and waits for its first line. It ends
+// with the test.
+func child(t *testing.T, what, dir string) *exec.Cmd {
+	t.Helper()
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), "MAINZ_TEST_CHILD="+what, "MAINZ_TEST_DIR="+dir)
+	cmd.Stderr = os.Stderr
+	if _, err := cmd.StdinPipe(); err != nil { // Wait closes it
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	if _, err := bufio.NewReader(out).ReadString('\n'); err != nil {
+		t.Fatalf("%s: %v", what, err)
+	}
+	return cmd
+}
+
+// turnUntil runs the loop until f is true.
+func (d *Dispatcher) turnUntil(ctx context.Context, t *testing.T, what string, f func() bool) {
+	t.Helper()
+	for !f() {
+		if ctx.Err() != nil {
+			t.Fatal(what)
+		}
+		if !d.turn() {
+			time.Sleep(100 * time.Microsecond)
+		}
+	}
+}
+
+// A dispatcher is killed and another one starts. Somebody lies that the client is he:
+// he is told no. The client dials again, so that the kernel names it, and is evicted by
+// that name when it is stopped, whatever its slot says.
+func TestDialsAgain(t *testing.T) {
+	testenv.Need(t, testenv.Linux, testenv.NoRace)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	dir := filepath.Join(testenv.ShmDir(t), "v1")
+	first := child(t, "dispatcher", dir)
+	who := child(t, "client", dir)
+	pid := who.Process.Pid
+	_ = who.Process.Signal(syscall.SIGSTOP) // it shall come after the liar
+	_ = first.Process.Kill()
+	_ = first.Wait()
+	d, err := Open(ctx, smallNode(dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	if len(d.clients) != 1 {
+		t.Fatalf("%d clients", len(d.clients))
+	}
+	c := d.clients[0]
+	sl := d.seg.Slot(c.slot)
+	start := sl.Start.Load()
+	if sl.PID.Load() != uint32(pid) {
+		t.Fatalf("slot %d has process %d, not %d", c.slot, sl.PID.Load(), pid)
+	}
+	named := func() bool {
+		fd, by, ok := d.dialled(c.slot, uint64(c.generation))
+		if !ok {
+			return false
+		}
+		defer unix.Close(fd)
+		if by != pid || unix.PidfdSendSignal(fd, 0, nil, 0) != nil {
+			t.Fatalf("process %d is named, not %d", by, pid)
+		}
+		return true
+	}
+	if named() {
+		t.Fatal("the kernel names it before it has dialled")
+	}
+
+	// The liar has written his PID into the slot, locks what he can, and says that he
+	// has proven it.
+	for _, lie := range []struct {
+		words, locks bool
+		want         error
+	}{{false, true, attach.ErrRefused}, {true, false, attach.ErrPermission}, {true, true, attach.ErrPermission}} {
+		if lie.words {
+			sl.PID.Store(uint32(os.Getpid()))
+			sl.Start.Store(d.seg.Slot(shm.DispatcherSlot).Start.Load())
+		}
+		told := make(chan error, 1)
+		go func() { told <- pretend(ctx, d, c, lie.locks) }()
+		var err error
+		d.turnUntil(ctx, t, "the liar gets no answer", func() bool {
+			select {
+			case err = <-told:
+				return true
+			default:
+				return false
+			}
+		})
+		sl.PID.Store(uint32(pid))
+		sl.Start.Store(start)
+		if !errors.Is(err, lie.want) {
+			t.Errorf("%+v: the liar is told %v", lie, err)
+		}
+		if _, _, ok := d.dialled(c.slot, uint64(c.generation)); ok {
+			t.Errorf("%+v: the liar has the client's place", lie)
+		}
+	}
+
+	_ = who.Process.Signal(syscall.SIGCONT)
+	d.turnUntil(ctx, t, "the client does not dial again", named)
+	evict := d.d.Evict
+	if did, err := evict(c.slot, uint64(c.generation)); did || err != nil {
+		t.Fatalf("it runs, and was evicted: %v, %v", did, err)
+	}
+	_ = who.Process.Signal(syscall.SIGSTOP)
+	d.turnUntil(ctx, t, "it is not evicted", func() bool {
+		sl.PID.Store(uint32(os.Getppid())) // so /proc leads to somebody else
+		did, err := evict(c.slot, uint64(c.generation))
+		sl.PID.Store(uint32(pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return did
+	})
+	_ = who.Wait()
+	if ws := who.ProcessState.Sys().(syscall.WaitStatus); !ws.Signaled() || ws.Signal() != syscall.SIGKILL {
+		t.Errorf("it has ended with %v", who.ProcessState)
+	}
+	d.turnUntil(ctx, t, "it is not gone", func() bool { return len(d.clients) == 0 })
+}
+
+// pretend dials as a client that it is not.
+func pretend(ctx context.Context, d *Dispatcher, as *client, locks bool) error {
+	conn, err := attach.Dial(ctx, d.opts.Dir)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	var m attach.Message
+	if err := conn.Call(ctx, &attach.Message{Kind: attach.Hello, Version: attach.Version}, &m); err != nil {
+		return err
+	}
+	if err := conn.Call(ctx, &attach.Message{Kind: attach.Again, Slot: as.slot, Generation: as.generation}, &m); err != nil {
+		return err
+	}
+	if locks {
+		f, err := os.OpenFile(filepath.Join(d.opts.Dir, "segment"), os.O_RDWR, 0)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		at := int64(as.slot)<<20 | int64(as.generation)<<32 // shm's place for the slot's lock
+		lk := unix.Flock_t{Type: unix.F_WRLCK, Start: at + 1, Len: int64(m.Stretch)}
+		if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &lk); err != nil {
+			return err
+		}
+	}
+	return conn.Call(ctx, &attach.Message{Kind: attach.Proven}, &m)
+}
