@@ -2,13 +2,16 @@ package dispatcher
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -19,6 +22,8 @@ import (
 	"github.com/mainzdb/mainz/internal/attach"
 	"github.com/mainzdb/mainz/internal/testenv"
 	"github.com/mainzdb/mainz/ltdb"
+	"github.com/mainzdb/mainz/protocol"
+	"github.com/mainzdb/mainz/protocol/link"
 	"github.com/mainzdb/mainz/shm"
 )
 
@@ -219,4 +224,72 @@ func pretend(ctx context.Context, d *Dispatcher, as *client, locks bool) error {
 		}
 	}
 	return conn.Call(ctx, &attach.Message{Kind: attach.Proven}, &m)
+}
+
+// A client is marked dead, and nothing proves that its process is gone: somebody has
+// its lock, and its slot names a process that lives. After a while the log says so,
+// once, and the words for mainz status do, until it is over.
+func TestUnproven(t *testing.T) {
+	testenv.Need(t, testenv.Linux, testenv.NoRace)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	defer func(old protocol.Instant) { unprovenAfter = old }(unprovenAfter)
+	unprovenAfter = 10 * link.Millisecond
+	dir := filepath.Join(testenv.ShmDir(t), "v1")
+	first := child(t, "dispatcher", dir)
+	who := child(t, "client", dir)
+	_ = who.Process.Signal(syscall.SIGSTOP) // it shall not dial again
+	_ = first.Process.Kill()
+	_ = first.Wait()
+	var log bytes.Buffer
+	opts := smallNode(dir)
+	opts.Log = slog.New(slog.NewTextHandler(&log, nil))
+	d, err := Open(ctx, opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	if len(d.clients) != 1 {
+		t.Fatalf("%d clients", len(d.clients))
+	}
+	slot := d.clients[0].slot
+	sl := d.seg.Slot(slot)
+	f, err := os.OpenFile(filepath.Join(dir, "segment"), os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	locked := make(chan error, 1)
+	go func() {
+		lk := unix.Flock_t{Type: unix.F_WRLCK, Start: d.seg.LockPlace(slot), Len: 1}
+		locked <- unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLKW, &lk) // until the kernel gives it up
+	}()
+	sl.PID.Store(uint32(os.Getpid()))
+	sl.Start.Store(d.seg.Slot(shm.DispatcherSlot).Start.Load())
+	sl.Live.Store(1<<31 | 1<<30) // as the kernel marks a death; its robust list no more finds itself
+	d.turnUntil(ctx, t, "it is not named while it lives", func() bool { return d.node.Unproven[0].Load()>>40 == uint64(slot) })
+	_ = who.Process.Kill()
+	_ = who.Wait()
+	if err := <-locked; err != nil {
+		t.Fatal(err)
+	}
+	for range 20 {
+		d.turnUntil(ctx, t, "no scan", func() bool { return d.scanAt > d.now })
+		d.scanAt = 0
+		d.turn()
+	}
+	if w := d.node.Unproven[0].Load(); w>>40 != uint64(slot) || time.Since(time.Unix(int64(w&(1<<40-1)), 0)) > time.Minute {
+		t.Errorf("the word for status is %#x", w)
+	}
+	if n := strings.Count(log.String(), "is marked dead"); n != 1 || !strings.Contains(log.String(), fmt.Sprint(d.seg.LockPlace(slot))) {
+		t.Errorf("the log says so %d times:\n%s", n, &log)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	d.turnUntil(ctx, t, "it is named for ever", func() bool { return d.node.Unproven[0].Load() == 0 && len(d.clients) == 0 })
 }

@@ -92,8 +92,9 @@ type Dispatcher struct {
 	polls       pollSet
 	stopping    atomic.Bool
 	complaints  complaints
-	noted       map[string]bool  // damage that the log has named
-	headerAt    protocol.Instant // when to look at the header
+	undead      map[uint32]*undead // by slot
+	noted       map[string]bool    // damage that the log has named
+	headerAt    protocol.Instant   // when to look at the header
 
 	Stats Stats
 }
@@ -463,6 +464,7 @@ func (d *Dispatcher) scan() {
 		d.scanAt = d.now
 	}
 	d.evict()
+	d.unproven()
 	if d.orphans && d.gate.State == protocol.GateOpen {
 		d.tidying = true
 	}

@@ -412,6 +412,10 @@ func (d *Dispatcher) RemoveOrphans(elsewhere func(p *PieceEntry) bool, goOn func
 	return changed, NoOrphans
 }
 
+// Unproven reports whether a slot is marked dead and can't be recovered, as nothing
+// says that its process runs no more.
+func (d *Dispatcher) Unproven(slot uint32) bool { return d.s.c.Unproven(slot) }
+
 // RecoverDead recovers the clients that have died and calls f for each, until
 // goOn returns false; nil: all of them. It reports whether it was interrupted. A
 // client whose memory can't be given back, as somebody holds a latch, stays dead for

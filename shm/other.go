@@ -124,6 +124,12 @@ func (c *Client) Stretch(uint32) error { return ErrNotSupported }
 // Stretched: no lock is, here.
 func (s *Segment) Stretched(uint32, uint64, uint32) bool { return false }
 
+// Unproven: nothing is, here.
+func (c *Client) Unproven(uint32) bool { return false }
+
+// LockPlace: there are no locks here.
+func (s *Segment) LockPlace(uint32) int64 { return 0 }
+
 // FindLost has nothing to do here.
 func (c *Client) FindLost() {}
 

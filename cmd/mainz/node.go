@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/mainzdb/mainz"
+	"github.com/mainzdb/mainz/dispatcher"
 	"github.com/mainzdb/mainz/dispatcher/daemon"
 	"github.com/mainzdb/mainz/internal/attach"
 	"github.com/mainzdb/mainz/internal/call"
@@ -84,6 +85,29 @@ type nodeStatus struct {
 	Slots     uint32   `json:"slots"`
 	Databases int      `json:"databases"`
 	Damage    []string `json:"damage,omitempty"` // noted since the segment was made
+	Unproven  []undead `json:"unproven_deaths,omitempty"`
+}
+
+// undead is a client that is marked dead, and whose process may run.
+type undead struct {
+	Slot   uint32 `json:"slot"`
+	Name   string `json:"name"`
+	PID    uint32 `json:"pid"`
+	Since  string `json:"since"`
+	LockAt int64  `json:"lock_at"` // in the segment's file
+}
+
+// unproven are those that mainzd has named.
+func unproven(seg *shm.Segment, node *call.Node) (all []undead) {
+	for i := range node.Unproven {
+		v := node.Unproven[i].Load()
+		slot := uint32(v >> 40)
+		if slot == 0 || slot > seg.Slots() || !seg.Dead(slot) {
+			continue
+		}
+		all = append(all, undead{slot, seg.SlotName(slot), seg.Slot(slot).PID.Load(), time.Unix(int64(v&(1<<40-1)), 0).UTC().Format(time.RFC3339), seg.LockPlace(slot)})
+	}
+	return all
 }
 
 // trouble is one thing that can be wrong with a node.
@@ -107,6 +131,8 @@ It takes no slot. The exit code is that of the worst that it finds:
   6   not_answering  mainzd does not answer in time: it is stopped, or hangs
   7   damaged        the segment holds what no correct program writes
   7   closed         the gate is closed: nothing is served
+  7   unproven_death a client is marked dead, and its process may run: what it
+                     holds stays locked
   10  full           no memory is left for records of some size
   11  no_slots       as many clients are attached as there are slots
 
@@ -144,6 +170,9 @@ printed even if the exit code is not 0, but for a segment that can't be read.`,
 			fmt.Fprintf(w, "\ndatabases\t%d\n", st.Databases)
 			for _, text := range st.Damage {
 				fmt.Fprintf(w, "damage\t%s\n", text)
+			}
+			for _, u := range st.Unproven {
+				fmt.Fprintf(w, "not proven dead\tsince %s: %s\n", u.Since, dispatcher.Unproven(u.Slot, u.Name, u.PID, u.LockAt))
 			}
 		})
 		if err == nil && len(all) > 0 {
@@ -216,6 +245,11 @@ func statusOf(ctx context.Context, cmd *cobra.Command, limit time.Duration) (*no
 		all = append(all, trouble{"not_answering", k, err.Error(), hint})
 	case state != shm.GateOpen:
 		all = append(all, trouble{"closed", degraded, "the gate is closed: nothing is served", "it opens when mainzd has recovered the node; if it stays closed, see mainzd's log"})
+	}
+	if st.Unproven = unproven(seg, node); len(st.Unproven) > 0 {
+		u := st.Unproven[0]
+		all = append(all, trouble{"unproven_death", degraded, fmt.Sprintf("%d clients are marked dead, and nothing proves that their processes are gone: what they hold stays locked", len(st.Unproven)),
+			dispatcher.Unproven(u.Slot, u.Name, u.PID, u.LockAt)})
 	}
 	if room.Full {
 		all = append(all, trouble{"full", noSpace, fmt.Sprintf("the store is full: no span of %d is free", room.Spans), full.hint})

@@ -12,6 +12,9 @@ import (
 // and dispatcher share without calls, which is package ltdb's, stands before it.
 const nodeOwn = 32 << 10
 
+// MaxUnproven is how many slots Node.Unproven has room for.
+const MaxUnproven = 8
+
 // Lines is how many lines there are.
 const Lines = 4096
 
@@ -23,7 +26,11 @@ type Node struct {
 	PID         shm.Word32
 	Started     shm.Word64 // nanoseconds since 1970
 	Spin        shm.Word64 // ring.SpinTicks, so that no client has to measure it; 0: not known
-	_           [96]byte
+	// Unproven are slots that are marked dead and can't be recovered, as nothing
+	// says that their processes run no more: slot << 40 | seconds since 1970 when
+	// that was first seen; 0: none.
+	Unproven [MaxUnproven]shm.Word64
+	_        [32]byte
 
 	bell [ring.BellSize]byte
 
