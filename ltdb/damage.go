@@ -21,7 +21,7 @@ const (
 	damagedSpan                         // span of a hash table. Rewritten
 	damagedCond                         // line of the table of conditions. Rewritten
 	damagedLease                        // the lease, or the gate's line but for its word. Rewritten
-	damagedSlot                         // slot that can't be recovered
+	lostBlocks                          // slot
 	damagedLastly                       // none such
 )
 
@@ -33,7 +33,7 @@ var damageTexts = [damagedLastly]string{
 	damagedSpan:  "the line of span %d, of a hash table, was overwritten; rewritten",
 	damagedCond:  "line %d of the table of conditions was overwritten; rewritten",
 	damagedLease: "the lease or the words beside the gate's were overwritten; rewritten",
-	damagedSlot:  "slot %d can't be recovered, and is out of use",
+	lostBlocks:   "free memory that the last client in slot %d had was given up: others hold the latches of its classes",
 }
 
 // maxDamage is how many notes there is room for.

@@ -65,7 +65,7 @@ func (s *Store) repair(c *shm.Client, slot uint32) error {
 		return nil
 	}
 	if slot == c.Slot() && p.s.c == nil {
-		return nil // it inherits the slot: see usable
+		return nil // it inherits the slot: see keepUsable
 	}
 	return shm.ErrLater
 }
@@ -379,10 +379,11 @@ func (h *handle) empty() bool {
 	return is
 }
 
-// usable takes those actors out of use whose magazines have blocks of a slot's
-// last tenant that could not be given back, and reports whether there are enough
-// others.
-func (s *Store) usable() bool {
+// keepUsable takes those actors out of use whose magazines have blocks of a slot's
+// last tenant that could not be given back: a client that is stopped holds the latch
+// of their class. If too few actors are left, it gives blocks up: a slot must be
+// taken over whoever is stopped, and whatever a slot's words say.
+func (s *Store) keepUsable() {
 	n := 0
 	for i := range s.actors {
 		if s.actors[i].h.empty() {
@@ -391,10 +392,19 @@ func (s *Store) usable() bool {
 			s.actors[i].use.Store(actorRetired)
 		}
 	}
-	return n >= pooled
+	for i := 0; n < pooled; i++ {
+		a := &s.actors[i]
+		if a.use.Load() != actorRetired {
+			continue
+		}
+		each(a.h, func(w *shm.Word32, _ int) { w.Store(0) })
+		s.noteDamage(lostBlocks, uint64(s.slot))
+		a.use.Store(actorIdle)
+		n++
+	}
 }
 
-// giveRest gives back what usable has found.
+// giveRest gives back what keepUsable has found.
 func (s *Store) giveRest() error {
 	p := &repairer{s: s, c: s.c, slot: s.slot, body: s.body}
 	for i := range s.actors {

@@ -158,10 +158,7 @@ func join(ctx context.Context, seg *shm.Segment, opts Options) (*Store, error) {
 	}
 	s.locks.init(s)
 	s.countAnew()
-	if !s.usable() {
-		err = fmt.Errorf("ltdb: slot %d: a client that is stopped holds the list of the free memory that the last one had: %w; end it", s.slot, ErrInUse)
-		return nil, errors.Join(err, s.c.Leave())
-	}
+	s.keepUsable()
 	if opts.dispatcher {
 		s.mendBuiltin()
 	}
