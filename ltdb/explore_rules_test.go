@@ -3,12 +3,14 @@
 package ltdb
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/mainzdb/mainz/shm"
@@ -255,6 +257,9 @@ var directCases = []struct {
 }{
 	{"seqbase", seqsOfNewSpan},
 	{"believed", lengthUnderLock},
+	{"endtwice", endedTwice},
+	{"noseat", endedTwice},
+	{"nolook", endedTwice},
 }
 
 func TestPlantedDirect(t *testing.T) {
@@ -269,6 +274,79 @@ func TestPlantedDirect(t *testing.T) {
 			}
 		})
 	}
+}
+
+// endedTwice: two goroutines of one client end one Record, by each pair of calls. The
+// second one does all that it does at each place where the first one has decided half
+// of whose turn it is. One of them ends it, and the segment is whole.
+func endedTwice(t *testing.T) error {
+	s, err := OpenHeap(Config{Size: 16 << 20, Slots: 4, MaxValue: 3000, SpanSize: 16 << 10})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	db := database(t, s, "test", 100)
+	h := handleOf(t, db)
+	defer func() { simBetween = [len(simBetween)]func(){} }()
+	ends := map[string]func(Record) error{
+		"Unlock":      Record.Unlock,
+		"StoreUnlock": func(r Record) error { return r.StoreUnlock(make([]byte, 200)) },
+		"Delete":      Record.Delete,
+	}
+	for way, lock := range map[string]func(context.Context, []byte) (Record, error){"DB": db.FetchLocked, "Handle": h.FetchLocked} {
+		for first, end := range ends {
+			for second, beside := range ends {
+				for at := range simBetween {
+					if err := db.Store(bg, []byte("key"), []byte("value")); err != nil {
+						t.Fatal(err)
+					}
+					r, err := lock(bg, []byte("key"))
+					if err != nil {
+						t.Fatal(err)
+					}
+					ended, met := 0, false
+					call := func(end func(Record) error) (failed error) {
+						p := panics(func() {
+							switch err := end(r); {
+							case err == nil:
+								ended++
+							case err != ErrNotLocked:
+								failed = err
+							}
+						})
+						if p != "" && (way == "DB" || !strings.Contains(p, twoGoroutines)) {
+							failed = errors.New(p)
+						}
+						return failed
+					}
+					var other error
+					simBetween[at] = func() {
+						met = true
+						other = call(beside)
+					}
+					one := call(end)
+					simBetween[at] = nil
+					if met != (way == "Handle" || at == lookAndClaim) {
+						t.Fatalf("%s: %s: it came by place %d: %v", way, first, at, met)
+					}
+					if !met {
+						continue
+					}
+					if err := errors.Join(one, other); err != nil || ended != 1 {
+						return fmt.Errorf("%s: %s, and %s at place %d: ended %d times, %v", way, first, second, at, ended, err)
+					}
+				}
+			}
+		}
+	}
+	rep, err := s.Check(bg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !rep.OK() {
+		return fmt.Errorf("%v", rep.Errors)
+	}
+	return nil
 }
 
 // seqsOfNewSpan: a span that changes its class begins with seqs above all that

@@ -6,8 +6,14 @@ package ltdb
 func planted(string) bool { return false }
 
 const (
+	lookAndClaim  = 0
+	claimAndState = 0
+
 	simShareOver = false
 	simPatient   = false
 )
+
+// between is where a test lets somebody else act.
+func between(int) {}
 
 func simulated() bool { return false }

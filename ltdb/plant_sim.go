@@ -20,6 +20,9 @@ import "github.com/mainzdb/mainz/shm"
 //	trysteps      who only tries leaves a free record to a sleeper
 //	pass          a sleeper that was woken and takes no lock does not wake the others
 //	cell          the lock's cell is cleared before the release
+//	endtwice      a Record of the DB ends without a compare-and-swap of its state
+//	noseat        a call of a Handle does not claim the seat
+//	nolook        a Record of a Handle ends without a second look, under the seat
 //	takefirst     a block leaves the magazine before the journal has it
 //	dropfirst     the journal forgets an unused block before the magazine has it
 //	publish       a commit publishes the block before it is written
@@ -85,3 +88,21 @@ var simPatient bool
 
 // simulated reports whether the explorer runs.
 func simulated() bool { return shm.Sim != nil }
+
+// Places where a test lets another goroutine act: they decide in the memory of the
+// process whose turn it is, which the explorer does not see.
+const (
+	lookAndClaim  = iota // of who ends a Record: it was fresh, and nothing is claimed
+	claimAndState        // it has the Handle's seat, and the Record has its state
+)
+
+// simBetween is what is to be done there, once; nil: nothing. In the goroutine that
+// comes there: it is as if another one had run while that stood still.
+var simBetween [claimAndState + 1]func()
+
+func between(at int) {
+	if f := simBetween[at]; f != nil {
+		simBetween[at] = nil
+		f()
+	}
+}

@@ -248,13 +248,15 @@ func (r Record) take(to uint64) (*actor, error) {
 	}
 	l := r.l
 	if h := l.own; h != nil {
+		between(lookAndClaim)
 		if err := h.enter(); err != nil {
 			return nil, err
 		}
-		if !r.fresh() {
+		if !r.fresh() && !planted("nolook") {
 			h.leave()
 			return nil, r.stale()
 		}
+		between(claimAndState)
 		l.state.Store(r.live - lockLive + to)
 		h.a.ctx = context.Background()
 		return h.a, nil
@@ -264,7 +266,10 @@ func (r Record) take(to uint64) (*actor, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !l.state.CompareAndSwap(r.live, r.live-lockLive+to) {
+	between(lookAndClaim)
+	if planted("endtwice") {
+		l.state.Store(r.live - lockLive + to)
+	} else if !l.state.CompareAndSwap(r.live, r.live-lockLive+to) {
 		l.s.giveBack(a)
 		return nil, r.stale()
 	}
