@@ -49,6 +49,9 @@ func (p *repairer) orphan() {
 func (p *repairer) chain(o *shm.Word32, root uint32) {
 	s, b := p.s, p.body
 	last := b.lastPage.Load()
+	if planted("nolast") {
+		last = 0
+	}
 	if page, _ := s.pageAt(last); page == nil {
 		if last = s.lastOf(root); last == 0 {
 			return // no page: there is nothing to keep

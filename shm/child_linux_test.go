@@ -230,7 +230,7 @@ func roleJoiner(dir string) error {
 		return err
 	}
 	c := &Client{seg: s}
-	_, err = startGuardian(func(g *guardian) error {
+	_, _ = startGuardian(func(g *guardian) error {
 		for i := uint32(1); i <= s.Slots(); i++ {
 			if sl := s.Slot(i); sl.Live.Load()&liveDied != 0 {
 				betweenClaimAndTake = func() {
