@@ -84,8 +84,11 @@ func (a *actor) init(s *Store, i int) {
 // as ctx allows, which then bounds the call's waits for latches as well.
 func (s *Store) borrow(ctx context.Context) (*actor, error) {
 	at := int(shm.GoroutineHint() % shm.HandlesPerSlot)
+	if simulated() {
+		at = 0 // the same one in each run
+	}
 	a := &s.actors[at]
-	if a.use.Load() == actorIdle && a.use.CompareAndSwap(actorIdle, actorBusy) {
+	if planted("nouse") || a.use.Load() == actorIdle && a.use.CompareAndSwap(actorIdle, actorBusy) {
 		a.ctx = ctx
 		return a, nil
 	}

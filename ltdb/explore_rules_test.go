@@ -39,6 +39,9 @@ var ruleCases = []struct {
 	{"forgetfirst", []string{"everybody waits"}, oneOf(toldOfRemoval(bounds{2, 1}))},
 	{"stale", []string{"no order explains"}, oneOf(piecesRace("append, append", bounds{2, 0}))},
 
+	// Turns.
+	{"nouse", []string{"as well", "nowhere", "locked by", "latch", "no order explains"}, oneOf(twoOfOneDB(bounds{1, 0}))},
+
 	// Insert.
 	{"intentlate", []string{"latch"}, oneOf(kill("store new", 1))},
 	{"intentfirst", []string{"latch"}, oneOf(kill("store new", 1))},
@@ -175,6 +178,28 @@ func staleRemove(b bounds) *scenario {
 	return sc
 }
 
+// twoOfOneDB: two goroutines of one client store through its DB.
+func twoOfOneDB(b bounds) *scenario {
+	store := func(key, data string) func(c *client) {
+		return func(c *client) {
+			i := c.begin(key, "store "+data, func(v value) (value, bool) { return value{data: data}, v.holder == "" })
+			if err := c.db.Store(bg, []byte(key), []byte(data)); err != nil {
+				c.t.Failf("store: %v", err)
+			}
+			c.end(i, 0, nil)
+		}
+	}
+	k := raceCase{name: "two goroutines store by the DB", start: map[string]string{"k": "0", "l": "0"}, keys: []string{"l"}, mortal: "-", together: true,
+		do: []func(*client){store("k", "a"), store("l", "b")}}
+	sc := k.scenario(b)
+	sc.setup = func(r *run) {
+		for i := range 2 {
+			r.clients[0].s.actors[8+i].use.Store(actorIdle) // nobody has to wait for one
+		}
+	}
+	return sc
+}
+
 // repairBeside: A dies in a store; B recovers it while C stores to the same
 // record.
 func repairBeside(b bounds) *scenario {
@@ -242,6 +267,9 @@ func orphansBefore() *scenario {
 	}
 	return sc
 }
+
+// Without a planted bug two goroutines have a handle each.
+func TestExploreTwoOfOneDB(t *testing.T) { twoOfOneDB(bounds{1, 0}).explore(t) }
 
 func TestPlantedRules(t *testing.T) {
 	for _, k := range ruleCases {

@@ -20,6 +20,7 @@ import "github.com/mainzdb/mainz/shm"
 //	trysteps      who only tries leaves a free record to a sleeper
 //	pass          a sleeper that was woken and takes no lock does not wake the others
 //	cell          the lock's cell is cleared before the release
+//	nouse         a call of a DB takes a handle that another call uses
 //	endtwice      a Record of the DB ends without a compare-and-swap of its state
 //	noseat        a call of a Handle does not claim the seat
 //	nolook        a Record of a Handle ends without a second look, under the seat
