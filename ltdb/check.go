@@ -25,6 +25,11 @@ type Report struct {
 	Spare      int      `json:"spare"`      // 1: the block that nobody gets
 	Spans      int      `json:"spans"`      // taken, of SpansAll
 	SpansAll   int      `json:"spans_all"`
+	// Of CheckLive: what could not be settled, as it kept changing or as its client is
+	// in the midst of a call. That is no error.
+	Moving   []string `json:"moving,omitempty"` // the first of many
+	InMotion int      `json:"in_motion"`        // how many there were in all
+	Passes   int      `json:"passes"`           // over the whole store
 }
 
 // OK reports whether nothing was broken.
@@ -46,6 +51,7 @@ const maxErrors = 50
 //
 // It takes no lock, so it speaks the truth only while nobody changes the
 // store: records that are locked may stay so, but no call may be under way.
+// CheckLive is for a store in use.
 func (s *Store) Check(ctx context.Context) (*Report, error) {
 	if ctx == nil {
 		return nil, errNoContext
@@ -54,22 +60,37 @@ func (s *Store) Check(ctx context.Context) (*Report, error) {
 		return nil, err
 	}
 	defer s.exit()
-	k := &checker{s: s, r: &Report{SpansAll: len(s.spans)}, seen: map[uint32]string{}, tags: map[OPID]string{}, words: map[OPID]string{}}
+	k := newChecker(s)
+	if err := k.pass(ctx); err != nil {
+		return nil, err
+	}
+	k.r.Passes = 1
+	return k.r, nil
+}
+
+func newChecker(s *Store) *checker {
+	return &checker{s: s, r: &Report{SpansAll: len(s.spans)}, seen: map[uint32]string{}, tags: map[OPID]string{}, words: map[OPID]string{}}
+}
+
+// pass looks at everything once.
+func (k *checker) pass(ctx context.Context) error {
+	k.hands()
 	k.spans()
 	k.classes()
-	for i := range s.dbs {
+	for i := range k.s.dbs {
 		if err := ctx.Err(); err != nil {
-			return nil, err
+			return err
 		}
-		if s.dbs[i].ready.Load() != 0 {
+		if k.s.dbs[i].ready.Load() != 0 {
 			k.database(i)
 		}
 	}
 	k.slots()
 	k.orphans()
 	k.pieces()
+	k.hands()
 	k.leaks()
-	return k.r, nil
+	return ctx.Err()
 }
 
 type checker struct {
@@ -79,9 +100,20 @@ type checker struct {
 	// Pieces of this node's clients: the record that has one, and the words of
 	// the indexes that say so.
 	tags, words map[OPID]string
+	// Of CheckLive alone, nil else.
+	live *livePass
 }
 
-func (k *checker) bad(format string, args ...any) {
+// bad notes a broken invariant.
+func (k *checker) bad(format string, args ...any) { k.doubt(0, evidence{}, format, args...) }
+
+// doubt is bad where the words ev say whether it is the same the next time, and a call
+// that is under way, by, would explain it (0: there is none).
+func (k *checker) doubt(by motion, ev evidence, format string, args ...any) {
+	if k.live != nil {
+		k.live.doubt(by, ev, fmt.Sprintf(format, args...))
+		return
+	}
 	k.r.Broken++
 	if len(k.r.Errors) < maxErrors {
 		k.r.Errors = append(k.r.Errors, fmt.Sprintf(format, args...))
@@ -97,11 +129,11 @@ func (k *checker) visit(ref uint32, c int, where string) *block {
 		return nil
 	}
 	if !k.s.isCarved(ref, c) {
-		k.bad("%s: block %d was never carved", where, ref)
+		k.doubt(k.classMotion(c), evidence{}, "%s: block %d was never carved", where, ref)
 		return nil
 	}
 	if other, twice := k.seen[ref]; twice {
-		k.bad("%s: block %d is in %s as well", where, ref, other)
+		k.doubt(k.blockMotion(ref, c), evidence{b.seq.Load()}, "%s: block %d is in %s as well", where, ref, other)
 		return nil
 	}
 	k.seen[ref] = where
@@ -117,9 +149,9 @@ func (k *checker) spans() {
 		k.r.Spans++
 		if w&0xff == bucketSpan {
 			if at := w >> 8; at >= uint64(len(k.s.dbs)) || k.s.dbs[at].ready.Load() == 0 {
-				k.bad("span %d belongs to database line %d, which is not ready", i, at)
+				k.doubt(k.latchMotion(&k.s.dbHead.latch, tableLatch, 1), evidence{w}, "span %d belongs to database line %d, which is not ready", i, at)
 			} else if l := &k.s.dbs[at]; k.s.spanStart(i)-l.buckets.Load() >= l.count.Load()*bucketSize {
-				k.bad("span %d belongs to database line %d, whose hash table lies elsewhere", i, at)
+				k.doubt(k.latchMotion(&k.s.dbHead.latch, tableLatch, 1), evidence{w}, "span %d belongs to database line %d, whose hash table lies elsewhere", i, at)
 			}
 			continue
 		}
@@ -130,7 +162,7 @@ func (k *checker) spans() {
 			k.r.Blocks += int(spanCarved(w))
 			// A class carves one span to its end before it takes the next.
 			if cur := k.s.classes[c].cur.Load(); cur != uint32(i+1) && spanCarved(w) < k.s.blocksPerSpan(c) {
-				k.bad("span %d of class %d has room for %d blocks more, and the class carves another", i, c, k.s.blocksPerSpan(c)-spanCarved(w))
+				k.doubt(k.classMotion(c), evidence{w}, "span %d of class %d has room for %d blocks more, and the class carves another", i, c, k.s.blocksPerSpan(c)-spanCarved(w))
 			}
 		}
 		if k.s.spans[i].seqBase.Load()&1 != 0 {
@@ -142,20 +174,15 @@ func (k *checker) spans() {
 func (k *checker) classes() {
 	for c := range k.s.classes {
 		cl := &k.s.classes[c]
-		if o := cl.latch.Owner(); o != 0 {
-			k.bad("class %d: latch is held by handle %d.%d", c, o.Slot(), o.Index())
-		}
+		k.latch(&cl.latch, classLatch, uint64(c+1), func() string { return fmt.Sprintf("class %d", c) })
 		where := fmt.Sprintf("free list of class %d", c)
-		for ref := cl.head.Load(); ref != 0; {
-			b := k.visit(ref, c, where)
-			if b == nil {
-				break
-			}
-			k.r.Free++
-			ref = uint32(b.rsn.Load())
+		if k.live != nil {
+			k.freeList(c, where)
+		} else {
+			k.r.Free += k.quietList(c, where)
 		}
 		if cur := int(cl.cur.Load()); cur > len(k.s.spans) || cur > 0 && spanClass(k.s.spans[cur-1].word.Load()) != c {
-			k.bad("class %d carves span %d, which is another's", c, cur-1)
+			k.doubt(k.classMotion(c), evidence{}, "class %d carves span %d, which is another's", c, cur-1)
 		}
 	}
 	if ref, c, b := k.s.spareBlock(); b == nil {
@@ -163,15 +190,44 @@ func (k *checker) classes() {
 	} else if k.visit(ref, c, "the spare") != nil {
 		k.r.Spare++
 	}
-	if sp := &k.s.node.spare; sp.entry.Load() != 0 {
-		k.bad("a record is on its way through the spare")
+	sp := &k.s.node.spare
+	if by := k.latchMotion(&sp.latch, spareLatch, 1); sp.entry.Load() != 0 && !k.passesBy(func() bool {
+		return sp.entry.Load() == 0 || sp.latch.Owner() != 0 && by == 0
+	}) {
+		k.doubt(by, evidence{uint64(by), sp.entry.Load(), sp.home.Load()}, "a record is on its way through the spare")
 	}
-	if o := k.s.node.spare.latch.Owner(); o != 0 {
-		k.bad("the spare: latch is held by handle %d.%d", o.Slot(), o.Index())
+	k.latch(&sp.latch, spareLatch, 1, func() string { return "the spare" })
+	k.latch(&k.s.dbHead.latch, tableLatch, 1, func() string { return "table of databases" })
+}
+
+// quietList walks a free list that nobody changes.
+func (k *checker) quietList(c int, where string) (n int) {
+	for ref := k.s.classes[c].head.Load(); ref != 0; n++ {
+		b := k.visit(ref, c, where)
+		if b == nil {
+			break
+		}
+		ref = uint32(b.rsn.Load())
 	}
-	if o := k.s.dbHead.latch.Owner(); o != 0 {
-		k.bad("table of databases: latch is held by handle %d.%d", o.Slot(), o.Index())
+	return n
+}
+
+// latch looks whether a latch is free. On a live store it may be held by whoever says
+// in his journal that he wants it.
+func (k *checker) latch(l *shm.Latch, what latchOf, n uint64, where func() string) {
+	o := l.Owner()
+	if o == 0 {
+		return
 	}
+	by := motion(0)
+	if k.live != nil {
+		if by = k.latchMotion(l, what, n); by == 0 {
+			if o = k.s.ownerless(l, 0, what, n); o == 0 {
+				return
+			}
+		}
+	}
+	k.doubt(by, evidence{uint64(by)}, "%s: latch is held by handle %d.%d", where(), o.Slot(), o.Index())
 }
 
 func (k *checker) database(i int) {
@@ -182,15 +238,13 @@ func (k *checker) database(i int) {
 	}
 	for n := range db.buckets {
 		bk := &db.buckets[n]
-		where := fmt.Sprintf("%s bucket %d", db.name, n)
-		if o := bk.latch.Owner(); o != 0 {
-			k.bad("%s: latch is held by handle %d.%d", where, o.Slot(), o.Index())
-		}
+		where := fmt.Sprintf("%q bucket %d", db.name, n)
+		k.latch(&bk.latch, bucketLatch, shm.OffsetOf(k.s.r, bk), func() string { return where })
 		keys := map[string]bool{}
 		for chain := 0; ; chain++ {
 			for j := range bk.entry {
 				if e := bk.entry[j].Load(); e != 0 {
-					k.record(db, uint64(n), &bk.entry[j], e, keys, fmt.Sprintf("%s entry %d.%d", where, chain, j))
+					k.steadyRecord(db, uint64(n), &bk.entry[j], e, keys, fmt.Sprintf("%s entry %d.%d", where, chain, j))
 				}
 			}
 			ref := bk.overflow.Load()
@@ -208,6 +262,27 @@ func (k *checker) database(i int) {
 			bk = k.s.bucketAt(ref)
 		}
 	}
+}
+
+// steadyRecord is record. On a live store it forgets what it has found if the record
+// was changed meanwhile.
+func (k *checker) steadyRecord(db *DB, n uint64, w *shm.Word64, e uint64, keys map[string]bool, where string) {
+	if k.live == nil {
+		k.record(db, n, w, e, keys, where)
+		return
+	}
+	b := k.s.blockAt(entryRef(e), entryClass(e))
+	seq := uint64(0)
+	if b != nil {
+		seq = b.seq.Load()
+	}
+	k.live.ev = evidence{e & identity, seq}
+	found := len(k.live.found)
+	k.record(db, n, w, e, keys, where)
+	if (w.Load()^e)&identity != 0 || b != nil && b.seq.Load() != seq {
+		k.live.found = k.live.found[:found]
+	}
+	k.live.ev = evidence{}
 }
 
 func (k *checker) record(db *DB, n uint64, w *shm.Word64, e uint64, keys map[string]bool, where string) {
@@ -252,10 +327,13 @@ func (k *checker) record(db *DB, n uint64, w *shm.Word64, e uint64, keys map[str
 			k.bad("%s: locked by the dispatcher, and there never was one", where)
 		}
 	case owner > s.seg.Slots() || s.seg.Slot(owner).Live.Load() == 0:
-		k.bad("%s: locked by slot %d, which is nobody's", where, owner)
+		if k.live == nil || w.Load() == e {
+			k.bad("%s: locked by slot %d, which is nobody's", where, owner)
+		}
 	default:
 		k.r.Locked++
-		if !hasCell(s, owner, shm.OffsetOf(s.r, w)) {
+		has := func() bool { return hasCell(s, owner, shm.OffsetOf(s.r, w)) || w.Load() != e }
+		if !has() && !k.passesBy(has) {
 			k.bad("%s: locked by slot %d, which has no cell for it", where, owner)
 		}
 	}
@@ -278,7 +356,8 @@ func (k *checker) slots() {
 		if n == 0 {
 			i = DispatcherSlot
 		}
-		free := k.s.seg.Slot(i).Live.Load() == 0
+		slot := k.s.seg.Slot(i)
+		free, tenant, found := slot.Live.Load() == 0, slot.Generation.Load(), k.mark()
 		b := shm.At[body](k.s.r, k.s.seg.SlotBody(i))
 		for n := range b.handles {
 			k.handle(fmt.Sprintf("handle %d.%d", i, n), &b.handles[n], free)
@@ -292,18 +371,24 @@ func (k *checker) slots() {
 		if free && cells > 0 {
 			k.bad("slot %d is nobody's and has %d lock cells", i, cells)
 		}
+		if free && (slot.Live.Load() != 0 || slot.Generation.Load() != tenant) {
+			k.forget(found) // somebody came meanwhile
+		}
 		k.histograms(i, b)
-		if b.pieces.Load() != 0 && free {
+		if b.pieces.Load() != 0 && free && (k.live == nil || slot.Live.Load() == 0) {
 			k.bad("slot %d is nobody's and has an index of pieces", i)
 		}
-		k.index(fmt.Sprintf("index of slot %d", i), b.pieces.Load(), &k.r.Pieces)
+		k.index(fmt.Sprintf("index of slot %d", i), i, b.pieces.Load(), &k.r.Pieces)
+		k.settled()
 	}
 }
 
 func (k *checker) handle(where string, h *handle, free bool) {
 	if h.jNew.Load() != 0 || h.jOld.Load() != 0 || h.bucketIntent.Load() != 0 || h.classIntent.Load() != 0 ||
 		h.carveIntent.Load() != 0 || h.reclaimIntent.Load() != 0 || h.tableIntent.Load() != 0 || h.orphanIntent.Load() != 0 || h.spareIntent.Load() != 0 || h.busy.Load() != 0 {
-		k.bad("%s: journal is armed", where)
+		if k.live == nil || free {
+			k.bad("%s: journal is armed", where)
+		}
 	}
 	each(h, func(w *shm.Word32, class int) {
 		ref := w.Load()
@@ -314,7 +399,8 @@ func (k *checker) handle(where string, h *handle, free bool) {
 			class = k.s.classAt(ref)
 		}
 		if free {
-			k.bad("%s: nobody's, and keeps block %d", where, ref)
+			// What a held latch kept its last tenant from giving back, the next one gives back.
+			k.doubt(nextTenant, evidence{}, "%s: nobody's, and keeps block %d", where, ref)
 		}
 		if class < 0 {
 			k.bad("%s magazine: ref %d lies in no span of blocks", where, ref)
@@ -335,8 +421,15 @@ func (k *checker) leaks() {
 		}
 		for n := range min(spanCarved(w), s.blocksPerSpan(c)) {
 			ref := offsetRef(s.spanStart(i) + n*uint64(classSizes[c]))
-			if _, ok := k.seen[ref]; !ok {
+			if _, ok := k.seen[ref]; ok {
+				continue
+			}
+			if k.live == nil {
 				k.bad("block %d of class %d is nowhere", ref, c)
+			} else if by := k.classMotion(c); k.live.soft[ref] {
+				k.live.lost(unsure, c, s.blockAt(ref, c).seq.Load(), ref)
+			} else {
+				k.live.lost(by, c, s.blockAt(ref, c).seq.Load(), ref)
 			}
 		}
 	}

@@ -1,6 +1,11 @@
 package ltdb
 
-import "fmt"
+import (
+	"fmt"
+	"runtime"
+
+	"github.com/mainzdb/mainz/shm"
+)
 
 // recordTags looks at the tags of a record.
 func (k *checker) recordTags(db *DB, key []byte, ref uint32, c int, meta uint64, dlen int, where string) {
@@ -33,9 +38,14 @@ func (k *checker) recordTags(db *DB, key []byte, ref uint32, c int, meta uint64,
 }
 
 // index walks one chain of pages.
-func (k *checker) index(where string, root uint32, count *int) {
+//
+// On a live store it forgets what it has found at a word that has changed meanwhile.
+func (k *checker) index(where string, slot, root uint32, count *int) {
 	s := k.s
 	for root != 0 {
+		if k.live != nil {
+			k.live.by = k.pieceMotion(slot)
+		}
 		if k.visit(root, pageClass, where) == nil {
 			return
 		}
@@ -51,35 +61,75 @@ func (k *checker) index(where string, root uint32, count *int) {
 				continue
 			}
 			*count++
-			at := fmt.Sprintf("%s word %d", where, i)
-			p, ok := s.pieceAt(v)
-			if k.visit(entryRef(v), entryClass(v), at) == nil || !ok {
-				k.bad("%s: %#x names no piece", at, v)
-				continue
+			found := k.mark()
+			if k.live != nil {
+				k.live.ev = evidence{v}
 			}
-			if (v^stampOf(p.counter))>>stampShift != 0 {
-				k.bad("%s: its stamp is not that of piece %#x", at, p.counter)
+			k.word(fmt.Sprintf("%s word %d", where, i), v, count == &k.r.Pieces)
+			if k.live != nil && page.word[i].Load() != v {
+				k.forget(found) // it is another piece's, or nobody's, by now
 			}
-			o := s.opid(p.counter)
-			if other, twice := k.words[o]; twice {
-				k.bad("%s: piece %#x is in %s as well", at, p.counter, other)
-			}
-			k.words[o] = at
-			key := make([]byte, p.klen)
-			s.r.CopyOut(key, refOffset(p.ref)+blockHeaderSize)
-			rec, there := k.tags[o]
-			switch want := fmt.Sprintf("%d %s", p.db, key); {
-			case there && rec != want:
-				k.bad("%s: piece of record %q is in %q", at, want, rec)
-			case !there && v&stateMask == stateLive && count == &k.r.Pieces && k.here(p.db, key):
-				k.bad("%s: live piece %#x is not in its record %q", at, p.counter, want)
-			}
+		}
+		if k.live != nil {
+			k.live.ev = evidence{}
 		}
 		root = next
 	}
-	if o := s.node.orphanLatch.Owner(); o != 0 {
-		k.bad("latch of the orphan indexes is held by handle %d.%d", o.Slot(), o.Index())
+}
+
+// word looks at a word of an index. alive: of a living client's.
+func (k *checker) word(at string, v uint64, alive bool) {
+	s := k.s
+	p, ok := s.pieceAt(v)
+	if k.visit(entryRef(v), entryClass(v), at) == nil || !ok {
+		k.bad("%s: %#x names no piece", at, v)
+		return
 	}
+	if (v^stampOf(p.counter))>>stampShift != 0 {
+		k.bad("%s: its stamp is not that of piece %#x", at, p.counter)
+	}
+	o := s.opid(p.counter)
+	if other, twice := k.words[o]; twice {
+		k.bad("%s: piece %#x is in %s as well", at, p.counter, other)
+	}
+	k.words[o] = at
+	key := make([]byte, p.klen)
+	s.r.CopyOut(key, refOffset(p.ref)+blockHeaderSize)
+	rec, there := k.tags[o]
+	switch want := fmt.Sprintf("%d %s", p.db, key); {
+	case there && rec != want:
+		k.bad("%s: piece of record %q is in %q", at, want, rec)
+	case !there && v&stateMask == stateLive && alive && k.here(p.db, key) && !k.tagged(p.db, key, o):
+		k.bad("%s: live piece %#x is not in its record %q", at, p.counter, want)
+	}
+}
+
+// tagged reports whether a record of a live store has the tag of the piece o, or can't
+// be read: the pass may have seen the record as it was changed, or not at all.
+func (k *checker) tagged(id uint32, key []byte, o OPID) bool {
+	if k.live == nil {
+		return false
+	}
+	db, a := k.s.databaseOf(id), &actor{s: k.s}
+	for range 1000 {
+		var at spot
+		if ok, err := db.find(db.hash(key), key, &at); err != nil || !ok {
+			return err != nil
+		}
+		whole := a.copyRecord(len(key), &at)
+		shm.LoadBarrier()
+		if !whole || at.b.seq.Load() != at.seq || (at.entry.Load()^at.e)&identity != 0 {
+			runtime.Gosched()
+			continue
+		}
+		for t := a.look.tags; len(t) >= tagSize; t = t[tagSize:] {
+			if tagOPID(t) == o {
+				return true
+			}
+		}
+		return false
+	}
+	return true
 }
 
 // here reports whether this node owns the record.
@@ -95,15 +145,24 @@ func (k *checker) here(id uint32, key []byte) bool {
 
 func (k *checker) orphans() {
 	for i := range k.s.node.orphan {
-		k.index(fmt.Sprintf("orphans of slot %d", i), k.s.node.orphan[i].Load(), &k.r.Orphans)
+		root := k.s.node.orphan[i].Load()
+		if root == 0 {
+			continue
+		}
+		if off := k.s.seg.SlotBody(uint32(i)); k.live != nil && off != 0 && shm.At[body](k.s.r, off).pieces.Load() == root {
+			continue // it is being moved there, and was looked at
+		}
+		k.index(fmt.Sprintf("orphans of slot %d", i), uint32(i), root, &k.r.Orphans)
+		k.settled()
 	}
+	k.latch(&k.s.node.orphanLatch, orphanLatch, 1, func() string { return "the orphan indexes" })
 }
 
 // pieces looks for pieces that no index knows.
 func (k *checker) pieces() {
 	for o, rec := range k.tags {
 		if _, ok := k.words[o]; !ok {
-			k.bad("piece %#x of record %q is in no index", o.Counter, rec)
+			k.doubt(k.pieceMotion(slotOf(o.Counter)), evidence{}, "piece %#x of record %q is in no index", o.Counter, rec)
 		}
 	}
 }

@@ -8,7 +8,10 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"strconv"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/mainzdb/mainz/ltdb"
 )
@@ -119,9 +122,29 @@ func printError(w io.Writer, err error, asJSON bool) int {
 			return k.code
 		}
 	}
-	fmt.Fprintln(w, "mainz:", message)
+	fmt.Fprintln(w, "mainz:", lines(message))
 	if hint != "" {
-		fmt.Fprintln(w, "hint:", hint)
+		fmt.Fprintln(w, "hint:", lines(hint))
 	}
 	return k.code
+}
+
+// visible returns text as a terminal may have it, quoted if it is not printable. Names
+// and keys come out of a segment that any member of the group writes to.
+func visible(text string) string {
+	if utf8.ValidString(text) && strings.IndexFunc(text, func(r rune) bool { return !unicode.IsPrint(r) }) < 0 {
+		return text
+	}
+	return strconv.Quote(text)
+}
+
+// lines is visible for each line of a message of several.
+func lines(text string) string {
+	all := strings.Split(text, "\n")
+	for i, line := range all {
+		if v := visible(strings.ReplaceAll(line, "\t", " ")); v != line {
+			all[i] = v
+		}
+	}
+	return strings.Join(all, "\n")
 }
