@@ -59,6 +59,7 @@ func crowd(t *testing.T, clients, each, rounds int, opts []Option) {
 	var wg sync.WaitGroup
 	var started sync.WaitGroup
 	errs := make(chan error, clients*each)
+	began := time.Now()
 	for i := range all {
 		if all[i], err = Attach(ctx, n.dir, append(opts, WithName(fmt.Sprint("client ", i)))...); err != nil {
 			t.Fatal(err)
@@ -90,8 +91,10 @@ func crowd(t *testing.T, clients, each, rounds int, opts []Option) {
 		}
 	}
 	started.Wait()
+	attached := time.Now()
 	want(t, held.StoreUnlock(make([]byte, 8)), nil)
 	wg.Wait()
+	t.Logf("%d clients in %v, the crowd in %v", clients, attached.Sub(began).Round(time.Millisecond), time.Since(attached).Round(time.Microsecond))
 	for range clients * each {
 		want(t, <-errs, nil)
 	}

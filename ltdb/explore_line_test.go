@@ -140,13 +140,14 @@ func (k lineCase) scenario(b bounds) *scenario {
 	return sc
 }
 
-// modes runs f for every way in which the clock can decide: the line is patient or not,
-// the share is over or not.
+// modes runs f for every way in which the clock can decide, the share being over or not,
+// and for lines that let nobody, one and everybody overtake them.
 func modes(t *testing.T, f func(t *testing.T)) {
-	defer func() { simPatient, simShareOver = false, false }()
-	for i := range 4 {
-		simPatient, simShareOver = i&1 != 0, i&2 != 0
-		t.Run(fmt.Sprintf("patient %v, share over %v", simPatient, simShareOver), f)
+	defer func() { simPatience, simShareOver = 0, false }()
+	for _, simPatience = range []int{0, 1, 1 << 30} {
+		for _, simShareOver = range []bool{false, true} {
+			t.Run(fmt.Sprintf("patience %d, share over %v", simPatience, simShareOver), f)
+		}
 	}
 }
 

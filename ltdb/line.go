@@ -19,23 +19,29 @@ import (
 type turns struct {
 	mu     sync.Mutex
 	lines  map[uint64]*line      // by the hash of the key
-	parked map[*shm.Word64]*line // by the entry, of the records that this process has
+	at     map[*shm.Word64]*line // by the entry, of those that may be given the record there
 	shares [64]share
 	net    *time.Timer // looks after the parked lines, nil before the first
 	armed  bool        // it does now
-	// afoot is not 0 when the first of a line was told to look, and has not run yet.
-	afoot atomic.Uint32
+	// called is how many goroutines were told to look or were given a record, and have
+	// not run yet. Each release loads it, so it has a cache line that is seldom written.
+	_      [64]byte
+	called atomic.Int32
+	_      [60]byte
 }
 
 // line is who waits for one record. All of it is under turns.mu.
+//
+// A line is parked: it waits for a goroutine of this process. Or its first was called:
+// it is to look for itself, and has not run yet. Or its first is up, and looks. Up to
+// then it may be given the record, at the entry where the line was parked.
 type line struct {
 	hash        uint64
 	first, last *waiter
-	n           int
-	// entry is where the line is parked: it waits for a goroutine of this process. nil:
-	// the first is on its feet.
-	entry *shm.Word64
-	still bool // since the net has looked last, nobody was given the record
+	entry       *shm.Word64 // nil: the first is up
+	parked      bool
+	overtaken   int  // so many releases of the record at entry have passed the first over
+	still       bool // since the net has looked last, nobody was given the record
 }
 
 // waiter is one goroutine in a line. What is not marked is under turns.mu.
@@ -44,13 +50,14 @@ type waiter struct {
 	next    *waiter
 	claimed bool // somebody is about to give it the lock
 	given   bool
+	called  bool          // it is one of turns.called
 	told    bool          // there is a word in the bell
 	bell    chan struct{} // of 1
 	simBell shm.Word32    // in its place under the explorer
 	l       *lock         // with which it waits or was given the record, nil for none
 	entry   *shm.Word64   // given
 
-	since    time.Time // it stands in line
+	since    time.Time // the waiter's own: it has met a holder first, zero before
 	orphaned int       // the waiter's own: looks in a row that found no holder
 }
 
@@ -66,12 +73,12 @@ func (t *turns) join(hash uint64) *waiter {
 	w := waiters.Get().(*waiter)
 	w.claimed, w.given, w.told, w.l, w.entry, w.next = false, false, false, nil, nil, nil
 	w.simBell = shm.Word32{}
-	w.since, w.orphaned = time.Now(), 0
+	w.since, w.orphaned, w.called = time.Time{}, 0, false
 	t.mu.Lock()
 	n := t.lines[hash]
 	if n == nil {
 		if t.lines == nil {
-			t.lines, t.parked = map[uint64]*line{}, map[*shm.Word64]*line{}
+			t.lines, t.at = map[uint64]*line{}, map[*shm.Word64]*line{}
 		}
 		n = &line{hash: hash}
 		t.lines[hash] = n
@@ -83,7 +90,6 @@ func (t *turns) join(hash uint64) *waiter {
 		n.last.next = w
 	}
 	n.last = w
-	n.n++
 	t.mu.Unlock()
 	return w
 }
@@ -91,19 +97,36 @@ func (t *turns) join(hash uint64) *waiter {
 // wait returns when w has been given the record, or is the first of a line that is
 // not parked: then it is to wait itself. After an error w has left the line.
 func (t *turns) wait(ctx context.Context, s *Store, w *waiter) (given bool, err error) {
-	for {
-		var err error
+	for heard := false; ; {
+		until := ctx
 		t.mu.Lock()
+		if heard {
+			w.told = false
+		}
+		n := w.line
+		if n.first != w || n.parked || w.claimed || n.entry == nil {
+			t.runs(w)
+		}
 		switch {
 		case w.given:
 			t.mu.Unlock()
 			return true, nil
 		case w.claimed: // it will be told very soon
+			until = context.Background()
+		case n.first == w && !n.parked && n.entry != nil:
+			n.parked = true
+			if !w.called { // releases are to count while it looks
+				w.called = true
+				t.called.Add(1)
+			}
+			entry := n.entry
 			t.mu.Unlock()
-			w.await(context.Background(), s)
+			if !t.lookFirst(s, w, entry) {
+				return false, nil
+			}
+			heard = w.await(ctx, s)
 			continue
-		case w.line.first == w && w.line.entry == nil:
-			t.afoot.Store(0)
+		case n.first == w && !n.parked:
 			t.mu.Unlock()
 			return false, nil
 		case s.closed.Load():
@@ -117,32 +140,59 @@ func (t *turns) wait(ctx context.Context, s *Store, w *waiter) (given bool, err 
 			return false, err
 		}
 		t.mu.Unlock()
-		w.await(ctx, s)
+		heard = w.await(until, s)
 	}
 }
 
-// await sleeps until somebody tells w to look, or ctx ends.
-func (w *waiter) await(ctx context.Context, s *Store) {
+// lookFirst looks at the entry for w, which was called, but may be given the record
+// meanwhile. It returns false if this process has not got the record: then w is up. Who
+// has called it may have the record again and again, and is between two turns
+// often; it gives w the record very soon. If w were up then, and lost its processor to
+// another process, others would overtake it for as long.
+func (t *turns) lookFirst(s *Store, w *waiter, entry *shm.Word64) bool {
+	for looks := 0; ; looks++ {
+		if s.mark(entry, bitS) != 0 {
+			t.mu.Lock()
+			if n := w.line; !w.given && n.first == w && n.parked {
+				t.runs(w)
+				n.overtaken = patience // it does not run twice for nothing
+			}
+			t.mu.Unlock()
+			return true
+		}
+		if looks == firstLooks || shm.SimEnabled && simulated() {
+			return !t.unparked(w)
+		}
+		shm.Pause(firstPause)
+	}
+}
+
+// Some 2 µs.
+const (
+	firstLooks = 16
+	firstPause = 8
+)
+
+// await sleeps until somebody tells w to look, or ctx ends. heard: somebody has told.
+func (w *waiter) await(ctx context.Context, s *Store) (heard bool) {
 	if shm.SimEnabled && simulated() {
 		cancel, stop := s.canceller(ctx)
 		shm.WaitAny(lineSlice, shm.Watch{W: &w.simBell, Val: 0}, shm.Watch{W: cancel})
 		stop()
 		w.simBell = shm.Word32{}
-		return
+		return false
 	}
 	done := ctx.Done()
 	if done == nil {
 		<-w.bell
-	} else {
-		select {
-		case <-w.bell:
-		case <-done:
-			return
-		}
+		return true
 	}
-	s.turns.mu.Lock()
-	w.told = false
-	s.turns.mu.Unlock()
+	select {
+	case <-w.bell:
+		return true
+	case <-done:
+		return false
+	}
 }
 
 // tell wakes w. The caller has t.mu.
@@ -169,32 +219,55 @@ func (t *turns) done(w *waiter) {
 	waiters.Put(w)
 }
 
-// unpark has the first of the line look for itself. The caller has t.mu.
-func (t *turns) unpark(n *line) {
-	if n.entry != nil {
-		delete(t.parked, n.entry)
-		n.entry = nil
+// call has w run. The caller has t.mu.
+func (t *turns) call(w *waiter) {
+	if !w.called {
+		w.called = true
+		t.called.Add(1)
 	}
-	if n.first != nil {
-		n.first.tell()
-		t.afoot.Store(1)
+	w.tell()
+}
+
+// runs notes that w does. The caller has t.mu.
+func (t *turns) runs(w *waiter) {
+	if w.called {
+		w.called = false
+		t.called.Add(-1)
 	}
 }
 
-// courtesy lets the first of a line run that was told to look, on a busy machine or one
-// with a single processor. It is called now and then by who has had a record, and may
-// have it again and again without meeting anybody.
+// unpark has the first of the line look for itself. The caller has t.mu.
+func (t *turns) unpark(n *line) {
+	n.parked = false
+	if n.first != nil {
+		t.call(n.first)
+	}
+}
+
+// rise gets the first of the line up: it can't be given the record any more. The caller
+// has t.mu.
+func (t *turns) rise(n *line) {
+	if n.entry != nil {
+		delete(t.at, n.entry)
+		n.entry = nil
+		n.overtaken = patience
+	}
+}
+
+// courtesy lets those run that were called, on a busy machine or one with a single
+// processor. It is called now and then by who may have record after record without
+// meeting anybody.
 func (t *turns) courtesy() {
-	if t.afoot.Load() != 0 {
+	if t.called.Load() != 0 {
 		runtime.Gosched()
 	}
 }
 
-// patience is for how long the first of a line lets others of this process overtake it,
-// for each that stands in the line. A change of goroutines takes some times longer than
-// a turn, so that a line of its own for each turn is slow; a turn takes 0.2 µs at least,
-// so that no more than some five times as many overtake it as stand in the line.
-const patience = time.Microsecond
+// patience is how often others of its process may overtake the first of a line. A
+// change of goroutines takes some times longer than a turn, so a change for each turn is
+// slow. Who overtakes waits for nearly nothing, which makes the longest wait patience + 1
+// times the mean.
+const patience = 4
 
 // drop takes w out of its line, and has the next one look if it was the first and on
 // its feet. The caller has t.mu.
@@ -215,21 +288,24 @@ func (t *turns) drop(w *waiter) {
 	if n.last == w {
 		n.last = before
 	}
-	n.n--
+	if before == nil {
+		n.overtaken = 0
+	}
 	switch {
 	case n.first == nil:
 		if n.entry != nil {
-			delete(t.parked, n.entry)
+			delete(t.at, n.entry)
 		}
 		delete(t.lines, n.hash)
-	case before == nil && n.entry == nil:
-		n.first.tell()
+	case before == nil && !n.parked:
+		t.call(n.first)
 	}
 }
 
 // leave takes w out of its line: it waits no longer.
 func (t *turns) leave(w *waiter) {
 	t.mu.Lock()
+	t.runs(w)
 	t.drop(w)
 	t.mu.Unlock()
 }
@@ -243,11 +319,15 @@ func (t *turns) park(w *waiter, entry *shm.Word64) {
 
 // parkAt parks a line. The caller has t.mu.
 func (t *turns) parkAt(n *line, entry *shm.Word64) {
-	if other := t.parked[entry]; other != nil && other != n {
+	if other := t.at[entry]; other != nil && other != n {
+		other.entry = nil
 		t.unpark(other) // it waited for a record that was there before
 	}
-	n.entry, n.still = entry, false
-	t.parked[entry] = n
+	if n.entry != nil && n.entry != entry {
+		delete(t.at, n.entry)
+	}
+	n.entry, n.parked, n.still = entry, true, false
+	t.at[entry] = n
 	if t.armed || shm.SimEnabled && simulated() {
 		return
 	}
@@ -263,13 +343,13 @@ func (t *turns) parkAt(n *line, entry *shm.Word64) {
 func (t *turns) lookAfter() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for _, n := range t.parked {
-		if n.still && !n.first.claimed {
+	for _, n := range t.at {
+		if n.still && n.parked && !n.first.claimed {
 			t.unpark(n)
 		}
 		n.still = true
 	}
-	if t.armed = len(t.parked) > 0; t.armed {
+	if t.armed = len(t.at) > 0; t.armed {
 		t.net.Reset(lineSlice)
 	}
 }
@@ -282,10 +362,9 @@ func (t *turns) unparked(w *waiter) bool {
 	if w.claimed || w.given || w.line.first != w {
 		return false
 	}
-	if w.line.entry != nil {
-		delete(t.parked, w.line.entry)
-		w.line.entry = nil
-	}
+	t.runs(w)
+	w.line.parked = false
+	t.rise(w.line)
 	return true
 }
 
@@ -295,6 +374,7 @@ func (t *turns) take(w *waiter, entry *shm.Word64) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	n := w.line
+	t.runs(w)
 	if w.next != nil {
 		t.parkAt(n, entry)
 	}
@@ -302,20 +382,21 @@ func (t *turns) take(w *waiter, entry *shm.Word64) bool {
 	return n.first != nil
 }
 
-// claim chooses who is given the record at the entry, nil if nobody waits, or not for
-// long enough. more: others wait behind.
-func (t *turns) claim(entry *shm.Word64) (w *waiter, more bool) {
+// claim chooses who is given the record at the entry, nil if nobody waits, or the
+// first is patient and may be overtaken once more. more: others wait behind.
+func (t *turns) claim(entry *shm.Word64, patient bool) (w *waiter, more bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	n := t.parked[entry]
+	n := t.at[entry]
 	if n == nil || n.first.claimed {
 		return nil, false
 	}
+	most := patience
 	if shm.SimEnabled && simulated() {
-		if simPatient {
-			return nil, false
-		}
-	} else if time.Since(n.first.since) < time.Duration(n.n)*patience {
+		most = simPatience
+	}
+	if patient && n.overtaken < most {
+		n.overtaken++
 		return nil, false
 	}
 	n.first.claimed = true
@@ -336,16 +417,21 @@ func (t *turns) give(w *waiter, entry *shm.Word64) bool {
 	defer t.mu.Unlock()
 	n := w.line
 	w.given, w.entry = true, entry
-	n.still = false
+	n.parked, n.still = true, false
 	t.drop(w)
-	w.tell()
+	t.call(w)
 	return n.first != nil
 }
 
 // prod has the line look that is parked at the entry, whose lock this process gives up.
-func (t *turns) prod(entry *shm.Word64) {
+// gone: the record stands there no more.
+func (t *turns) prod(entry *shm.Word64, gone bool) {
 	t.mu.Lock()
-	if n := t.parked[entry]; n != nil {
+	if n := t.at[entry]; n != nil {
+		if gone && !n.first.claimed {
+			delete(t.at, entry)
+			n.entry = nil
+		}
 		t.unpark(n)
 	}
 	t.mu.Unlock()

@@ -304,6 +304,8 @@ func (s *Store) lockSleep(ctx context.Context, db *DB, key []byte, w *waiter, at
 			err = errClosed
 		case ctx.Err() != nil:
 			err = ctx.Err()
+		case w.since.IsZero():
+			w.since = time.Now()
 		case time.Since(w.since) >= orphanAfter && !s.hasHolder(at, cell):
 			if w.orphaned++; w.orphaned > orphanLooks {
 				err = errOrphan
@@ -497,7 +499,7 @@ func (s *Store) release(at *spot) bool {
 		if e&ownerMask != s.me {
 			return false
 		}
-		if e&(bitW|bitD|bitS) != 0 {
+		if e&(bitW|bitD|bitS) != 0 || s.turns.called.Load() != 0 {
 			return s.releaseSlow(at.entry, s.me, 0, keepID)
 		}
 		if at.entry.CAS(e, e&identity) {
@@ -516,7 +518,7 @@ func (s *Store) swapEntry(entry *shm.Word64, owner, id uint64) bool {
 		if e&ownerMask != owner {
 			return false
 		}
-		if e&(bitW|bitD|bitS) != 0 {
+		if e&(bitW|bitD|bitS) != 0 || s.turns.called.Load() != 0 {
 			return s.releaseSlow(entry, owner, id, 0)
 		}
 		if entry.CAS(e, id) {
@@ -531,16 +533,18 @@ const (
 	passLine             // not to this process's line
 )
 
-// releaseSlow is the release of a record for which somebody waits.
+// releaseSlow is the release of a record for which somebody waits, or for which
+// somebody was called who has not run yet.
 //
 // The lock goes, in this order: to the dispatcher, which asked by D; to the first of
-// this process's own line, while nobody sleeps for it or the process's share of time
-// lasts; else to whoever comes. If somebody sleeps when the share is over, S is left on
-// the free word.
+// this process's own line, if it was overtaken often enough and the process's share of
+// time lasts; else to whoever comes. If somebody sleeps when the share is over, S is
+// left on the free word. If somebody sleeps while the share lasts nobody overtakes the
+// first, as each free word costs a wake-up of the sleeper.
 func (s *Store) releaseSlow(entry *shm.Word64, owner, id uint64, how int) bool {
 	t := &s.turns
 	var heir *waiter // who is given the record
-	asked, over, more := false, false, false
+	asked, over, more, passed := false, false, false, false
 	for {
 		e := entry.Load()
 		if e&ownerMask != owner {
@@ -555,9 +559,11 @@ func (s *Store) releaseSlow(entry *shm.Word64, owner, id uint64, how int) bool {
 		if e&bitW != 0 && !asked {
 			asked, over = true, t.over(entry, shm.OffsetOf(s.r, entry))
 		}
-		toLine := e&(bitS|bitD) == bitS && id != 0 && how&passLine == 0 && (e&bitW == 0 || !over)
-		if toLine && heir == nil {
-			heir, more = s.inherit(entry)
+		waits := e&bitS != 0 || owner == s.me && t.called.Load() != 0
+		toLine := waits && e&bitD == 0 && id != 0 && how&passLine == 0 && (e&bitW == 0 || !over)
+		if toLine && heir == nil && !passed {
+			heir, more = s.inherit(entry, e&bitW == 0)
+			passed = heir == nil
 		}
 		if toLine && heir != nil {
 			n := id | owner | e&bitW
@@ -571,7 +577,7 @@ func (s *Store) releaseSlow(entry *shm.Word64, owner, id uint64, how int) bool {
 				// Somebody has come to the line meanwhile. The heir may be gone by
 				// now, and the record be given on: then S is on, or nobody waits.
 				if s.mark(entry, bitS) == 0 {
-					t.prod(entry)
+					t.prod(entry, false)
 				}
 			}
 			return true
@@ -588,7 +594,7 @@ func (s *Store) releaseSlow(entry *shm.Word64, owner, id uint64, how int) bool {
 			continue
 		}
 		if e&bitS != 0 && !planted("noprod") {
-			t.prod(entry)
+			t.prod(entry, n&identity == 0)
 		}
 		s.wake(entry, e, id)
 		return true
@@ -597,8 +603,8 @@ func (s *Store) releaseSlow(entry *shm.Word64, owner, id uint64, how int) bool {
 
 // inherit chooses who of this process's line is given the entry, nil for nobody. Its
 // cell has the entry before it has the lock. more: others wait behind.
-func (s *Store) inherit(entry *shm.Word64) (w *waiter, more bool) {
-	w, more = s.turns.claim(entry)
+func (s *Store) inherit(entry *shm.Word64, patient bool) (w *waiter, more bool) {
+	w, more = s.turns.claim(entry, patient)
 	if w == nil {
 		return nil, false
 	}

@@ -263,6 +263,16 @@ func (s *mState) unpark(of uint8) {
 	}
 }
 
+// called reports whether the first of the line was told to look, and has not run yet.
+func (s *mState) called(of uint8) bool {
+	p := &s.p[of]
+	if p.parked || p.line[0] == 0 {
+		return false
+	}
+	g := &s.g[p.line[0]-1]
+	return g.pc == mLine && g.told && !g.given && !g.claimed
+}
+
 func (m *lockModel) next(s mState) {
 	for i := range m.c.of {
 		if m.gone(&s, i) {
@@ -402,7 +412,7 @@ func (m *lockModel) step(s mState, i int) {
 			t.g[i].over, t.g[i].pc = true, mFree
 			m.emit(fmt.Sprint(i, " lets others have it"), t)
 		}
-		if g.e.s && !g.e.d {
+		if (g.e.s || s.called(of)) && !g.e.d {
 			t := s
 			t.g[i].pc = mClaim
 			m.emit(fmt.Sprint(i, " looks for an heir"), t)
@@ -411,7 +421,7 @@ func (m *lockModel) step(s mState, i int) {
 		say("releases")
 	case mClaim:
 		p := &s.p[of]
-		if h := p.line[0]; p.parked && h != 0 && !s.g[h-1].claimed {
+		if h := p.line[0]; (p.parked || s.called(of)) && h != 0 && !s.g[h-1].claimed {
 			s.g[h-1].claimed, s.g[h-1].cell = true, true
 			g.heir, g.more, g.pc = h, p.line[1] != 0, mGift
 			say("claims")
@@ -437,6 +447,7 @@ func (m *lockModel) step(s mState, i int) {
 	case mGive:
 		h := int(g.heir - 1)
 		s.g[h].claimed, s.g[h].given, s.g[h].told = false, true, true
+		s.p[of].parked = true
 		s.p[of].drop(h)
 		g.heir, g.pc = 0, mWake // nothing is owed to sleepers: W stays
 		g.e = mWord{}
@@ -514,6 +525,9 @@ func (m *lockModel) step(s mState, i int) {
 			g.given, g.pc = false, mHold
 			say("inherits")
 		case p.line[0] == uint8(i+1) && !p.parked && !g.claimed:
+			t := s // it was called, and may be given it while it looks
+			t.p[of].parked, t.g[i].pc = true, mUnpark
+			m.emit(fmt.Sprint(i, " looks, parked"), t)
 			g.pc = mFirst
 			say("is first")
 		default:
@@ -588,6 +602,9 @@ func (m *lockModel) step(s mState, i int) {
 		case g.claimed || g.given || p.line[0] != uint8(i+1):
 			g.slept, g.any, g.pc = false, false, mLine
 			say("is about to be given it")
+		case bug == "who was called sleeps whatever it sees":
+			g.pc = mLine
+			say("sleeps")
 		default:
 			p.parked = false
 			g.pc = mFirst
@@ -708,6 +725,7 @@ func TestLockModelBugs(t *testing.T) {
 		{name: "woken", bug: "W is not passed on", of: []uint8{0, 1, 2}, rounds: 1},
 		{name: "parked", bug: "who parks forgets W", of: []uint8{0, 0, 1, mDisp}, rounds: 1},
 		{name: "cancelled", bug: "who is cancelled wakes nobody", of: []uint8{0, 1, 2, mDisp}, cancels: 2, rounds: 1},
+		{name: "called", bug: "who was called sleeps whatever it sees", of: []uint8{0, 0, 1}, rounds: 1},
 		{name: "dead", bug: "repair wakes nobody", of: []uint8{0, 1, 2}, rounds: 1, deaths: 1},
 	} {
 		wrong, states := (&lockModel{c: c}).search()

@@ -10,7 +10,7 @@ const (
 	claimAndState = 0
 
 	simShareOver = false
-	simPatient   = false
+	simPatience  = 0
 )
 
 // between is where a test lets somebody else act.

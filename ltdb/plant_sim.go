@@ -84,8 +84,8 @@ func planted(bug string) bool { return Plant == bug }
 // a record for its share when somebody sleeps for it.
 var simShareOver bool
 
-// simPatient says in the explorer that the first of a line lets others overtake it.
-var simPatient bool
+// simPatience is patience in the explorer.
+var simPatience int
 
 // simulated reports whether the explorer runs.
 func simulated() bool { return shm.Sim != nil }

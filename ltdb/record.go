@@ -127,7 +127,6 @@ func (l *lock) record() Record { return Record{l, l.state.Load()} }
 func (a *actor) fetchLocked(db *DB, key []byte, hash uint64, l *lock, who uint64) error {
 	var start uint64
 	if a.sampled(countLocks) {
-		a.s.turns.courtesy()
 		start = shm.Ticks()
 	}
 	ok, err := a.s.tryLock(db, key, hash, l.cell, nil, &l.at, who)
