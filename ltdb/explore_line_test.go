@@ -4,6 +4,7 @@ package ltdb
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"testing"
 	"time"
@@ -62,7 +63,7 @@ func (c *simContext) end() {
 func (c *client) lockUntil(ctx context.Context, key string) (Record, bool) {
 	i := c.begin(key, "lock until", func(v value) (value, bool) { return v, true })
 	rec, err := c.h.FetchLocked(ctx, []byte(key))
-	if err == context.Canceled {
+	if errors.Is(err, context.Canceled) {
 		c.end(i, 3, nil)
 		return rec, false
 	}
