@@ -116,10 +116,15 @@ func (s *store) Holder(db uint32, key []byte) protocol.ClientID {
 func (s *store) Unlock(db uint32, key []byte) { s.d.Unlock(db, key) }
 
 func (s *store) UnlockTo(db uint32, key []byte, c protocol.ClientID, cookie uint64) {
+	st := s.calls.find(cookie)
+	if st == nil { // it has ended, so nobody asks for the lock
+		s.d.Unlock(db, key)
+		return
+	}
 	// The record is the dispatcher's until the lock is the client's: if we die
 	// in between, its holder tells whether it was given.
 	line := s.calls.intend(cookie, db, key, 0)
-	ok := s.d.UnlockTo(db, key, uint32(c))
+	ok := s.d.UnlockTo(db, key, uint32(c), st.client.generation)
 	s.calls.did(cookie, line, ok)
 }
 
@@ -128,16 +133,11 @@ func (s *store) Publish(db uint32, key []byte, r *protocol.Record, arriving bool
 	if r.Cookie == 0 {
 		return result(s.d.Publish(db, key, &h, arriving))
 	}
-	// Its client may have died, and somebody else recovered it, since the last scan:
-	// then its piece is taken for one that is in no record, and would never be found.
-	if st := s.calls.find(r.Cookie); st != nil && !s.alive(st.client.slot, st.client.generation) {
-		return protocol.NoSpace
-	}
-	line := s.calls.intend(r.Cookie, db, key, r.RSN)
+	st, line := s.calls.find(r.Cookie), s.calls.intend(r.Cookie, db, key, r.RSN)
 	if line < 0 {
 		return protocol.NoSpace
 	}
-	got := result(s.d.Publish(db, key, &h, arriving))
+	got := result(s.d.PublishFor(db, key, &h, st.client.slot, st.client.generation))
 	s.calls.did(r.Cookie, line, got == protocol.Locked)
 	return got
 }

@@ -339,11 +339,12 @@ func (k *checker) record(db *DB, n uint64, w *shm.Word64, e uint64, keys map[str
 	}
 }
 
-// hasCell reports whether a slot has a lock cell for the entry at off.
+// hasCell reports whether a slot has a lock cell for the entry at off, also one that a
+// repair has marked.
 func hasCell(s *Store, slot uint32, off shm.Offset) bool {
 	b := shm.At[body](s.r, s.seg.SlotBody(slot))
 	for i := range b.cells {
-		if b.cells[i].Load() == off {
+		if b.cells[i].Load()&^cellGoing == off {
 			return true
 		}
 	}

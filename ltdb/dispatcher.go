@@ -514,49 +514,106 @@ func (d *Dispatcher) Unlock(id uint32, key []byte) {
 	}
 }
 
-// UnlockTo leaves the lock to the client in a slot. It returns false, and has
-// unlocked the record, if the client has no cell for it: it has died, or has
-// never announced it (Handle.Announce).
+// UnlockTo leaves the lock to a client: the tenant of that generation of a slot. It
+// returns false, and has unlocked the record, if that client has no cell for it: it
+// has died or left, or has never announced it (Handle.Announce).
 //
 // Preconditions: the dispatcher holds it.
-func (d *Dispatcher) UnlockTo(id uint32, key []byte, slot uint32) bool {
+func (d *Dispatcher) UnlockTo(id uint32, key []byte, slot, generation uint32) bool {
 	var at spot
 	if !d.held(id, key, &at) {
 		return false
 	}
 	s := d.s
-	sl := s.seg.Slot(slot)
-	off := shm.OffsetOf(s.r, at.entry)
-	if sl == nil || slot == DispatcherSlot || s.c.Dead(slot) || !hasCell(s, slot, off) {
+	if !s.announced(slot, generation, shm.OffsetOf(s.r, at.entry)) {
 		d.Unlock(id, key)
 		return false
 	}
-	gen := sl.Generation.Load()
 	for {
 		e := at.entry.Load()
 		if e&ownerMask != s.me {
 			d.fail(errLockLost)
 			return false
 		}
-		if at.entry.CAS(e, e&(identity|bitW)|ownedBy(slot)) {
+		// With D until the second look: by it the lock can be told from any other
+		// that the slot may have had by then.
+		given := e&(identity|bitW) | bitD | ownedBy(slot)
+		if planted("takeany") {
+			given &^= bitD
+		}
+		if at.entry.CAS(e, given) {
 			break
 		}
 	}
-	// If it died meanwhile its repair may have seen the cell while the lock was
-	// ours. Whoever has the slot now can't have taken the record.
-	if sl.Live.Load() != 0 && !s.c.Dead(slot) && sl.Generation.Load() == gen && hasCell(s, slot, off) {
-		return true
+	return d.given(id, key, at.entry, slot, generation)
+}
+
+// announced reports whether the client of that generation of a slot has a cell for
+// the entry at off, which nobody is about to clear after its death. The generation is
+// looked at last: the cell was this client's then, and not its successor's.
+func (s *Store) announced(slot, generation uint32, off shm.Offset) bool {
+	sl := s.seg.Slot(slot)
+	if sl == nil || slot == DispatcherSlot {
+		return false
 	}
+	found := false
+	b := shm.At[body](s.r, s.seg.SlotBody(slot))
+	for i := range b.cells {
+		if b.cells[i].Load() == off {
+			found = true
+			break
+		}
+	}
+	return found && (uint32(sl.Generation.Load()) == generation || planted("anytenant"))
+}
+
+// given is the second look at a client that was left a lock. Who repairs a slot marks
+// the cell before it looks at the entry, so either the cell stands here, and a repair
+// will find the lock, or it does not, and the lock is taken back. It is still the lock
+// that was given as long as D stands: a release would have handed the record over, and a
+// repair takes D off first.
+func (d *Dispatcher) given(id uint32, key []byte, entry *shm.Word64, slot, generation uint32) bool {
+	s := d.s
+	stands := planted("nosecond") || s.announced(slot, generation, shm.OffsetOf(s.r, entry))
 	for {
-		e := at.entry.Load()
-		if e&ownerMask != ownedBy(slot) {
+		e := entry.Load()
+		free := e & identity
+		switch {
+		case entryOwner(e) == DispatcherSlot: // it was handed back
+			d.Unlock(id, key)
 			return false
+		case entryOwner(e) != slot:
+			return false
+		case e&bitD == 0 && !planted("takeany"):
+			// It is repaired at the moment, and may be handed to us.
+			d.watched(d.db(id), key, entry).left = true
+			return stands
+		case stands:
+			free = e &^ bitD
 		}
-		if at.entry.CAS(e, e&identity) {
-			at.entry.Hi().Wake(shm.All)
-			return false
+		if entry.CAS(e, free) {
+			if !stands {
+				entry.Hi().Wake(shm.All)
+			}
+			return stands
 		}
 	}
+}
+
+// Gave says of a record that the dispatcher before this one was about to leave to a
+// client whether it has, and takes the lock back if the client is gone.
+func (d *Dispatcher) Gave(id uint32, key []byte, slot, generation uint32) bool {
+	db := d.db(id)
+	if db == nil {
+		return false
+	}
+	var at spot
+	ok, err := db.find(db.hash(key), key, &at)
+	d.fail(err)
+	if err != nil || !ok || entryOwner(at.e) != slot || slot == DispatcherSlot {
+		return false
+	}
+	return d.given(id, key, at.entry, slot, generation)
 }
 
 // Publish gives a record a new value and keeps the lock: LockTaken. LockHeld:
@@ -569,7 +626,7 @@ func (d *Dispatcher) Publish(id uint32, key []byte, r *Held, arriving bool) Lock
 	if !d.held(id, key, &at) {
 		return LockNoSpace
 	}
-	err := d.replace(id, key, &at, r, arriving, flagOwn|metaFlags(at.meta)&keptFlags, 0)
+	err := d.replace(id, key, &at, r, arriving, flagOwn|metaFlags(at.meta)&(flagAttended|flagDone), 0)
 	switch {
 	case err == nil:
 		return LockTaken
@@ -578,6 +635,39 @@ func (d *Dispatcher) Publish(id uint32, key []byte, r *Held, arriving bool) Lock
 		return LockHeld
 	}
 	return LockNoSpace
+}
+
+// PublishFor is Publish for a client: the tenant of that generation of a slot. In a
+// database of pieces the value may have a piece of it. LockNoSpace if the client's
+// index has gone to the orphans: the piece may have been looked for already, in vain,
+// and would stay for ever.
+//
+// A look before the commit is enough. Who removes the pieces of the dead needs the
+// record's lock to look for each, and it is the dispatcher's from before the look until
+// after the commit: an index that goes to the orphans in between is worked through later.
+func (d *Dispatcher) PublishFor(id uint32, key []byte, r *Held, slot, generation uint32) LockResult {
+	db := d.db(id)
+	if db != nil && db.mode == Pieces && !d.s.indexed(slot, generation) {
+		return LockNoSpace
+	}
+	return d.Publish(id, key, r, false)
+}
+
+// indexed reports whether the client of that generation of a slot has its index: it
+// loses it before its pieces are removed, be it dead or about to leave. The generation
+// is looked at last: the index was this client's then, and not its successor's.
+func (s *Store) indexed(slot, generation uint32) bool {
+	sl := s.seg.Slot(slot)
+	switch {
+	case sl == nil || slot == DispatcherSlot:
+		return false
+	case planted("noindex"):
+		return true
+	case planted("leaving"):
+		g, alive := s.Tenant(slot)
+		return alive && uint32(g) == generation
+	}
+	return shm.At[body](s.r, s.seg.SlotBody(slot)).pieces.Load() != 0 && uint32(sl.Generation.Load()) == generation
 }
 
 // replace publishes a block with the given flags in the place of at's, which
@@ -887,7 +977,7 @@ func (d *Dispatcher) Rung(f func(db uint32, key []byte)) {
 		}
 	}
 	for _, w := range d.told {
-		if w.waits && d.Holder(w.db.id, w.key) != 0 && d.Holder(w.db.id, w.key) != DispatcherSlot && !w.attended && !w.overdue {
+		if w.waits && !w.attended && !w.overdue && d.asked(w) {
 			continue // another record with the same bit
 		}
 		w.waits = false
@@ -902,6 +992,16 @@ func (d *Dispatcher) Rung(f func(db uint32, key []byte)) {
 	for _, w := range d.told {
 		d.drop(w)
 	}
+}
+
+// asked reports whether a client that holds the record will hand it over: D stands. A
+// repair takes D off, and somebody else may have the record by now.
+func (d *Dispatcher) asked(w *watch) bool {
+	var at spot
+	ok, err := w.db.find(w.db.hash(w.key), w.key, &at)
+	d.fail(err)
+	owner := entryOwner(at.e)
+	return ok && owner != 0 && owner != DispatcherSlot && (at.e&bitD != 0 || planted("nottold"))
 }
 
 // Again reports whether Rung has something to tell although nobody rings: the

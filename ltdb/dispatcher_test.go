@@ -318,6 +318,12 @@ func (n *node) fillUp() {
 	}
 }
 
+// generation is that of the node's client.
+func (n *node) generation() uint32 {
+	g, _ := n.s.Tenant(n.s.slot)
+	return uint32(g)
+}
+
 func TestUnlockTo(t *testing.T) {
 	n := newNode(t, KV)
 	id := n.db.ID()
@@ -331,7 +337,7 @@ func TestUnlockTo(t *testing.T) {
 			wantErr(t, "store", n.db.Store(bg, []byte(key), []byte("v")), nil)
 		}
 		n.wantLock("never announced", LockTaken)
-		if n.d.UnlockTo(id, []byte("never announced"), n.s.slot) || n.holder("never announced") != 0 {
+		if n.d.UnlockTo(id, []byte("never announced"), n.s.slot, n.generation()) || n.holder("never announced") != 0 {
 			t.Error("the lock was left to nobody")
 		}
 		ann, err := h.Announce(bg, []byte(key))
@@ -341,7 +347,7 @@ func TestUnlockTo(t *testing.T) {
 		ann, err = h.Announce(bg, []byte(key))
 		wantErr(t, "announce", err, nil)
 		n.wantLock(key, LockTaken)
-		if !n.d.UnlockTo(id, []byte(key), n.s.slot) || n.holder(key) != n.s.slot {
+		if !n.d.UnlockTo(id, []byte(key), n.s.slot, n.generation()) || n.holder(key) != n.s.slot {
 			t.Error("the lock was not left")
 		}
 		r, err := ann.Record()
@@ -350,7 +356,7 @@ func TestUnlockTo(t *testing.T) {
 		ann, err = h.Announce(bg, []byte(key))
 		wantErr(t, "announce", err, nil)
 		n.wantLock(key, LockTaken)
-		n.d.UnlockTo(id, []byte(key), n.s.slot)
+		n.d.UnlockTo(id, []byte(key), n.s.slot, n.generation())
 		wantErr(t, "cancel", ann.Cancel(), nil)
 		if n.holder(key) != 0 {
 			t.Error("cancelled, and still held")

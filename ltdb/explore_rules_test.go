@@ -65,6 +65,12 @@ var ruleCases = []struct {
 	{"opidlate", []string{"no order explains", "two", "twice", "piece"}, oneOf(secondOfTwo(bounds{0, 1}))},
 	{"nostamp", []string{"remove", "no order explains"}, oneOf(staleRemove(bounds{2, 0}))},
 
+	// Dispatcher.
+	{"noindex", []string{"without an owner"}, oneOf(noPieces(appended(bounds{0, 0})))},
+	{"leaving", []string{"without an owner"}, oneOf(noPieces(appended(bounds{1, 0})))},
+	{"nosecond", []string{"everybody waits", "does not know of it"}, oneOf(givenLock(bounds{1, 1}, false))},
+	{"nogoing", []string{"does not know of it"}, oneOf(givenLock(bounds{2, 0}, true))},
+
 	// Repair.
 	{"cellsfirst", []string{"as well", "nowhere", "no order explains"}, oneOf(repairBeside(bounds{1, 1}))},
 	{"journalsfirst", []string{"as well", "nowhere"}, oneOf(kill("store new", 1))},
@@ -289,6 +295,10 @@ var directCases = []struct {
 	{"endtwice", endedTwice},
 	{"noseat", endedTwice},
 	{"nolook", endedTwice},
+	{"anytenant", interruptedGive},
+	{"takeany", interruptedGive},
+	{"withd", interruptedRepair},
+	{"nottold", halfRepaired},
 }
 
 func TestPlantedDirect(t *testing.T) {

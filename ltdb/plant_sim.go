@@ -57,6 +57,12 @@ import "github.com/mainzdb/mainz/shm"
 //	nopass        a freeze does not wait for who is busy
 //	noring        a release that hands a record to the dispatcher does not ring
 //	leftd         a dispatcher that starts leaves the D bits of the one before
+//	noindex       the dispatcher publishes a piece without looking for its client's index
+//	leaving       the dispatcher publishes a piece for whoever still lives
+//	nosecond      the dispatcher leaves a lock to a client without a second look
+//	anytenant     the dispatcher takes a slot's next tenant for the client
+//	takeany       the dispatcher takes a lock back without knowing that it is the one it gave
+//	nottold       the dispatcher waits for D to hand over what has no D any more
 //	attendlate    the dispatcher attends a record without looking whether it has changed
 //	allocator     repair of a class latch leaves a block both on the list and in a magazine
 //	nocur         repair does not make a span that was being taken the one to carve
@@ -66,6 +72,8 @@ import "github.com/mainzdb/mainz/shm"
 //	cellsfirst    repair releases records before it decides journals
 //	putagain      repair lays a block into a magazine twice
 //	nodied        repair does not flag the records that it releases
+//	nogoing       repair does not mark a cell before it looks at the entry
+//	withd         repair flags a record that the dispatcher may take back
 //	wakeall       repair wakes nobody
 //	nonews        repair does not tell those who wait for a change
 //	repairforget  repair clears the cell before it wakes and tells

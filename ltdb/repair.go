@@ -292,30 +292,37 @@ func (p *repairer) put(h *handle, ref uint32) bool {
 	return there || empty != nil
 }
 
+// cellGoing marks a cell whose slot is being repaired. Who leaves a lock to the slot
+// looks at the cell behind that (Dispatcher.given).
+const cellGoing = 1
+
 // cell releases a record lock that the dead client held, and wakes all who
 // wait for the record in any case: it may have died just after it was woken,
 // and then the wake-up was lost with it. given: the lock may have been a
 // caller's. One of a single call guards nothing but the value, and that is whole.
 func (p *repairer) cell(cell *shm.Word64, given bool) {
-	off := cell.Load()
+	off := cell.Load() &^ cellGoing
 	if off == 0 {
 		return
 	}
 	s := p.s
 	if entry := s.entryAt(off); entry != nil {
-		me := ownedBy(p.slot)
+		if !planted("nogoing") {
+			cell.Swap(off | cellGoing) // not a plain store: the look at the entry must not pass it
+		}
 		// What the dispatcher has locked its successor finds.
-		if e := entry.Load(); e&ownerMask == me && p.slot != DispatcherSlot {
+		if held, asked := p.holds(entry); held {
+			e := entry.Load()
 			if b := s.blockAt(entryRef(e), entryClass(e)); b != nil && given && !planted("nodied") {
 				b.meta.Store(b.meta.Load() | flagOwnerDied<<24)
 			}
 			for {
 				e := entry.Load()
-				if e&ownerMask != me {
+				if e&ownerMask != ownedBy(p.slot) {
 					break
 				}
-				if entry.CAS(e, released(e, e&identity)) {
-					if e&bitD != 0 {
+				if entry.CAS(e, released(e|asked, e&identity)) {
+					if (e|asked)&bitD != 0 {
 						s.ring(entry)
 					}
 					break
@@ -337,6 +344,28 @@ func (p *repairer) cell(cell *shm.Word64, given bool) {
 		}
 	}
 	cell.Store(0)
+}
+
+// holds reports whether the dead client has the lock, and takes D off, which it
+// returns: the release hands the record over all the same. While D stands the dispatcher
+// may take the lock back (Dispatcher.given); without, the block is nobody else's until
+// the release. Who repairs after a death in between knows of no D: the dispatcher is
+// rung, and asks again.
+func (p *repairer) holds(entry *shm.Word64) (held bool, asked uint64) {
+	if p.slot == DispatcherSlot {
+		return false, 0
+	}
+	for {
+		e := entry.Load()
+		switch {
+		case e&ownerMask != ownedBy(p.slot):
+			return false, 0
+		case e&bitD == 0 || planted("withd"):
+			return true, 0
+		case entry.CAS(e, e&^bitD):
+			return true, bitD
+		}
+	}
 }
 
 // magazines gives the dead handle's free blocks back to their lists.
