@@ -211,7 +211,10 @@ func echoAndPing(t *testing.T, ns [2]*netns.NS, addrs [2]string, mode, kind stri
 	}
 	var server struct {
 		Kind  string
-		Stats struct{ RxPackets, TxPackets uint64 }
+		Stats struct {
+			RxPackets uint64 `json:"rx_packets"`
+			TxPackets uint64 `json:"tx_packets"`
+		}
 	}
 	if err := json.Unmarshal(echoed.Bytes(), &server); err != nil {
 		t.Fatalf("%v: %s", err, &echoed)
