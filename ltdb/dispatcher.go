@@ -626,7 +626,7 @@ func (d *Dispatcher) Publish(id uint32, key []byte, r *Held, arriving bool) Lock
 	if !d.held(id, key, &at) {
 		return LockNoSpace
 	}
-	err := d.replace(id, key, &at, r, arriving, flagOwn|metaFlags(at.meta)&(flagAttended|flagDone), 0)
+	err := d.replace(id, key, &at, r, arriving, flagOwn|metaFlags(at.meta)&keptFlags, 0)
 	switch {
 	case err == nil:
 		return LockTaken

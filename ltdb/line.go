@@ -345,7 +345,10 @@ func (t *turns) lookAfter() {
 	defer t.mu.Unlock()
 	for _, n := range t.at {
 		if n.still && n.parked && !n.first.claimed {
+			// Up, and not where it could be given the record: only its own look tells
+			// whether anybody has it, or whether a damaged word says so.
 			t.unpark(n)
+			t.rise(n)
 		}
 		n.still = true
 	}

@@ -274,10 +274,12 @@ func TestQueues(t *testing.T) {
 	if p := a.Path(); p.Queues != 2 || len(c.u.sockets) != 2 || len(c.u.mem) != umemBytes(c.u.frame, 2, false) {
 		t.Fatalf("%d sockets, %d bytes of frames: %v", len(c.u.sockets), len(c.u.mem), p)
 	}
-	// The kernel spreads its flows over the queues. From other ports they are strangers.
-	for port := uint16(20_000); c.u.sockets[1].rx.cons == 0; port++ {
+	// The kernel spreads its flows over the queues. From other ports they are strangers. The
+	// two sides' probes are a flow as well, and may come by the second queue.
+	byProbes := c.u.sockets[1].rx.cons
+	for port := uint16(20_000); c.u.sockets[1].rx.cons == byProbes || a.Stats().Drops[transport.DropStranger] == 0; port++ {
 		if port == 20_500 {
-			t.Fatal("500 flows, and none by the second queue")
+			t.Fatalf("500 flows, and none by the second queue is counted as a stranger's: %+v", a.Stats())
 		}
 		err := w.b.Do(func() error {
 			k, err := net.DialUDP("udp", &net.UDPAddr{IP: w.addr(1).Addr().AsSlice(), Port: int(port)}, net.UDPAddrFromAddrPort(w.addr(0)))
@@ -294,9 +296,6 @@ func TestQueues(t *testing.T) {
 		for range 100 {
 			a.Poll(64, func([]byte, transport.PeerID) { t.Error("a stranger's datagram") })
 		}
-	}
-	if a.Stats().Drops[transport.DropStranger] == 0 {
-		t.Error("strangers were not counted")
 	}
 }
 
