@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+
+	"github.com/mainzdb/mainz/internal/testenv"
 )
 
 // A model of the record lock's rule, small enough to be searched in full: processes
@@ -693,7 +695,16 @@ func (m *lockModel) step(s mState, i int) {
 // that starved set it, newcomers left such a word alone until somebody took it, and only
 // who had slept took S off again. The bugs "S without a bound" and "S stays, without a
 // bound" bring its parts back.
+// modelled skips a model in a short run under the race detector: it is one goroutine
+// that goes through hundreds of thousands of states, in minutes there.
+func modelled(t *testing.T) {
+	if testenv.Race {
+		testenv.Need(t, testenv.Long)
+	}
+}
+
 func TestLockModel(t *testing.T) {
+	modelled(t)
 	const d = mDisp
 	for _, c := range []mCase{
 		{name: "two of one, one of another", of: []uint8{0, 0, 1}, rounds: 1, deaths: 1},
@@ -715,6 +726,7 @@ func TestLockModel(t *testing.T) {
 }
 
 func TestLockModelBugs(t *testing.T) {
+	modelled(t)
 	for _, c := range []mCase{
 		{name: "killed: the sleeper it was left to", bug: "S without a bound", of: []uint8{0, 1, 2}, rounds: 1, deaths: 1},
 		{name: "cancelled: the sleeper it was left to", bug: "S without a bound", of: []uint8{0, 1, 2}, cancels: 2, rounds: 1},
