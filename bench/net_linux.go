@@ -23,10 +23,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/mainzdb/mainz/dispatcher/transport"
-	"github.com/mainzdb/mainz/dispatcher/transport/drive"
-	"github.com/mainzdb/mainz/dispatcher/xdp"
+	"github.com/mainzdb/mainz/bench/drive"
 	"github.com/mainzdb/mainz/internal/netns"
+	"github.com/mainzdb/mainz/transport"
+	"github.com/mainzdb/mainz/transport/xdp"
 )
 
 //go:embed netpeer/driver.c

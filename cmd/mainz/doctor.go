@@ -10,7 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/mainzdb/mainz/dispatcher/xdp"
+	"github.com/mainzdb/mainz/transport/xdp"
 )
 
 // doctorCommand says what is wrong with the machine, and what to change.

@@ -9,11 +9,11 @@ import (
 	"github.com/mainzdb/mainz/bench"
 	"github.com/mainzdb/mainz/bench/demo"
 	"github.com/mainzdb/mainz/dispatcher/daemon"
-	"github.com/mainzdb/mainz/dispatcher/xdp"
 	build "github.com/mainzdb/mainz/internal/version"
 	"github.com/mainzdb/mainz/ltdb"
 	"github.com/mainzdb/mainz/protocol"
 	"github.com/mainzdb/mainz/protocol/sim"
+	"github.com/mainzdb/mainz/transport/xdp"
 )
 
 // What commands print with -o json. A type that is missing here is one that nobody

@@ -16,9 +16,9 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/mainzdb/mainz/dispatcher/transport"
-	"github.com/mainzdb/mainz/dispatcher/transport/drive"
-	"github.com/mainzdb/mainz/dispatcher/xdp"
+	"github.com/mainzdb/mainz/bench/drive"
+	"github.com/mainzdb/mainz/transport"
+	"github.com/mainzdb/mainz/transport/xdp"
 )
 
 // netPort is where both ends listen if nothing else is said.

@@ -56,18 +56,17 @@ var rules = map[string]rule{
 	"protocol/link": {ours: []string{"protocol/wire"}, not: impure},
 	"protocol/sim":  {ours: []string{"protocol", "protocol/wire", "protocol/link"}, other: []string{porcu}, not: []string{"net", "unsafe", "syscall"}},
 
-	"dispatcher/transport":               {},
-	"dispatcher/transport/drive":         {ours: []string{"dispatcher/transport"}, other: []string{sys}},
-	"dispatcher/transport/transporttest": {ours: []string{"dispatcher/transport"}},
-	"dispatcher/udp":                     {ours: []string{"dispatcher/transport"}, other: []string{sys}},
-	"dispatcher/xdp":                     {ours: []string{"shm", "dispatcher/transport", "dispatcher/udp"}, other: []string{sys, ebpf, netlink}},
+	"transport":               {},
+	"transport/transporttest": {ours: []string{"transport"}},
+	"transport/udp":           {ours: []string{"transport"}, other: []string{sys}},
+	"transport/xdp":           {ours: []string{"shm", "transport", "transport/udp"}, other: []string{sys, ebpf, netlink}},
 	"dispatcher": {
-		ours:  []string{"shm", "ring", "ltdb", "protocol", "protocol/wire", "protocol/link", "dispatcher/transport", "internal/attach", "internal/call"},
+		ours:  []string{"shm", "ring", "ltdb", "protocol", "protocol/wire", "protocol/link", "transport", "internal/attach", "internal/call"},
 		other: []string{sys},
 	},
 	"dispatcher/daemon": {
 		ours: []string{"shm", "ring", "ltdb", "protocol", "protocol/wire", "protocol/link", "internal/attach", "internal/version",
-			"dispatcher", "dispatcher/transport", "dispatcher/udp", "dispatcher/xdp"},
+			"dispatcher", "transport", "transport/udp", "transport/xdp"},
 		other: []string{sys, toml, metrics},
 	},
 
@@ -78,6 +77,7 @@ var rules = map[string]rule{
 
 	"bench":               {ours: []string{"*"}, other: []string{sys, term}},
 	"bench/*":             {ours: []string{"*"}, other: []string{sys, term, mmap}},
+	"bench/drive":         {ours: []string{"transport"}, other: []string{sys}},
 	"bench/trace":         {}, // a format of its own, which knows nothing of stores
 	"bench/trace/capture": {ours: []string{"bench/trace"}},
 	"cmd/mainz":           {ours: []string{"*"}, other: []string{cobra, sys, term}},
@@ -241,7 +241,7 @@ func TestRulesSeeViolations(t *testing.T) {
 		{"bench/demo", module + "/ltdb", true},
 		{"bench/demo", module + "/bench/trace", true},
 		{"cmd/mainz", module + "/bench/demo", true},
-		{"dispatcher", module + "/dispatcher/udp", false},
+		{"dispatcher", module + "/transport/udp", false},
 	} {
 		r, ok := lookup(rules, c.pkg)
 		if !ok {
@@ -335,8 +335,8 @@ func sharp(pkg, file, imp string) string {
 	switch {
 	case imp == "C":
 		return "cgo is not for us: peers run as child processes"
-	case imp == "unsafe" && pkg != "shm" && pkg != "dispatcher/xdp" && pkg != "internal/explore" && !strings.HasPrefix(file, "layout") && !strings.Contains(file, "_unsafe") && !test:
-		return "only shm, dispatcher/xdp, layout files, and the explorer that stands in for memory may"
+	case imp == "unsafe" && pkg != "shm" && pkg != "transport/xdp" && pkg != "internal/explore" && !strings.HasPrefix(file, "layout") && !strings.Contains(file, "_unsafe") && !test:
+		return "only shm, transport/xdp, layout files, and the explorer that stands in for memory may"
 	case imp == mmap && pkg != "shm" && !strings.HasPrefix(pkg, "bench/") && !test:
 		return "only shm maps memory, and what measures it"
 	}

@@ -12,8 +12,8 @@ import (
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
-	"github.com/mainzdb/mainz/dispatcher/transport"
-	"github.com/mainzdb/mainz/dispatcher/udp"
+	"github.com/mainzdb/mainz/transport"
+	"github.com/mainzdb/mainz/transport/udp"
 )
 
 const (

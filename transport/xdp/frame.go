@@ -5,7 +5,7 @@ import (
 	"math/bits"
 	"net/netip"
 
-	"github.com/mainzdb/mainz/dispatcher/transport"
+	"github.com/mainzdb/mainz/transport"
 )
 
 const (

@@ -15,10 +15,10 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/mainzdb/mainz/dispatcher/transport"
-	"github.com/mainzdb/mainz/dispatcher/transport/transporttest"
 	"github.com/mainzdb/mainz/internal/netns"
 	"github.com/mainzdb/mainz/internal/testenv"
+	"github.com/mainzdb/mainz/transport"
+	"github.com/mainzdb/mainz/transport/transporttest"
 )
 
 // wire is two namespaces with a veth pair between them.

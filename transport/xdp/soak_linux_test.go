@@ -15,9 +15,9 @@ import (
 
 	"github.com/vishvananda/netlink"
 
-	"github.com/mainzdb/mainz/dispatcher/transport"
-	"github.com/mainzdb/mainz/dispatcher/transport/transporttest"
 	"github.com/mainzdb/mainz/internal/testenv"
+	"github.com/mainzdb/mainz/transport"
+	"github.com/mainzdb/mainz/transport/transporttest"
 )
 
 // residentKiB is how much memory this process has, without garbage.

@@ -4,8 +4,8 @@ import (
 	"net/netip"
 	"testing"
 
-	"github.com/mainzdb/mainz/dispatcher/transport"
-	"github.com/mainzdb/mainz/dispatcher/transport/transporttest"
+	"github.com/mainzdb/mainz/transport"
+	"github.com/mainzdb/mainz/transport/transporttest"
 )
 
 func TestMemory(t *testing.T) {

@@ -6,7 +6,7 @@ import (
 	"runtime"
 	"time"
 
-	"github.com/mainzdb/mainz/dispatcher/transport"
+	"github.com/mainzdb/mainz/transport"
 )
 
 // Idle is what a loop does when there is nothing to do.

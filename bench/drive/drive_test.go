@@ -9,8 +9,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/mainzdb/mainz/dispatcher/transport"
-	"github.com/mainzdb/mainz/dispatcher/transport/drive"
+	"github.com/mainzdb/mainz/bench/drive"
+	"github.com/mainzdb/mainz/transport"
 )
 
 var addrs = [2]netip.AddrPort{netip.MustParseAddrPort("10.0.0.1:1"), netip.MustParseAddrPort("10.0.0.2:1")}

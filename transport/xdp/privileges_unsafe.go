@@ -9,7 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/mainzdb/mainz/dispatcher/transport"
+	"github.com/mainzdb/mainz/transport"
 )
 
 // DropPrivileges takes CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF, CAP_PERFMON and

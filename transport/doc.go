@@ -21,7 +21,7 @@
 // One thread, the dispatcher's, which is locked to its goroutine. Nothing here
 // is safe for a second one.
 //
-// Implementations: dispatcher/udp (the kernel's stack), dispatcher/xdp (AF_XDP,
+// Implementations: transport/udp (the kernel's stack), transport/xdp (AF_XDP,
 // with the kernel's stack beside it), and [Memory] for tests. Package
 // transporttest holds what all of them must pass.
 package transport

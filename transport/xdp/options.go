@@ -5,7 +5,7 @@ import (
 	"log/slog"
 	"net/netip"
 
-	"github.com/mainzdb/mainz/dispatcher/transport"
+	"github.com/mainzdb/mainz/transport"
 )
 
 // Mode is which ways may be taken.

@@ -9,7 +9,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/mainzdb/mainz/dispatcher/transport"
+	"github.com/mainzdb/mainz/transport"
 )
 
 // Net opens transports that reach each other.

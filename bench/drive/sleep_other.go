@@ -5,7 +5,7 @@ package drive
 import (
 	"time"
 
-	"github.com/mainzdb/mainz/dispatcher/transport"
+	"github.com/mainzdb/mainz/transport"
 )
 
 func sleep(_ []int, limit time.Duration) { time.Sleep(min(limit, time.Millisecond)) }

@@ -10,7 +10,7 @@ import (
 	"github.com/cilium/ebpf/asm"
 	"golang.org/x/sys/unix"
 
-	"github.com/mainzdb/mainz/dispatcher/transport"
+	"github.com/mainzdb/mainz/transport"
 )
 
 // Counters of the program, by index.

@@ -10,10 +10,10 @@ import (
 
 	"github.com/vishvananda/netlink"
 
-	"github.com/mainzdb/mainz/dispatcher/transport"
-	"github.com/mainzdb/mainz/dispatcher/transport/transporttest"
 	"github.com/mainzdb/mainz/internal/netns"
 	"github.com/mainzdb/mainz/internal/testenv"
+	"github.com/mainzdb/mainz/transport"
+	"github.com/mainzdb/mainz/transport/transporttest"
 )
 
 // TestPathMTU: a router between the nodes has a smaller MTU on its other side.

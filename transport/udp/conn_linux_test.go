@@ -7,9 +7,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/mainzdb/mainz/dispatcher/transport"
-	"github.com/mainzdb/mainz/dispatcher/transport/transporttest"
-	"github.com/mainzdb/mainz/dispatcher/udp"
+	"github.com/mainzdb/mainz/transport"
+	"github.com/mainzdb/mainz/transport/transporttest"
+	"github.com/mainzdb/mainz/transport/udp"
 )
 
 // loopback is a net on the loopback interface, on ports that were free.

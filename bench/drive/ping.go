@@ -8,7 +8,7 @@ import (
 	"math/bits"
 	"time"
 
-	"github.com/mainzdb/mainz/dispatcher/transport"
+	"github.com/mainzdb/mainz/transport"
 )
 
 // PingOptions are a load.

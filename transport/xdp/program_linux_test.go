@@ -8,8 +8,8 @@ import (
 
 	"github.com/cilium/ebpf"
 
-	"github.com/mainzdb/mainz/dispatcher/transport"
 	"github.com/mainzdb/mainz/internal/testenv"
+	"github.com/mainzdb/mainz/transport"
 )
 
 // wireFrame is a frame as our own sender makes it.

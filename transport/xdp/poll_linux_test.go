@@ -10,9 +10,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/mainzdb/mainz/dispatcher/transport"
-	"github.com/mainzdb/mainz/dispatcher/udp"
 	"github.com/mainzdb/mainz/internal/testenv"
+	"github.com/mainzdb/mainz/transport"
+	"github.com/mainzdb/mainz/transport/udp"
 )
 
 // fakeQueues is a Conn whose rings no kernel has. The test is the driver: so it can
