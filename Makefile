@@ -51,7 +51,7 @@ test-root: ## the tests again as root, where a skip is a failure
 	@[ "$$(id -u)" = 0 ] || { echo "run it as root: sudo make test-root"; exit 1; }
 	@pool=/proc/sys/vm/nr_hugepages; had=$$(cat $$pool); \
 	if [ "$$had" -lt 8 ]; then trap "echo $$had >$$pool" EXIT; echo 8 >$$pool; fi; \
-	$(GO) run ./internal/gotest -skips /dev/null -- -count=1 ./shm ./ltdb ./bench/demo ./dispatcher/... ./transport/... ./internal/attach ./cmd/mainz
+	$(GO) run ./internal/gotest -skips /dev/null -- -count=1 ./shm ./ltdb ./bench/demo ./dispatcher/... ./daemon ./transport/... ./internal/attach ./cmd/mainz
 
 .PHONY: torture
 torture: ## kill processes 10,000 times at random moments (KILLS=n)

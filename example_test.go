@@ -11,7 +11,7 @@ import (
 	"time"
 
 	"github.com/mainzdb/mainz"
-	"github.com/mainzdb/mainz/dispatcher/daemon"
+	"github.com/mainzdb/mainz/daemon"
 )
 
 // exampleNode starts a node, as mainzd does, and attaches to it. A program would

@@ -19,7 +19,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/mainzdb/mainz/dispatcher/daemon"
+	"github.com/mainzdb/mainz/daemon"
 	"github.com/mainzdb/mainz/internal/testenv"
 	"github.com/mainzdb/mainz/ltdb"
 )

@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"github.com/mainzdb/mainz"
-	"github.com/mainzdb/mainz/dispatcher/daemon"
+	"github.com/mainzdb/mainz/daemon"
 )
 
 // Node is a node inside of a test.

@@ -13,7 +13,7 @@ import (
 	"time"
 
 	"github.com/mainzdb/mainz"
-	"github.com/mainzdb/mainz/dispatcher/daemon"
+	"github.com/mainzdb/mainz/daemon"
 	"github.com/mainzdb/mainz/internal/testenv"
 	"github.com/mainzdb/mainz/ltdb"
 )

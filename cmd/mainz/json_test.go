@@ -8,7 +8,7 @@ import (
 
 	"github.com/mainzdb/mainz/bench"
 	"github.com/mainzdb/mainz/bench/demo"
-	"github.com/mainzdb/mainz/dispatcher/daemon"
+	"github.com/mainzdb/mainz/daemon"
 	build "github.com/mainzdb/mainz/internal/version"
 	"github.com/mainzdb/mainz/ltdb"
 	"github.com/mainzdb/mainz/protocol"

@@ -14,8 +14,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/mainzdb/mainz"
+	"github.com/mainzdb/mainz/daemon"
 	"github.com/mainzdb/mainz/dispatcher"
-	"github.com/mainzdb/mainz/dispatcher/daemon"
 	"github.com/mainzdb/mainz/internal/attach"
 	"github.com/mainzdb/mainz/internal/call"
 	"github.com/mainzdb/mainz/ltdb"

@@ -1,6 +1,6 @@
 package main
 
-import "github.com/mainzdb/mainz/dispatcher/daemon"
+import "github.com/mainzdb/mainz/daemon"
 
 // version is set by the Makefile; go install sets that of the module instead.
 var version string

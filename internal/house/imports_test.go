@@ -64,7 +64,7 @@ var rules = map[string]rule{
 		ours:  []string{"shm", "ring", "ltdb", "protocol", "protocol/wire", "protocol/link", "transport", "internal/attach", "internal/call"},
 		other: []string{sys},
 	},
-	"dispatcher/daemon": {
+	"daemon": {
 		ours: []string{"shm", "ring", "ltdb", "protocol", "protocol/wire", "protocol/link", "internal/attach", "internal/version",
 			"dispatcher", "transport", "transport/udp", "transport/xdp"},
 		other: []string{sys, toml, metrics},
@@ -73,7 +73,7 @@ var rules = map[string]rule{
 	"":                {ours: []string{"shm", "ring", "ltdb", "protocol/wire", "internal/attach", "internal/call"}, not: []string{"net"}},
 	"internal/attach": {other: []string{sys}, not: []string{"net"}},
 	"internal/call":   {ours: []string{"shm", "ring", "protocol/wire"}, not: []string{"net"}},
-	"mainztest":       {ours: []string{"", "dispatcher/daemon"}},
+	"mainztest":       {ours: []string{"", "daemon"}},
 
 	"bench":               {ours: []string{"*"}, other: []string{sys, term}},
 	"bench/*":             {ours: []string{"*"}, other: []string{sys, term, mmap}},
@@ -81,7 +81,7 @@ var rules = map[string]rule{
 	"bench/trace":         {}, // a format of its own, which knows nothing of stores
 	"bench/trace/capture": {ours: []string{"bench/trace"}},
 	"cmd/mainz":           {ours: []string{"*"}, other: []string{cobra, sys, term}},
-	"cmd/mainzd":          {ours: []string{"dispatcher/daemon"}},
+	"cmd/mainzd":          {ours: []string{"daemon"}},
 
 	"internal/testenv": {ours: []string{"shm", "ltdb"}, other: []string{sys}},
 	"internal/explore": {ours: []string{"shm", "ltdb"}},
@@ -96,17 +96,17 @@ var rules = map[string]rule{
 // itself may as well. Packages that are not named here may be imported by whom
 // rules allow it.
 var importers = map[string][]string{
-	"dispatcher/daemon": {"cmd/mainz", "cmd/mainzd", "mainztest"},
-	"mainztest":         {},
-	"bench":             {"cmd/mainz", "bench/*"},
-	"bench/*":           {"cmd/mainz", "bench", "bench/*"},
-	"bench/trace":       {"cmd/mainz", "bench", "bench/*", "bench/trace/capture"},
-	"cmd/mainz":         {},
-	"cmd/mainzd":        {},
-	"internal/gotest":   {},
-	"internal/house":    {},
-	"internal/explore":  {"internal/*"}, // and tests, which are not held to this
-	"internal/testenv":  {"internal/*"},
+	"daemon":           {"cmd/mainz", "cmd/mainzd", "mainztest"},
+	"mainztest":        {},
+	"bench":            {"cmd/mainz", "bench/*"},
+	"bench/*":          {"cmd/mainz", "bench", "bench/*"},
+	"bench/trace":      {"cmd/mainz", "bench", "bench/*", "bench/trace/capture"},
+	"cmd/mainz":        {},
+	"cmd/mainzd":       {},
+	"internal/gotest":  {},
+	"internal/house":   {},
+	"internal/explore": {"internal/*"}, // and tests, which are not held to this
+	"internal/testenv": {"internal/*"},
 }
 
 // What a process that uses the store links besides the standard library.
@@ -259,7 +259,7 @@ func TestRulesSeeViolations(t *testing.T) {
 		{"cmd/mainz", "bench", true},
 		{"ltdb", "bench", false},
 		{"ltdb", "internal/testenv", false},
-		{"bench", "dispatcher/daemon", false},
+		{"bench", "daemon", false},
 		{"dispatcher", "ltdb", true},
 	} {
 		if got := mayBeImported(c.by, c.imp); got != c.ok {
