@@ -54,6 +54,8 @@ const (
 	plantAnyFile
 	plantForgetMoves
 	plantTimeoutBehind
+	plantColdStartClock
+	plantColdOwnClock
 	plantCount
 )
 
@@ -109,7 +111,9 @@ var Plants = [plantCount]Plant{
 	plantForgetMoves:       {"forget-moves", "a traverse is told of the records that move meanwhile"},
 	plantTimeoutBehind:     {"timeout-behind", "a request that waits for a record to come is not given up"},
 	plantAbandonFirst:      {"abandon-first", "an abandoned operation is looked for in the done list before it is dropped"},
-	plantColdCounter:       {"cold-counter", "a cold start takes its ballot from the wall clock"},
+	plantColdCounter:       {"cold-counter", "a cold start takes its ballot from the clock"},
+	plantColdStartClock:    {"cold-start-clock", "each cold start draws its ballot from the clock as it is then"},
+	plantColdOwnClock:      {"cold-own-clock", "a cold start's ballot is above the clocks of all who promise"},
 	plantColdNoLock:        {"cold-no-lock", "a cold start takes the arbiter's lock, and stores its epoch"},
 	plantOldLook:           {"old-look", "what a request does is decided from the record as it is under its lock"},
 	plantLeaderFile:        {"leader-file", "a leader goes by the old nodes files of its promisers as well as by its own"},

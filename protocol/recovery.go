@@ -37,6 +37,7 @@ type promise struct {
 	life    uint64
 	inc     uint64
 	highVNN VNN
+	clock   uint64 // its wall clock, milliseconds, when the promise came
 	heard   wire.Set
 	inUse   bool
 	old     wire.Set // as in nodesFile
@@ -337,7 +338,7 @@ func (n *Node) startLeading() {
 		c = n.s.Taken.Counter() + 1
 	}
 	if (n.s.Memory == wire.MemoryFresh || n.lead.cold) && n.plant != plantColdCounter {
-		c = max(c, uint64(n.cfg.WallMS+int64((n.now-n.cfg.Start)/ms)))
+		c = max(c, n.coldCounter())
 	}
 	cold := n.lead.cold
 	n.lead = leading{ballot: wire.Ballot(c, n.cfg.Self), began: n.now, cold: cold}
@@ -348,6 +349,42 @@ func (n *Node) startLeading() {
 	}
 	n.ask()
 	n.prepared(n.cfg.Self, n.lead.ballot)
+}
+
+// coldAhead is how far a cold start's ballot is ahead of the clocks, so that the
+// clocks that go on meanwhile do not ask for another.
+const coldAhead = 1000
+
+// wall is this node's clock now. It goes on from the reading at the node's start, so
+// that whoever sets the clock back meanwhile sets no ballot back.
+func (n *Node) wall() uint64 { return uint64(max(0, n.cfg.WallMS+int64((n.now-n.cfg.Start)/ms))) }
+
+// coldCounter is the least counter of a cold start that begins now. Who takes part has
+// forgotten the epochs that were, so the ballot is above all of them by the clock: an
+// epoch takes longer than a millisecond. By the clocks of all promisers, as another of
+// them may have led the last one.
+func (n *Node) coldCounter() uint64 {
+	c := n.wall()
+	for i := range n.lead.prom {
+		if p := &n.lead.prom[i]; p.have && n.plant != plantColdOwnClock {
+			c = max(c, p.clock+uint64((n.now-p.at)/ms))
+		}
+	}
+	return c + coldAhead
+}
+
+// coldBallot tells whether the ballot may be a cold start's: it is above all clocks.
+func (n *Node) coldBallot() bool {
+	if n.plant == plantColdStartClock {
+		return n.lead.ballot.Counter() >= uint64(n.cfg.WallMS)
+	}
+	c := n.lead.ballot.Counter()
+	ok := c >= n.wall()
+	for i := range n.lead.prom {
+		p := &n.lead.prom[i]
+		ok = ok && (!p.have || c >= p.clock || n.plant == plantColdOwnClock)
+	}
+	return ok
 }
 
 func (n *Node) ask() {
@@ -391,7 +428,7 @@ func (n *Node) promised(from PNN, m *Message) {
 		return
 	}
 	p := &l.prom[from]
-	*p = promise{have: true, at: n.now, taken: m.Epoch, memory: m.Memory, life: m.Life, inc: m.Inc, highVNN: m.VNN, heard: m.Heard, inUse: m.Open, old: m.Old}
+	*p = promise{have: true, at: n.now, taken: m.Epoch, memory: m.Memory, life: m.Life, inc: m.Inc, highVNN: m.VNN, clock: m.Clock, heard: m.Heard, inUse: m.Open, old: m.Old}
 	for rest := m.Members; len(rest) > 0; {
 		var e wire.Member
 		e, rest, _ = wire.NextMember(rest)
@@ -424,7 +461,7 @@ func (n *Node) decide() {
 	if n.heard()&^all != 0 && n.now-l.began < n.cfg.Gather {
 		return
 	}
-	if !normal && cold && (l.ballot.Counter() < uint64(n.cfg.WallMS) || l.ballot <= n.arb.found) && n.plant != plantColdCounter {
+	if !normal && cold && (!n.coldBallot() || l.ballot <= n.arb.found) && n.plant != plantColdCounter {
 		l.cold = true
 		n.startLeading()
 		return
@@ -754,7 +791,7 @@ func (n *Node) sendPromise() {
 		memory = wire.MemoryLeft
 	}
 	m := Message{Op: wire.Promise, Promise: n.s.Promised, Epoch: n.s.Taken, Members: members, Memory: memory, Life: n.s.Life, VNN: n.s.HighVNN,
-		Heard: n.rv.heardSent, Since: since, Nodes: n.s.file.version, Inc: n.cfg.Incarnation, Open: n.s.file.inUse, Old: n.s.file.old}
+		Heard: n.rv.heardSent, Since: since, Nodes: n.s.file.version, Inc: n.cfg.Incarnation, Open: n.s.file.inUse, Old: n.s.file.old, Clock: n.wall()}
 	if n.rv.leader == n.cfg.Self {
 		n.promised(n.cfg.Self, &m)
 	} else {

@@ -33,6 +33,15 @@ type Stable struct {
 // NewStable is a node's first memory: nothing.
 func NewStable() *Stable { return &Stable{} }
 
+// Wiped is what a node has of s that has lost its memory and kept its promise file:
+// what it promised and took, and the nodes file. Nothing, if it never promised.
+func (s *Stable) Wiped() *Stable {
+	if s.Promised == 0 {
+		return NewStable()
+	}
+	return &Stable{Memory: wire.MemoryWiped, Promised: s.Promised, Taken: s.Taken, Opened: s.Opened, Map: s.Map, HighVNN: s.HighVNN, file: s.file}
+}
+
 // OPIDs is the counter of the OPID drawn last.
 func (s *Stable) OPIDs() uint64 { return s.opCount }
 

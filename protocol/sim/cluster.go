@@ -60,11 +60,12 @@ type Mix struct {
 	Drain   float64 `json:"drain"`     // nodes that leave on purpose
 	File    float64 `json:"file"`      // changes of the nodes file
 	Arbiter bool    `json:"arbiter"`   // half of the nodes go on with its lock
+	Promise bool    `json:"promise"`   // each node has a promise file, and a clock that is set anew at each start
 }
 
 func (m Mix) String() string {
-	return fmt.Sprintf("nodes %d clients %d ms %d loss %.2f repeat %.2f delay %dus tail %dus drift %.3f crash %.1f warm %.1f pause %.1f cut %.1f oneway %.1f kill %.1f full %.1f stall %.2f policy %s keys %d cap %d open %v drain %.1f file %.1f arbiter %v",
-		m.Nodes, m.Clients, m.Millis, m.Loss, m.Repeat, m.Delay/us, m.Tail/us, m.Drift, m.Crash, m.Warm, m.Pause, m.Cut, m.OneWay, m.Kill, m.Full, m.Stall, m.Policy, m.Keys, m.Cap, m.Open, m.Drain, m.File, m.Arbiter)
+	return fmt.Sprintf("nodes %d clients %d ms %d loss %.2f repeat %.2f delay %dus tail %dus drift %.3f crash %.1f warm %.1f pause %.1f cut %.1f oneway %.1f kill %.1f full %.1f stall %.2f policy %s keys %d cap %d open %v drain %.1f file %.1f arbiter %v promise %v",
+		m.Nodes, m.Clients, m.Millis, m.Loss, m.Repeat, m.Delay/us, m.Tail/us, m.Drift, m.Crash, m.Warm, m.Pause, m.Cut, m.OneWay, m.Kill, m.Full, m.Stall, m.Policy, m.Keys, m.Cap, m.Open, m.Drain, m.File, m.Arbiter, m.Promise)
 }
 
 // Cluster is one run.
@@ -129,6 +130,7 @@ type host struct {
 	file    uint32
 	drains  bool
 	noLock  instant // until then the arbiter is out of reach
+	wall    instant // by which its wall clock is ahead
 }
 
 // clock is the host's own reading of real time t.
@@ -177,11 +179,14 @@ func (h *host) boot() {
 		r.waits = false
 	}
 	h.eff = protocol.Effects{}
+	if h.c.mix.Promise && !h.c.fixed {
+		h.wall = h.c.between(-3600*sec, 3600*sec)
+	}
 	plant := h.c.opt.Plant
 	if !isCorePlant(plant) {
 		plant = ""
 	}
-	h.node = protocol.New(h.now(), protocol.Config{Self: h.pnn, Nodes: len(h.c.hosts), Incarnation: h.inc, Seed: h.c.rng.Uint64(), WallMS: int64(1_700_000_000_000 + h.c.now/ms), Start: h.now(),
+	h.node = protocol.New(h.now(), protocol.Config{Self: h.pnn, Nodes: len(h.c.hosts), Incarnation: h.inc, Seed: h.c.rng.Uint64(), WallMS: int64(1_699_999_999_000 + (h.c.now+h.wall)/ms), Start: h.now(),
 		Hash: hashKey, Mode: h.c.mode(), NodesFile: h.file, Unused: h.c.files[h.file], Arbiter: h.c.mix.Arbiter, RoomShare: h.c.mix.share(), Conditions: h.c.conf, Policy: policyByName(h.c.mix.Policy), Plant: plant, MaxPending: 4096, MaxParked: 4096,
 		Fault: func(what string) { h.c.check.fail("fault", "node %d: %s", h.pnn, what) }}, h.stable, hostStore{h})
 	h.tickAt, h.drains = 0, false
@@ -489,6 +494,10 @@ func (h *host) crash(cold bool) {
 		h.seg.word++
 		h.c.check.lifeEnds(h)
 		h.seg = newSegment(h, 0)
+		if h.c.mix.Promise {
+			h.stable = h.stable.Wiped()
+			return
+		}
 		h.stable = protocol.NewStable()
 		h.file = uint32(len(h.c.files) - 1)
 	}

@@ -48,6 +48,8 @@ var told = map[string]string{
 	"waiter-moves":       "waiters_stay",
 	"alive-by-pnn":       "piece_of_dead",
 	"cold-counter":       "cold_start",
+	"cold-start-clock":   "epochs_grow",
+	"cold-own-clock":     "epochs_clocks",
 	"keep-provisional":   "resupply_twice",
 	"carry-all":          "no_room_through",
 }

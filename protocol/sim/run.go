@@ -80,6 +80,7 @@ func draw(o Options, rng *rand.Rand) Mix {
 	m.Open = rng.IntN(2) == 0
 	m.Drain, m.File = pick(0.25, 2), pick(0.15, 2)
 	m.Arbiter = m.Nodes%2 == 0 && rng.IntN(3) > 0
+	m.Promise = rng.IntN(3) == 0
 	return m
 }
 

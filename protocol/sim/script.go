@@ -15,9 +15,9 @@ import (
 // its transcript: each command behind "> ", then every message and change of
 // state until the next. At the end everything is healed and checked like a seed.
 //
-//	cluster 3 always [open] [arbiter] [cap=90] [drift=3]
+//	cluster 3 always [open] [arbiter] [promise] [cap=90] [drift=3]
 //	                          nodes and policy; databases are opened; half of the nodes and a
-//	                          lock go on; bytes of a store; per cent by which the first node's
+//	                          lock go on; who crashes cold keeps a promise file; bytes of a store; per cent by which the first node's
 //	                          clock is fast and the last one's slow. Runs until all are open
 //	key a lmaster=1 [pieces]  a key that node 1 is the LMASTER of
 //	do 2 store a hello        a client of node 2, through the dispatcher, until it is answered
@@ -38,6 +38,7 @@ import (
 //	cut 0>1 | cut 0,1|2       one way; or between two sides
 //	heal                      all links
 //	cold N | warm N           node N crashes, its memory with it or not
+//	clock N -60000ms          the wall clock that node N finds at its next start is that far off
 //	boot N | pause N | resume N | kill N.M
 //	when OP cold|warm N       node N crashes as the next datagram with this message goes out
 //	count [N]                 DATA messages since the last count; N: so many it must be
@@ -141,6 +142,9 @@ func (s *scenario) command(f []string) error {
 			return fmt.Errorf("node %d is up", h.pnn)
 		}
 		h.boot()
+	case "clock":
+		h.wall, err = duration(f[2])
+		return err
 	case "pause":
 		h.pause(3600 * sec)
 	case "resume":
@@ -205,6 +209,8 @@ func (s *scenario) cluster(f []string) error {
 			c.mix.Open = true
 		case o == "arbiter":
 			c.mix.Arbiter = true
+		case o == "promise":
+			c.mix.Promise = true
 		default:
 			c.opt.Plant = o
 		}

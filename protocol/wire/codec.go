@@ -101,6 +101,8 @@ func appendField(b []byte, f field, m *Message) []byte {
 		return le.AppendUint64(b, m.Inc)
 	case fOld:
 		return le.AppendUint64(b, uint64(m.Old))
+	case fClock:
+		return le.AppendUint64(b, m.Clock)
 	case fClaims, fVerdicts, fPieces, fBatch:
 		return appendLimited(b, m.Rows, MaxData)
 	case fWhy:
@@ -338,6 +340,9 @@ func (d *decoder) field(f field, m *Message) {
 		m.Inc = d.u64()
 	case fOld:
 		m.Old = Set(d.u64())
+	case fClock:
+		m.Clock = d.u64()
+		d.must(m.Clock < 1<<47) // it may become a ballot's counter
 	case fClaims, fVerdicts, fPieces, fBatch:
 		m.Rows = d.bytes(MaxData)
 		d.must(rowsOK(f, m.Rows))

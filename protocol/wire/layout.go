@@ -44,6 +44,7 @@ const (
 	fNodes
 	fInc
 	fOld
+	fClock
 	fClaims
 	fVerdicts
 	fPieces
@@ -62,7 +63,7 @@ var fieldNames = [fieldCount]string{
 	fPiece: "+ piece OPID", fOPID: "+ OPID", fVia: "+ via REQID", fOwnID: "+ own REQID", fRoom: "+ room", fHops: "+ hops",
 	fRSN: "+ RSN", fLAccessor: "+ LACCESSOR", fLACount: "+ LACOUNT", fDones: "+ done list", fTags: "+ piece tags",
 	fT: "T", fEpoch: "epoch", fPromise: "ballot promised", fOpen: "open", fGrant: "grant", fLife: "life", fFloor: "floor", fHeard: "heard", fMembers: "map",
-	fMemory: "memory", fVNN: "highest VNN", fSince: "since", fNodes: "nodes file version", fInc: "incarnation", fOld: "nodes of the last file in use", fClaims: "claims", fVerdicts: "verdicts", fPieces: "pieces", fBatch: "batch",
+	fMemory: "memory", fVNN: "highest VNN", fSince: "since", fNodes: "nodes file version", fInc: "incarnation", fOld: "nodes of the last file in use", fClock: "clock", fClaims: "claims", fVerdicts: "verdicts", fPieces: "pieces", fBatch: "batch",
 	fWhy: "why", fCursor: "cursor", fMode: "mode", fName: "NAMELEN, name", fConds: "conditions",
 }
 
@@ -99,7 +100,7 @@ var layouts = [128][]field{
 	Pong:           {fT, fEpoch, fOpen, fGrant},
 	RecoveryWanted: {fEpoch, fHeard},
 	Prepare:        {fPromise, fEpoch, fNodes},
-	Promise:        {fPromise, fEpoch, fMembers, fMemory, fLife, fVNN, fHeard, fSince, fNodes, fInc, fOpen, fOld},
+	Promise:        {fPromise, fEpoch, fMembers, fMemory, fLife, fVNN, fHeard, fSince, fNodes, fInc, fOpen, fOld, fClock},
 	Nack:           {fEpoch, fPromise, fOpen},
 	NewMap:         {fPromise, fMembers},
 	Claims:         {fClaims},

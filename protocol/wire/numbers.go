@@ -91,7 +91,7 @@ const (
 // Magic and Version open every datagram.
 const (
 	Magic   = 0x7a6d // "mz"
-	Version = 1
+	Version = 2
 )
 
 // Limits of the format.
