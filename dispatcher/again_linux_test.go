@@ -217,8 +217,8 @@ func pretend(ctx context.Context, d *Dispatcher, as *client, locks bool) error {
 			return err
 		}
 		defer f.Close()
-		at := int64(as.slot)<<20 | int64(as.generation)<<32 // shm's place for the slot's lock
-		lk := unix.Flock_t{Type: unix.F_WRLCK, Start: at + 1, Len: int64(m.Stretch)}
+		// Behind the tenant's: shm takes the lock to be longer by 2^31 times the number.
+		lk := unix.Flock_t{Type: unix.F_WRLCK, Start: d.seg.LockPlace(as.slot) + 1<<31, Len: int64(m.Stretch) << 31}
 		if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &lk); err != nil {
 			return err
 		}

@@ -25,6 +25,7 @@ type Client struct {
 	slices  sliceCounters
 
 	generation uint64        // as it has to stand in the slot
+	locked     bool          // it has the slot's lock in the file; the guardian's, once joined
 	strange    uint32        // what the guardian has last seen in the liveness word in its stead
 	nextLost   atomic.Uint32 // the slot that FindLost looks at next
 
@@ -135,17 +136,32 @@ func (c *Client) became(i uint32) error {
 	m.Start.Store(id.start)
 	m.Joined.Store(uint64(time.Now().UnixNano()))
 	gen := m.Generation.Load() + 1
+	for try := 1; !c.seg.InHeap(); try++ {
+		m.Generation.Store(gen)
+		c.seg.addTenant(i)
+		locked, err := c.seg.lockSlot(i, gen)
+		if err != nil {
+			c.seg.dropTenant(i)
+			return err
+		}
+		if c.locked = locked; locked || try == lockTries {
+			break
+		}
+		gen++ // that place is somebody's: of a process that still goes, or of who plays
+	}
 	m.Generation.Store(gen)
 	c.generation = gen
 	var name [nameSize]byte
 	copy(name[:nameSize-1], c.name)
 	c.seg.r.CopyIn(c.seg.slotOffset(i)+slotNameOffset, name[:])
-	if err := c.seg.lockSlot(i, gen); err != nil {
-		return err
-	}
 	m.PID.Store(id.pid)
 	return nil
 }
+
+// lockTries is how many places for the slot's lock a new tenant tries. One that finds
+// none does without, and tries again from time to time: others go by what the slot's
+// words say of it then, as by all else that the kernel knows.
+const lockTries = 8
 
 // inherit repairs the slot that the client has just taken over from a dead one.
 func (c *Client) inherit() error {

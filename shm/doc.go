@@ -73,6 +73,9 @@
 // A process that replaces itself by execve while it is joined counts as dead as
 // soon as the kernel has closed its files. The new program lives, and may join.
 //
+// What the slot's words say of a process can be forged; its lock and its socket can't,
+// and they decide wherever there are any.
+//
 // A process in another PID namespace can't be seen from here. It counts as gone
 // when the kernel has dropped its lock in the segment's file, which is when the
 // last of its threads has ended.
@@ -110,9 +113,10 @@
 //	 560  device, inode, birth, random id  128  name
 //	                                      1024  the layers above
 //
-// Beside its slot a client holds a lock (OFD) on one byte of the segment's
-// file, at (slot | generation << 12) << 20, unless somebody else has taken it. The bytes
-// from 1 on are shared by the users of the upper layers' parts (TryShare, TryAlone).
+// Beside its slot a client holds a lock (OFD) in the segment's file, which begins at
+// slot << 51 | (generation mod 64) << 45, unless somebody else has taken it. How long
+// it is tells for which process it was taken. The bytes from 1 on are shared by the
+// users of the upper layers' parts (TryShare, TryAlone).
 //
 // # A slot's life
 //

@@ -230,10 +230,10 @@ func (c *Client) giveSlot(clean bool) {
 		c.giveHeapSlot(clean)
 		return
 	}
-	gen := c.me.Generation.Load()
+	gen := c.generation // the word of the slot may be forged
 	c.seg.dropTenant(c.slot)
 	c.g.end(clean)
-	_ = c.seg.fileLock(unix.F_UNLCK, slotLock(c.slot, gen), maxStretch)
+	_ = c.seg.fileLock(unix.F_UNLCK, slotLock(c.slot, gen), 1<<lockRoomBits)
 }
 
 // takeFileSlot runs on the guardian's thread. It reports whether the slot was

@@ -86,39 +86,50 @@ func (c *Client) fence(slot uint32, sl *Slot) error {
 	return nil
 }
 
-// ended reports whether the tenant of a slot that is marked dead has ended. Each
-// of these is enough:
+// ended reports whether the tenant of a slot that is marked dead has ended. The
+// kernel's word decides wherever there is one:
 //
-//   - it had not written down who it is: it can't have done anything;
-//   - nobody has the slot's lock: the kernel takes it when the last thread has
+//   - the process that has dialled as the slot's tenant lives, and somebody has a lock
+//     of the slot: no. It has ended: yes;
+//   - nobody has the slot's lock: yes. The kernel takes it when the last thread has
 //     gone, or in an exec;
-//   - the process that its words name has gone, or all its threads are doomed;
-//   - the same holds for the process that has dialled as the slot's tenant.
+//   - the process for which the slot's lock was taken, as its length tells, has gone, or
+//     all its threads are doomed: yes. It lives, or can't be seen from here: no.
 //
-// So a lock that somebody else takes keeps nothing of the dead one, nor do words
-// that somebody else writes, unless he does both.
+// Only where somebody else has that lock, whose length tells nothing, the slot's words
+// decide, which anybody can have written: it had not written down who it is, so that it
+// can't have done anything, or the process that they name has ended.
 func (c *Client) ended(slot uint32, sl *Slot) (bool, error) {
-	gen, pid := sl.Generation.Load(), int(sl.PID.Load())
-	if c.seg.hasTenant(slot, gen) {
+	if c.seg.hasTenant(slot) {
 		return false, nil // it is in this very process
 	}
-	if pid == 0 {
-		return true, nil
-	}
-	held, err := c.seg.slotLockHeld(slot, gen)
-	if err != nil || !held {
-		return err == nil, err
-	}
-	if me := identify(); me.place != 0 && sl.Place.Load() == me.place && fateOf(pid, sl.Start.Load()) == ended {
-		return true, nil
-	}
+	gen := sl.Generation.Load()
 	if c.opts.Peer != nil {
 		if fd, pid, ok := c.opts.Peer(slot, gen); ok {
 			defer unix.Close(fd)
-			return fateOfPeer(fd, pid, 0) == ended, nil
+			if fateOfPeer(fd, pid, 0) == ended {
+				return true, nil
+			}
+			held, err := c.seg.lockHeld(slotLock(slot, 0), slotLocks)
+			return err == nil && !held, err
 		}
 	}
-	return false, nil
+	said, err := c.seg.lockSays(slot, gen)
+	if err != nil {
+		return false, err
+	}
+	if said == saysLives && slot == DispatcherSlot && c.opts.Dispatcher {
+		// Who has the owner lock has the kernel's word that no other dispatcher lives.
+		said = saysNothing
+	}
+	switch said {
+	case saysNobody, saysEnded:
+		return true, nil
+	case saysLives:
+		return false, nil
+	}
+	pid, me := int(sl.PID.Load()), identify()
+	return pid == 0 || me.place != 0 && sl.Place.Load() == me.place && fateOf(pid, sl.Start.Load()) == ended, nil
 }
 
 // Unproven reports whether a slot is marked dead, and nothing says that its tenant's
@@ -139,17 +150,87 @@ func (s *Segment) LockPlace(slot uint32) int64 {
 	return slotLock(slot, s.Slot(slot).Generation.Load())
 }
 
-// Locks in the segment's file, one byte each: the kernel drops them when the
-// last thread of the process has gone. They are only looked at where nothing
-// quicker says that a process is gone.
+// Locks in the segment's file: the kernel drops them when the last thread of the
+// process has gone. Any member can lock what nobody has locked, but nobody can change
+// a lock that somebody else has.
 
-// slotLock is held by the tenant of a slot. Each tenant has another, so that
-// nobody waits for the teardown of its predecessor.
+// slotLock is where the lock of a slot's tenant begins. Each tenant has another
+// place, up to the 64th after it, so that nobody waits for the teardown of its
+// predecessor.
 //
-// It is one byte, and behind it there is room to stretch it: see Stretch. So the
+// How long it is tells for which process it was taken (lockFor), and is the proof when
+// a client dials again (Stretch). There is room for that behind each place: so the
 // kernel never makes one lock of those of two slots either.
 func slotLock(slot uint32, generation uint64) int64 {
-	return int64(slot)<<stretchBits | int64(generation<<(13+stretchBits)>>1) // stays positive
+	return int64(slot)<<(lockRoomBits+lockGenerationBits) | int64(generation%(1<<lockGenerationBits))<<lockRoomBits
+}
+
+// lockWho is how many bytes beyond the first the lock of a process has: its PID, and
+// some bits of the namespaces in which that means it. Never 0, which is the length of
+// a lock that somebody takes who does not know of this.
+func lockWho(pid uint32, place uint64) int64 {
+	return int64(pid)&(1<<lockPIDBits-1) | int64(placeHash(place))<<lockPIDBits
+}
+
+func placeHash(place uint64) uint8 {
+	h := place * 0x9e3779b97f4a7c15 >> 56
+	return uint8(max(h, 1))
+}
+
+// says is what the kernel says by a slot's locks.
+type says int
+
+const (
+	saysNobody  says = iota // has any
+	saysEnded               // that of the tenant was taken for a process that runs no more
+	saysLives               // one was taken for a process that lives, or can't be seen
+	saysNothing             // that of the tenant is somebody's who does not say who he is
+)
+
+// lockSays looks at all locks of a slot: the word of its generation can be forged, and
+// its tenant still has the lock of the right one.
+func (s *Segment) lockSays(slot uint32, generation uint64) (says, error) {
+	const room = 1 << lockRoomBits
+	at, first := slotLock(slot, generation), slotLock(slot, 0)
+	verdict, err := s.lockAt(at)
+	if verdict == saysLives || err != nil {
+		return verdict, err
+	}
+	for _, side := range [2][2]int64{{first, at}, {at + room, first + slotLocks}} {
+		if side[0] == side[1] {
+			continue
+		}
+		if held, err := s.lockHeld(side[0], side[1]-side[0]); err != nil {
+			return 0, err
+		} else if !held {
+			continue
+		}
+		for place := side[0]; place < side[1]; place += room {
+			if said, err := s.lockAt(place); said == saysLives || err != nil {
+				return said, err
+			}
+		}
+	}
+	return verdict, nil
+}
+
+// lockAt is what the lock says that somebody has at a place, if it is as a tenant
+// takes it.
+func (s *Segment) lockAt(at int64) (says, error) {
+	lk, err := s.lockIn(at, 1)
+	who := (lk.Len - 1) & (1<<lockProofBit - 1)
+	pid, hash := int(who&(1<<lockPIDBits-1)), uint8(who>>lockPIDBits)
+	switch me := identify(); {
+	case err != nil:
+		return 0, err
+	case lk.Type == unix.F_UNLCK:
+		return saysNobody, nil
+	case lk.Type != unix.F_WRLCK || lk.Start != at || lk.Len <= 1 || lk.Len > 1<<lockRoomBits || pid == 0 || hash == 0:
+		return saysNothing, nil
+	case me.place != 0 && hash == placeHash(me.place) && fateOf(pid, 0) == ended:
+		return saysEnded, nil
+	}
+	return saysLives, nil
 }
 
 func (s *Segment) fileLock(kind int16, at, length int64) error {
@@ -157,78 +238,55 @@ func (s *Segment) fileLock(kind int16, at, length int64) error {
 	return unix.FcntlFlock(s.file.Fd(), unix.F_OFD_SETLK, &lk)
 }
 
-func (s *Segment) fileLockHeld(at int64) (bool, error) {
-	lk := unix.Flock_t{Type: unix.F_WRLCK, Start: at, Len: 1}
+// lockIn returns a lock that somebody else has in a stretch of the file, of type
+// F_UNLCK if there is none.
+func (s *Segment) lockIn(at, length int64) (unix.Flock_t, error) {
+	lk := unix.Flock_t{Type: unix.F_WRLCK, Start: at, Len: length}
 	if err := unix.FcntlFlock(s.file.Fd(), unix.F_OFD_GETLK, &lk); err != nil {
-		return false, fmt.Errorf("look at lock %d of %s: %w", at, s.dir, err)
+		return lk, fmt.Errorf("look at lock %d of %s: %w", at, s.dir, err)
 	}
-	return lk.Type != unix.F_UNLCK, nil
+	return lk, nil
 }
 
-// lockSlot takes the lock of a slot's new tenant. One that somebody else has is
-// done without: it is only one of the things that tell whether the tenant lives.
-func (s *Segment) lockSlot(slot uint32, generation uint64) error {
-	if s.InHeap() {
-		return nil
-	}
-	s.mu.Lock()
-	if s.tenants == nil {
-		s.tenants = make(map[uint32]uint64)
-	}
-	s.tenants[slot] = generation
-	s.mu.Unlock()
-	switch err := s.fileLock(unix.F_WRLCK, slotLock(slot, generation), 1); err {
-	case nil, unix.EAGAIN, unix.EACCES:
-		return nil
+func (s *Segment) lockHeld(at, length int64) (bool, error) {
+	lk, err := s.lockIn(at, length)
+	return err == nil && lk.Type != unix.F_UNLCK, err
+}
+
+// lockSlot takes the lock of a slot's new tenant, and reports whether it did: somebody
+// else may have it.
+func (s *Segment) lockSlot(slot uint32, generation uint64) (bool, error) {
+	id := identify()
+	switch err := s.fileLock(unix.F_WRLCK, slotLock(slot, generation), 1+lockWho(id.pid, id.place)); err {
+	case nil:
+		return true, nil
+	case unix.EAGAIN, unix.EACCES:
+		return false, nil
 	default:
-		s.dropTenant(slot)
-		return fmt.Errorf("lock slot %d: %w", slot, err)
+		return false, fmt.Errorf("lock slot %d: %w", slot, err)
 	}
 }
 
-// dropTenant ends the tenancy. The slot's lock stays until the slot is free or
-// marked dead.
-func (s *Segment) dropTenant(slot uint32) {
-	s.mu.Lock()
-	delete(s.tenants, slot)
-	s.mu.Unlock()
-}
+// MaxStretch is by how much Stretch can make a lock longer.
+const MaxStretch = 1<<(lockRoomBits-lockProofBit) - 1
 
-// hasTenant reports whether the tenant of a slot is a client of this Segment,
-// whose locks the kernel does not show to it.
-func (s *Segment) hasTenant(slot uint32, generation uint64) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	g, ok := s.tenants[slot]
-	return ok && g == generation
-}
-
-func (s *Segment) slotLockHeld(slot uint32, generation uint64) (bool, error) {
-	return s.fileLockHeld(slotLock(slot, generation))
-}
-
-// maxStretch is the room for the lock of one slot.
-const maxStretch = 1 << stretchBits
-
-// MaxStretch is by how many bytes Stretch can make a lock longer.
-const MaxStretch = maxStretch - 1
-
-// Stretch makes the lock of the client's slot longer by so many bytes, 0 to
-// MaxStretch; 0 is its usual length. Only who has the lock can, and the kernel tells
-// everybody how long it is (Stretched): so the client proves by a number that somebody
-// else chooses that it is the tenant. ErrPermission: somebody else has that place.
+// Stretch makes the lock of the client's slot longer by a number, 0 to MaxStretch; 0 is
+// its usual length. Only who has the lock can, and the kernel tells everybody how long
+// it is (Stretched): so the client proves by a number that somebody else chooses that
+// it is the tenant. ErrPermission: somebody else has that place.
 func (c *Client) Stretch(by uint32) error {
-	at := slotLock(c.slot, c.generation)
+	id := identify()
+	at, usual := slotLock(c.slot, c.generation), 1+lockWho(id.pid, id.place)
 	if c.seg.InHeap() || by > MaxStretch {
 		return ErrNotSupported
 	}
-	if err := c.seg.fileLock(unix.F_UNLCK, at+1, MaxStretch); err != nil {
+	if err := c.seg.fileLock(unix.F_UNLCK, at+usual, 1<<lockRoomBits-usual); err != nil {
 		return fmt.Errorf("shm: shorten the lock of slot %d: %w", c.slot, err)
 	}
 	if by == 0 {
 		return nil
 	}
-	switch err := c.seg.fileLock(unix.F_WRLCK, at, 1+int64(by)); err {
+	switch err := c.seg.fileLock(unix.F_WRLCK, at, usual+int64(by)<<lockProofBit); err {
 	case nil:
 		return nil
 	case unix.EAGAIN, unix.EACCES:
@@ -238,15 +296,14 @@ func (c *Client) Stretch(by uint32) error {
 	}
 }
 
-// Stretched reports whether the lock of a slot's tenant is longer by so many bytes.
+// Stretched reports whether the lock of a slot's tenant is longer by that number.
 func (s *Segment) Stretched(slot uint32, generation uint64, by uint32) bool {
 	if s.InHeap() {
 		return false
 	}
 	at := slotLock(slot, generation)
-	lk := unix.Flock_t{Type: unix.F_WRLCK, Start: at, Len: 1}
-	err := unix.FcntlFlock(s.file.Fd(), unix.F_OFD_GETLK, &lk)
-	return err == nil && lk.Type == unix.F_WRLCK && lk.Start == at && lk.Len == 1+int64(by)
+	lk, err := s.lockIn(at, 1)
+	return err == nil && lk.Type == unix.F_WRLCK && lk.Start == at && (lk.Len-1)>>lockProofBit == int64(by)
 }
 
 // partLock is shared by those who use a part of the segment. No slot's tenant has

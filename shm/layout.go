@@ -24,9 +24,16 @@ const (
 
 	// MaxSlots is the most clients at a time.
 	MaxSlots = 4094
-	// stretchBits is how many bits of a place in the segment's file lie between the
-	// locks of two slots.
-	stretchBits = 20
+	// The place of a slot's lock in the segment's file: the slot's number, some bits of
+	// the generation, and room for the length, which tells whose it is. 12 + 6 + 45
+	// bits are all that a place can have. Of the room 23 bits are the PID (Linux has
+	// 22), 8 are of its namespaces, and 14 are the number by which a client proves
+	// that it has the lock.
+	lockGenerationBits = 6
+	lockRoomBits       = 45
+	lockPIDBits        = 23
+	lockProofBit       = lockPIDBits + 8                          // that number's first
+	slotLocks          = 1 << (lockGenerationBits + lockRoomBits) // the locks of one slot
 	// DispatcherSlot is the slot of the dispatcher. It exists in every segment.
 	DispatcherSlot = 4095
 
@@ -180,7 +187,8 @@ type Slot struct {
 	Place  Word64 // inodes of its PID and time namespaces: where PID and Start mean this process
 	Start  Word64 // its start in clock ticks since boot, against a PID's reuse
 	Joined Word64 // nanoseconds since 1970
-	// Generation counts the clients of this slot. Stored by the client.
+	// Generation tells the clients of this slot apart: each has a higher one. Stored
+	// by the client.
 	Generation Word64
 	_          [24]byte
 
@@ -213,8 +221,8 @@ func joining(claim uint32) bool {
 // layoutHash is FNV-1a over the description of this package's structs and of
 // the upper layer's.
 func layoutHash(upper string) uint64 {
-	own := fmt.Sprintf("shm locks %d header %d gate %d@%d lease %d@%d slot %d+%d areas %d@%d identity@%d live@%d claim@%d pid@%d handles %d; ",
-		stretchBits, unsafe.Sizeof(Header{}), unsafe.Sizeof(GateLine{}), gateOffset, unsafe.Sizeof(LeaseLine{}), leaseOffset,
+	own := fmt.Sprintf("shm locks %d+%d+%d header %d gate %d@%d lease %d@%d slot %d+%d areas %d@%d identity@%d live@%d claim@%d pid@%d handles %d; ",
+		lockGenerationBits, lockRoomBits, lockPIDBits, unsafe.Sizeof(Header{}), unsafe.Sizeof(GateLine{}), gateOffset, unsafe.Sizeof(LeaseLine{}), leaseOffset,
 		SlotHeadSize, SlotSize, maxAreas, unsafe.Offsetof(Header{}.Areas), unsafe.Offsetof(Header{}.Device), unsafe.Offsetof(Slot{}.Live),
 		unsafe.Offsetof(Slot{}.Claim), unsafe.Offsetof(Slot{}.PID), HandlesPerSlot)
 	return fnv(own + upper)

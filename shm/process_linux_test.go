@@ -362,7 +362,7 @@ func TestOtherPIDNamespace(t *testing.T) {
 	if sl.Place.Load() == identify().place || sl.PID.Load() == uint32(h.cmd.Process.Pid) {
 		t.Fatalf("the child's PID is %d in namespace %#x, as here", sl.PID.Load(), sl.Place.Load())
 	}
-	if held, err := s.slotLockHeld(slot, sl.Generation.Load()); !held || err != nil {
+	if held, err := s.lockHeld(slotLock(slot, sl.Generation.Load()), 1); !held || err != nil {
 		t.Errorf("the child's slot lock: held %v, %v", held, err)
 	}
 	// Its guardian alone seems dead: nobody may take over what it still uses.
@@ -415,14 +415,14 @@ func TestJoinLeave(t *testing.T) {
 		if tid := c.me.Live.Load() &^ liveWaiters; tid == uint32(os.Getpid()) {
 			t.Fatal("the guardian is on the main thread")
 		}
-		slot, gen := c.Slot(), c.me.Generation.Load()
-		if held, err := s.slotLockHeld(slot, gen); held || err != nil || !s.hasTenant(slot, gen) {
+		slot := c.Slot()
+		if held, err := s.lockHeld(slotLock(slot, 0), slotLocks); held || err != nil || !s.hasTenant(slot) {
 			t.Fatalf("our own lock is in our way: %v", err)
 		}
 		if err := c.Leave(); err != nil {
 			t.Fatal(err)
 		}
-		if s.hasTenant(slot, gen) {
+		if s.hasTenant(slot) {
 			t.Fatal("a client that has left counts as a tenant")
 		}
 	}

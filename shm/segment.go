@@ -54,7 +54,7 @@ type Segment struct {
 
 	mu      sync.Mutex
 	clients int
-	tenants map[uint32]uint64 // slots of clients of this Segment, and their generations
+	tenants map[uint32]bool // slots of clients of this Segment
 	closed  atomic.Bool
 }
 
@@ -234,4 +234,30 @@ func (s *Segment) leave() error {
 		return nil
 	}
 	return s.unmap()
+}
+
+// addTenant is called before the slot says who its tenant is.
+func (s *Segment) addTenant(slot uint32) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.tenants == nil {
+		s.tenants = make(map[uint32]bool)
+	}
+	s.tenants[slot] = true
+}
+
+// dropTenant ends the tenancy. The slot's lock stays until the slot is free or
+// marked dead.
+func (s *Segment) dropTenant(slot uint32) {
+	s.mu.Lock()
+	delete(s.tenants, slot)
+	s.mu.Unlock()
+}
+
+// hasTenant reports whether the tenant of a slot is a client of this Segment,
+// whose locks the kernel does not show to it.
+func (s *Segment) hasTenant(slot uint32) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.tenants[slot]
 }

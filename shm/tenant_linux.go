@@ -459,6 +459,9 @@ func (c *Client) Evict(slot uint32, generation uint64) (bool, error) {
 // the liveness word.
 func (c *Client) tend(mark uint32) {
 	m := c.me
+	if !c.locked {
+		c.locked, _ = c.seg.lockSlot(c.slot, c.generation)
+	}
 	if v := m.Live.Load(); v != mark {
 		// Seen twice: somebody who has just taken the slot, because it was said to
 		// be free, would have another generation by now.
@@ -500,6 +503,9 @@ func (c *Client) FindLost() {
 	if i == c.slot || live == 0 || live&liveDied != 0 || sl.Claim.Load() != 0 || pid == 0 ||
 		me.place == 0 || sl.Place.Load() != me.place || fateOf(int(pid), sl.Start.Load()) != ended {
 		return
+	}
+	if gone, err := c.ended(i, sl); !gone || err != nil {
+		return // its words may be forged
 	}
 	if sl.Claim.Load() == 0 && sl.PID.Load() == pid && sl.Live.CAS(live, liveWaiters|liveDied) {
 		sl.Live.Wake(All)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"sync"
@@ -288,19 +289,55 @@ func TestForgedDeath(t *testing.T) {
 	h := spawn(t, "hold", dir, nil)
 	var slot uint32
 	h.says("holds", &slot)
-	for _, i := range []uint32{slot, mine.Slot(), apart.Slot()} {
-		sl := s.Slot(i)
-		live := sl.Live.Load()
-		sl.Live.Store(liveWaiters | liveDied)
-		for range 3 {
-			if did, err := c.Recover(i); did || err != nil {
-				t.Fatalf("slot %d, whose tenant lives: recovered %v, %v", i, did, err)
+	gone := exec.Command("true")
+	if err := gone.Run(); err != nil {
+		t.Fatal(err)
+	}
+	// As the words of the slots say, another process was the tenant, which is gone, or
+	// nobody yet, or it was another tenant, or this one before its PID was used again.
+	forged := map[string]func(sl *Slot){
+		"":                   func(*Slot) {},
+		"the PID of a death": func(sl *Slot) { sl.PID.Store(uint32(gone.Process.Pid)) },
+		"no PID":             func(sl *Slot) { sl.PID.Store(0) },
+		"another generation": func(sl *Slot) { sl.Generation.Store(sl.Generation.Load() + 3) },
+		"the one before":     func(sl *Slot) { sl.Generation.Store(sl.Generation.Load() - 1) },
+		"another start":      func(sl *Slot) { sl.Start.Store(sl.Start.Load() - 1) },
+		"all": func(sl *Slot) {
+			sl.PID.Store(uint32(gone.Process.Pid))
+			sl.Generation.Store(sl.Generation.Load() + 64)
+		},
+	}
+	peer := func(uint32, uint64) (int, int, bool) {
+		fd, err := unix.PidfdOpen(h.cmd.Process.Pid, 0)
+		return fd, h.cmd.Process.Pid, err == nil
+	}
+	for how, forge := range forged {
+		for _, i := range []uint32{slot, mine.Slot(), apart.Slot()} {
+			sl := s.Slot(i)
+			live, pid, start, gen := sl.Live.Load(), sl.PID.Load(), sl.Start.Load(), sl.Generation.Load()
+			forge(sl)
+			sl.Live.Store(liveWaiters | liveDied)
+			for range 3 {
+				if did, err := c.Recover(i); did || err != nil {
+					t.Fatalf("slot %d, whose tenant lives, forged %q: recovered %v, %v", i, how, did, err)
+				}
+			}
+			if i == slot { // who has a socket of it needs no more
+				c.opts.Peer = peer
+				if did, err := c.Recover(i); did || err != nil {
+					t.Fatalf("slot %d, whose tenant lives and has dialled, forged %q: recovered %v, %v", i, how, did, err)
+				}
+				c.opts.Peer = nil
+			}
+			sl.PID.Store(pid)
+			sl.Start.Store(start)
+			sl.Generation.Store(gen)
+			if i != slot || how != "" {
+				sl.Live.Store(live)
 			}
 		}
-		if i != slot {
-			sl.Live.Store(live)
-		}
 	}
+	s.Slot(slot).Live.Store(liveWaiters | liveDied)
 	if owner := areaOf(s).latch.Owner(); owner.Slot() != slot {
 		t.Errorf("the latch is slot %d's", owner.Slot())
 	}
@@ -320,6 +357,84 @@ func TestForgedDeath(t *testing.T) {
 	}
 	if err := errors.Join(mine.Leave(), apart.Leave()); err != nil {
 		t.Error(err)
+	}
+}
+
+// A process has died, and its lock stays: somebody has got its open file. The slot is
+// recovered all the same, whatever its words say, as the lock tells for whom it was
+// taken. One that was taken for a process of other namespaces tells nothing of its end.
+func TestLockOfTheDead(t *testing.T) {
+	dir := mapped(t)
+	s := newSegment(t, dir, testConfig(4))
+	c := join(t, s, repairArea)
+	gone := exec.Command("true")
+	if err := gone.Run(); err != nil {
+		t.Fatal(err)
+	}
+	other, err := Attach(context.Background(), dir, testLayout)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	const slot = 3
+	id, sl := identify(), s.Slot(slot)
+	for _, k := range []struct {
+		place uint64
+		want  bool
+	}{{id.place, true}, {id.place + 1, false}} {
+		gen := sl.Generation.Load() + 1
+		if err := other.fileLock(unix.F_WRLCK, slotLock(slot, gen), 1+lockWho(uint32(gone.Process.Pid), k.place)); err != nil {
+			t.Fatal(err)
+		}
+		sl.Generation.Store(gen)
+		sl.PID.Store(id.pid)
+		sl.Place.Store(id.place)
+		sl.Start.Store(id.start)
+		sl.Live.Store(liveWaiters | liveDied)
+		if did, err := c.Recover(slot); did != k.want || err != nil {
+			t.Errorf("namespaces %#x: recovered %v, %v; want %v", k.place, did, err, k.want)
+		}
+	}
+	if err := other.fileLock(unix.F_UNLCK, slotLock(slot, sl.Generation.Load()), 1<<lockRoomBits); err != nil {
+		t.Fatal(err)
+	}
+	if did, err := c.Recover(slot); !did || err != nil {
+		t.Errorf("nobody has the lock: recovered %v, %v", did, err)
+	}
+}
+
+// A member has the place of a slot's next lock. Who joins takes another one, or, as all
+// are taken, none; and gets it when it is free.
+func TestPlaceOfTheLock(t *testing.T) {
+	dir := mapped(t)
+	s := newSegment(t, dir, testConfig(1))
+	other, err := Attach(context.Background(), dir, testLayout)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	for _, length := range []int64{1, slotLocks} {
+		if err := other.fileLock(unix.F_WRLCK, slotLock(1, 1)%slotLocks+slotLock(1, 0), length); err != nil {
+			t.Fatal(err)
+		}
+		c := join(t, s, repairArea)
+		has := func() bool {
+			said, err := other.lockSays(1, c.generation)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return said == saysLives
+		}
+		if got := has(); got != (length == 1) {
+			t.Errorf("%d bytes are taken: the client has the lock: %v", length, got)
+		}
+		if err := other.fileLock(unix.F_UNLCK, slotLock(1, 0), slotLocks); err != nil {
+			t.Fatal(err)
+		}
+		until(t, "the client has the lock", has)
+		if err := c.Leave(); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

@@ -19,7 +19,7 @@
 //
 //	Again: slot, generation                  →
 //	                                         ←   Prove: a random number
-//	stretches its slot's lock by that many bytes
+//	makes its slot's lock longer by that number
 //	Proven                                   →   asks the kernel how long the lock is
 //	                                         ←   Ready
 //	shortens the lock again

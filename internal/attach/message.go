@@ -74,7 +74,7 @@ type Message struct {
 	PNN        uint32      // Welcome
 	Slot       uint32      // Joined, Again
 	Generation uint32      // Joined, Again
-	Stretch    uint32      // Prove: by how many bytes the slot's lock is to be longer
+	Stretch    uint32      // Prove: the number by which the slot's lock is to be longer
 	Code       Code        // Refused
 	Text       string      // Refused: why, and the next step
 	Conditions []Condition // Hello, Welcome
