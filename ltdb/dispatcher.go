@@ -477,7 +477,7 @@ func (d *Dispatcher) Unlock(id uint32, key []byte) {
 	if f := metaFlags(at.meta); f&flagEmpty != 0 && f&(keptFlags|flagAway) == 0 && at.meta&metaWaited == 0 {
 		switch err := a.makeRoom(entryClass(at.e), 1); {
 		case err == nil:
-			d.fail(a.publish(&at, a.cell, 0, true))
+			d.fail(a.publish(&at, a.cell, 0, andUnlock))
 			d.flush(&at)
 			return
 		case errors.Is(err, errLatched):
@@ -704,41 +704,12 @@ func (d *Dispatcher) replace(id uint32, key []byte, at *spot, r *Held, arriving 
 	dr.b.epoch.Store(epoch)
 	dr.b.seq.Store(dr.odd + 1)
 	next := at.e&tagMask | makeID(dr.ref, dr.c)
-	if a.spare {
-		if !a.carryHome(at, func() bool { return swapIdentity(at, next) }) {
-			d.fail(a.lost(a.cell))
-			return errLockLost
-		}
-	} else {
-		a.h.jEntry.Store(shm.OffsetOf(s.r, at.entry))
-		a.h.jOld.Store(entryRef(at.e))
-		if !swapIdentity(at, next) {
-			d.fail(a.lost(a.cell))
-			return errLockLost
-		}
-		a.put(entryRef(at.e), entryClass(at.e))
-		a.h.jNew.Store(0)
-		a.h.jOld.Store(0)
-	}
-	if at.meta&metaWaited != 0 {
-		s.bump(shm.OffsetOf(s.r, at.entry))
+	if err := a.publish(at, a.cell, next, beneath); err != nil {
+		d.fail(err)
+		return err
 	}
 	d.flush(at)
 	return nil
-}
-
-// swapIdentity gives an entry another identity, whoever has its lock. false: it
-// had another one than at's already.
-func swapIdentity(at *spot, id uint64) bool {
-	for {
-		e := at.entry.Load()
-		if e&identity != at.e&identity {
-			return false
-		}
-		if at.entry.CAS(e, e&lockBits|id) {
-			return true
-		}
-	}
 }
 
 // flush gives large blocks back. What it can't now, makeRoom does later.
@@ -770,24 +741,9 @@ func (d *Dispatcher) erase(at *spot) bool {
 		d.fail(err)
 		return true
 	}
-	a.h.jEntry.Store(shm.OffsetOf(d.s.r, at.entry))
-	a.h.jOld.Store(entryRef(at.e))
-	for {
-		e := at.entry.Load()
-		if e&identity != at.e&identity {
-			d.fail(a.lost(a.cell))
-			return true
-		}
-		if at.entry.CAS(e, 0) {
-			break
-		}
-	}
-	at.entry.Hi().Wake(shm.All)
-	a.put(entryRef(at.e), entryClass(at.e))
-	a.h.jNew.Store(0)
-	a.h.jOld.Store(0)
-	if at.meta&metaWaited != 0 {
-		d.s.bump(shm.OffsetOf(d.s.r, at.entry))
+	if err := a.publish(at, a.cell, 0, beneath); err != nil {
+		d.fail(err)
+		return true
 	}
 	d.flush(at)
 	return true

@@ -7,13 +7,14 @@ func (s *Store) changeOf(off shm.Offset) *shm.Word32 { return &s.node.changes[of
 
 // changed tells those who wait for a change of the record, which has just been
 // committed: at is the spot as it was under the lock. It comes before the cell
-// forgets the entry; if we die before, the repair of the cell does it.
-func (s *Store) changed(at *spot) {
+// forgets the entry; if we die before, the repair of the cell does it. A change beneath
+// a lock is the dispatcher's own: it needs no bell.
+func (s *Store) changed(at *spot, how release) {
 	off := shm.OffsetOf(s.r, at.entry)
 	if at.meta&metaWaited != 0 {
 		s.bump(off)
 	}
-	if at.meta&(flagAttended<<24) != 0 && s.served() {
+	if at.meta&(flagAttended<<24) != 0 && how != beneath && s.served() {
 		s.rung(at.entry)
 	}
 }

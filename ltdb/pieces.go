@@ -503,7 +503,7 @@ func (a *actor) lockSame(db *DB, key []byte, hash uint64, at *spot) error {
 // does not look at the gate: who waits for that must not be busy.
 func (a *actor) release(at *spot) error {
 	if f := metaFlags(at.meta); f&flagEmpty != 0 && f&keptFlags == 0 && a.makeRoom(entryClass(at.e), 1) == nil {
-		err := a.publish(at, a.cell, 0, true)
+		err := a.publish(at, a.cell, 0, andUnlock)
 		if entryClass(at.e) >= smallClasses && err == nil {
 			err = a.flushBig()
 		}
@@ -579,7 +579,7 @@ func (a *actor) changePieces(t *attempt, key []byte) error {
 		return err
 	}
 	w.Store(live)
-	err = a.publish(&at, a.cell, at.e&tagMask|makeID(d.ref, d.c), true)
+	err = a.publish(&at, a.cell, at.e&tagMask|makeID(d.ref, d.c), andUnlock)
 	a.h.busy.Store(0)
 	if err != nil {
 		return err
@@ -772,7 +772,7 @@ func (a *actor) cutPiece(db *DB, key []byte, hash uint64, o OPID, who uint64) (c
 		a.h.busy.Store(0)
 		return false, err
 	}
-	err = a.publish(&at, a.cell, id, true)
+	err = a.publish(&at, a.cell, id, andUnlock)
 	a.h.busy.Store(0)
 	if err != nil {
 		return false, err

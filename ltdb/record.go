@@ -361,7 +361,7 @@ func (a *actor) storeKept(l *lock, data []byte) error {
 	id := l.at.e&tagMask | makeID(d.ref, d.c)
 	oldClass := entryClass(l.at.e)
 	spare := a.spare
-	if err := a.publish(&l.at, l.cell, id, false); err != nil {
+	if err := a.publish(&l.at, l.cell, id, andKeep); err != nil {
 		return err
 	}
 	a.h.counters[countStores].Inc()

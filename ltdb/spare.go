@@ -94,28 +94,31 @@ func (a *actor) leaveSpare() {
 
 // publishSpare is publish of a draft that is the spare. The record has its new
 // value in its own block afterwards.
-func (a *actor) publishSpare(at *spot, cell *shm.Word64, id uint64, unlock bool) error {
-	s := a.s
-	if !a.carryHome(at, func() bool { return keepEntry(at.entry, s.me, id) }) ||
-		unlock && !s.swapEntry(at.entry, s.me, at.e&identity) {
+func (a *actor) publishSpare(at *spot, cell *shm.Word64, id uint64, how release) error {
+	s, first := a.s, how
+	if how == andUnlock {
+		first = andKeep // until the record has its own block again
+	}
+	if !a.carryHome(at, id, first) || how == andUnlock && !s.swapEntry(at.entry, s.me, at.e&identity) {
 		return a.lost(cell)
 	}
 	if at.meta&(flagAttended<<24|metaWaited) != 0 {
-		s.changed(at)
+		s.changed(at, how)
 	}
-	if unlock {
+	if how == andUnlock {
 		cell.Store(0)
 	}
 	return nil
 }
 
-// carryHome makes the spare the record's block with commit, copies it into the
-// record's own block, and gives the spare back. false: commit did nothing.
-func (a *actor) carryHome(at *spot, commit func() bool) bool {
+// carryHome makes the spare, whose identity is id, the record's block, copies it into
+// the record's own block, and gives the spare back. false: the record isn't the
+// caller's to change, and has not changed.
+func (a *actor) carryHome(at *spot, id uint64, how release) bool {
 	s, sp := a.s, &a.s.node.spare
 	sp.home.Store(at.e & homeMask)
 	sp.entry.Store(shm.OffsetOf(s.r, at.entry))
-	ok := commit()
+	ok := s.swapIdentity(at, id, how)
 	if ok {
 		s.settleSpare()
 	} else {

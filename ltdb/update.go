@@ -203,18 +203,31 @@ func (a *actor) finish(d draft, klen, dlen int, hash uint64, at *spot, cell *shm
 	return a.replace(at, cell, at.e&tagMask|makeID(d.ref, d.c))
 }
 
-// publish is the commit: it puts id in the place of the locked record's
-// identity, in one CAS, and takes the old block. With unlock that CAS
-// releases the lock as well.
+// release says what a commit does with the record's lock.
+type release uint8
+
+const (
+	andUnlock release = iota // its owner releases it, in the commit's CAS
+	andKeep                  // its owner keeps it
+	beneath                  // it stays whose it is: a change of the dispatcher, also beneath a client's lock
+)
+
+// publish is the commit, and the only one: whatever changes a record that is there
+// becomes visible here. It puts id in the place of the record's identity, in one CAS,
+// takes the old block, and tells who waits for a change. An id of 0 takes the record
+// away.
 //
 // The order of the journal's stores is what repair relies on. j.old is set
 // before the CAS: then "the entry still has j.old" means not committed, and
 // nobody else can publish that ref again before we have freed it. j.new is
 // cleared before j.old: the other way round, a death in between would read
 // as "not committed", and the published block would be freed.
-func (a *actor) publish(at *spot, cell *shm.Word64, id uint64, unlock bool) error {
+//
+// Preconditions: this client has the lock, or, beneath it, nobody else commits: the
+// dispatcher has the lock, or the pass of a freeze is over.
+func (a *actor) publish(at *spot, cell *shm.Word64, id uint64, how release) error {
 	if a.spare {
-		return a.publishSpare(at, cell, id, unlock)
+		return a.publishSpare(at, cell, id, how)
 	}
 	s, h := a.s, a.h
 	old, oldClass := entryRef(at.e), entryClass(at.e)
@@ -222,14 +235,14 @@ func (a *actor) publish(at *spot, cell *shm.Word64, id uint64, unlock bool) erro
 		h.jEntry.Store(shm.OffsetOf(s.r, at.entry))
 		h.jOld.Store(old)
 	}
-	if unlock && planted("cell") {
+	if how == andUnlock && planted("cell") {
 		cell.Store(0)
 	}
 	ok := false
-	if unlock {
+	if how == andUnlock {
 		ok = s.swapEntry(at.entry, s.me, id)
 	} else {
-		ok = keepEntry(at.entry, s.me, id)
+		ok = s.swapIdentity(at, id, how)
 	}
 	if !ok {
 		return a.lost(cell)
@@ -250,13 +263,13 @@ func (a *actor) publish(at *spot, cell *shm.Word64, id uint64, unlock bool) erro
 		h.jNew.Store(0)
 		h.jOld.Store(0)
 	}
-	if unlock && planted("forgetfirst") {
+	if how == andUnlock && planted("forgetfirst") {
 		cell.Store(0)
 	}
 	if at.meta&(flagAttended<<24|metaWaited) != 0 && !planted("untold") {
-		s.changed(at)
+		s.changed(at, how)
 	}
-	if unlock {
+	if how == andUnlock {
 		cell.Store(0)
 	}
 	return nil
@@ -275,20 +288,30 @@ func (a *actor) settle(oldClass int) error {
 
 // replace is publish and settle of a call that ends with them.
 func (a *actor) replace(at *spot, cell *shm.Word64, id uint64) error {
-	if err := a.publish(at, cell, id, true); err != nil {
+	if err := a.publish(at, cell, id, andUnlock); err != nil {
 		return err
 	}
 	return a.settle(entryClass(at.e))
 }
 
-// keepEntry is swapEntry that keeps the lock.
-func keepEntry(entry *shm.Word64, owner, id uint64) bool {
+// swapIdentity gives the entry another identity, and keeps its lock: how is andKeep or
+// beneath. An entry that goes beneath its lock takes the lock along, and whoever sleeps
+// there looks anew. It returns false, and changes nothing, if the record isn't the
+// caller's to change.
+func (s *Store) swapIdentity(at *spot, id uint64, how release) bool {
 	for {
-		e := entry.Load()
-		if e&ownerMask != owner {
+		e := at.entry.Load()
+		if how == andKeep && e&ownerMask != s.me || how == beneath && e&identity != at.e&identity {
 			return false
 		}
-		if entry.CAS(e, e&lockBits|id) {
+		if id == 0 {
+			if !at.entry.CAS(e, 0) {
+				continue
+			}
+			at.entry.Hi().Wake(shm.All)
+			return true
+		}
+		if at.entry.CAS(e, e&lockBits|id) {
 			return true
 		}
 	}
