@@ -88,9 +88,10 @@ func (d *Dispatcher) Leave() {
 
 func (d *Dispatcher) releaseBucket(db *DB, bk *bucket, round int, keep func(db uint32, key []byte) bool) {
 	s := d.s
-	for chain := (walk{}); ; {
-		for i := range bk.entry {
-			w := &bk.entry[i]
+	c := s.chainOf(bk)
+	for ; c.bk != nil; c.next() {
+		for i := range c.bk.entry {
+			w := &c.bk.entry[i]
 			e := w.Load()
 			switch {
 			case e == 0:
@@ -109,16 +110,8 @@ func (d *Dispatcher) releaseBucket(db *DB, bk *bucket, round int, keep func(db u
 				}
 			}
 		}
-		ref := bk.overflow.Load()
-		if ref == 0 {
-			return
-		}
-		if !s.isBucket(ref) || chain.again(ref) {
-			d.fail(errBadChain)
-			return
-		}
-		bk = s.bucketAt(ref)
 	}
+	d.fail(c.err)
 }
 
 // releaseWord takes the lock of a dead dispatcher off an entry, or its D bit.

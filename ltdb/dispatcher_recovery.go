@@ -113,23 +113,15 @@ func (d *Dispatcher) eachEntry(mode Mode, f func(db *DB, w *shm.Word64)) {
 			continue
 		}
 		for n := range db.buckets {
-			bk := &db.buckets[n]
-			for chain := (walk{}); ; {
-				for k := range bk.entry {
-					if bk.entry[k].Load() != 0 {
-						f(db, &bk.entry[k])
+			c := s.chainOf(&db.buckets[n])
+			for ; c.bk != nil; c.next() {
+				for k := range c.bk.entry {
+					if c.bk.entry[k].Load() != 0 {
+						f(db, &c.bk.entry[k])
 					}
 				}
-				ref := bk.overflow.Load()
-				if ref == 0 {
-					break
-				}
-				if !s.isBucket(ref) || chain.again(ref) {
-					d.fail(errBadChain)
-					break
-				}
-				bk = s.bucketAt(ref)
 			}
+			d.fail(c.err)
 		}
 	}
 }

@@ -22,23 +22,15 @@ func (d *Dispatcher) Scan(id uint32, cursor uint64, f func(key []byte, r *Held) 
 		if n == last {
 			return n * scanPlaces
 		}
-		bk, at, chain := &db.buckets[n], uint64(0), walk{}
-		for at < scanPlaces-entriesPerBucket {
-			for i := range bk.entry {
-				if at++; at > from && d.scanEntry(&bk.entry[i]) && !f(d.scanKey, &d.scanned) {
+		c, at := s.chainOf(&db.buckets[n]), uint64(0)
+		for ; c.bk != nil && at < scanPlaces-entriesPerBucket; c.next() {
+			for i := range c.bk.entry {
+				if at++; at > from && d.scanEntry(&c.bk.entry[i]) && !f(d.scanKey, &d.scanned) {
 					return n*scanPlaces + at
 				}
 			}
-			ref := bk.overflow.Load()
-			if ref == 0 {
-				break
-			}
-			if !s.isBucket(ref) || chain.again(ref) {
-				d.fail(errBadChain)
-				break
-			}
-			bk = s.bucketAt(ref)
 		}
+		d.fail(c.err)
 	}
 	return 0
 }

@@ -52,6 +52,37 @@ func (s *Store) isBucket(ref uint32) bool {
 	return b != nil && b.seq.Load()&1 == 0 && metaFlags(b.meta.Load()) == flagBucket
 }
 
+// chain walks along a bucket's chain, for all who are in no hurry: bk is the bucket it
+// is at, nil behind the last one, and err says then whether the chain was whole.
+//
+//	c := s.chainOf(bk)
+//	for ; c.bk != nil; c.next() {
+//		…
+//	}
+//	return c.err
+type chain struct {
+	s    *Store
+	bk   *bucket
+	ref  uint32 // of the block that bk stands in, or, if err is set, should; 0: it is the table's
+	seen walk
+	err  error
+}
+
+func (s *Store) chainOf(bk *bucket) chain { return chain{s: s, bk: bk} }
+
+// next goes to the overflow bucket.
+func (c *chain) next() {
+	ref := c.bk.overflow.Load()
+	c.bk = nil
+	switch {
+	case ref == 0:
+	case !c.s.isBucket(ref) || c.seen.again(ref):
+		c.ref, c.err = ref, errBadChain
+	default:
+		c.ref, c.bk = ref, c.s.bucketAt(ref)
+	}
+}
+
 // find looks the key up. ok is false if there is no record; then the whole
 // chain was seen while no entry of the key stood in it.
 //

@@ -32,10 +32,10 @@ func (s *Store) Locked(ctx context.Context) ([]LockedRecord, error) {
 			if n%1024 == 0 && ctx.Err() != nil {
 				return nil, ctx.Err()
 			}
-			bk := &db.buckets[n]
-			for chain := (walk{}); ; {
-				for i := range bk.entry {
-					e := bk.entry[i].Load()
+			c := s.chainOf(&db.buckets[n])
+			for ; c.bk != nil; c.next() {
+				for i := range c.bk.entry {
+					e := c.bk.entry[i].Load()
 					if entryOwner(e) == 0 {
 						continue
 					}
@@ -49,18 +49,13 @@ func (s *Store) Locked(ctx context.Context) ([]LockedRecord, error) {
 					}
 					l := LockedRecord{DB: db, Key: make([]byte, klen), Slot: entryOwner(e), Waiters: e&bitW != 0, Asked: e&bitD != 0}
 					s.r.CopyOut(l.Key, refOffset(entryRef(e))+blockHeaderSize)
-					if b.seq.Load() == seq && entryOwner(bk.entry[i].Load()) == l.Slot {
+					if b.seq.Load() == seq && entryOwner(c.bk.entry[i].Load()) == l.Slot {
 						all = append(all, l)
 					}
 				}
-				ref := bk.overflow.Load()
-				if ref == 0 {
-					break
-				}
-				if !s.isBucket(ref) || chain.again(ref) {
-					return all, errBadChain
-				}
-				bk = s.bucketAt(ref)
+			}
+			if c.err != nil {
+				return all, c.err
 			}
 		}
 	}

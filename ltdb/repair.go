@@ -207,23 +207,18 @@ func (s *Store) bucketOf(off shm.Offset) *bucket {
 
 // inChain reports whether ref is an entry's or an overflow's in the chain.
 func (s *Store) inChain(bk *bucket, ref uint32) bool {
-	for chain := (walk{}); ; {
-		for i := range bk.entry {
-			if entryRef(bk.entry[i].Load()) == ref {
+	c := s.chainOf(bk)
+	for ; c.bk != nil; c.next() {
+		if c.ref == ref {
+			return true
+		}
+		for i := range c.bk.entry {
+			if entryRef(c.bk.entry[i].Load()) == ref {
 				return true
 			}
 		}
-		next := bk.overflow.Load()
-		if next == ref {
-			return true
-		}
-		if next == 0 || chain.again(next) {
-			return false
-		}
-		if bk = s.bucketAt(next); bk == nil {
-			return false
-		}
 	}
+	return c.ref == ref // an overflow that is no bucket is in the chain all the same
 }
 
 // journal decides whether a commit happened. While the entry still has j.old

@@ -25,7 +25,7 @@ func (db *DB) Traverse(ctx context.Context) iter.Seq2[Entry, error] {
 			yield(Entry{}, errNoContext)
 			return
 		}
-		t := traversal{db: db, bk: &db.buckets[0]}
+		t := traversal{db: db, c: db.s.chainOf(&db.buckets[0])}
 		for {
 			ok, err := t.next(ctx)
 			if err != nil {
@@ -42,12 +42,11 @@ func (db *DB) Traverse(ctx context.Context) iter.Seq2[Entry, error] {
 // traversal is a place in a database: between two steps nothing is held, and
 // the store may be closed.
 type traversal struct {
-	db    *DB
-	n     int     // bucket of the table
-	bk    *bucket // that one, or one of its chain
-	chain walk
-	i     int // entry of it that is next
-	e     Entry
+	db *DB
+	n  int   // bucket of the table
+	c  chain // at that one, or one of its chain
+	i  int   // entry of it that is next
+	e  Entry
 }
 
 // next goes to the next record; ok is false at the end.
@@ -60,25 +59,24 @@ func (t *traversal) next(ctx context.Context) (ok bool, err error) {
 	for {
 		for t.i < entriesPerBucket {
 			t.i++
-			if ok, err := t.db.readEntry(ctx, &t.bk.entry[t.i-1], &t.e); ok || err != nil {
+			if ok, err := t.db.readEntry(ctx, &t.c.bk.entry[t.i-1], &t.e); ok || err != nil {
 				return ok, err
 			}
 		}
 		t.i = 0
-		if ref := t.bk.overflow.Load(); ref != 0 {
-			if t.bk = s.bucketAt(ref); t.bk == nil || t.chain.again(ref) {
-				return false, errBadChain
-			}
+		if t.c.next(); t.c.bk != nil {
 			continue
 		}
-		t.chain = walk{}
+		if t.c.err != nil {
+			return false, t.c.err
+		}
 		if t.n++; t.n == len(t.db.buckets) {
 			return false, nil
 		}
 		if t.n%1024 == 0 && ctx.Err() != nil {
 			return false, ctx.Err()
 		}
-		t.bk = &t.db.buckets[t.n]
+		t.c = s.chainOf(&t.db.buckets[t.n])
 	}
 }
 

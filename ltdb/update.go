@@ -446,21 +446,17 @@ func (a *actor) insertLatched(db *DB, bk *bucket, key []byte, hash uint64, cell 
 // emptyEntry finds room in a latched chain, or makes it.
 func (a *actor) emptyEntry(bk *bucket) (*shm.Word64, error) {
 	s := a.s
-	for chain := (walk{}); ; {
-		for i := range bk.entry {
-			if bk.entry[i].Load() == 0 {
-				return &bk.entry[i], nil
+	last, c := bk, s.chainOf(bk)
+	for ; c.bk != nil; c.next() {
+		last = c.bk
+		for i := range last.entry {
+			if last.entry[i].Load() == 0 {
+				return &last.entry[i], nil
 			}
 		}
-		ref := bk.overflow.Load()
-		if ref == 0 {
-			break
-		}
-		// An entry is about to be written: not into something else.
-		if !s.isBucket(ref) || chain.again(ref) {
-			return nil, errBadChain
-		}
-		bk = s.bucketAt(ref)
+	}
+	if c.err != nil {
+		return nil, c.err
 	}
 	d, err := a.draft(0)
 	if err != nil {
@@ -476,7 +472,7 @@ func (a *actor) emptyEntry(bk *bucket) (*shm.Word64, error) {
 	if planted("linklate") {
 		a.h.jNew.Store(0)
 	}
-	bk.overflow.Store(d.ref)
+	last.overflow.Store(d.ref)
 	a.h.jNew.Store(0)
 	a.h.counters[countOverflows].Inc()
 	return &more.entry[0], nil

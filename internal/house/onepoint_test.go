@@ -6,6 +6,7 @@ import (
 	"go/token"
 	"maps"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -71,5 +72,14 @@ func TestOneCommitPoint(t *testing.T) {
 	// Twice: the second time under the planted bug that stores it too late.
 	if want := map[string]int{"publish": 2}; !maps.Equal(got, want) {
 		t.Errorf("j.old is stored in %v, want %v: commit by publish", got, want)
+	}
+}
+
+// A bucket's chain is walked by one iterator. Beside it stand the look-up, which is in
+// a hurry, and the check, which believes no link.
+func TestOneBucketWalk(t *testing.T) {
+	got := slices.Sorted(maps.Keys(calls(t, storeDir, "overflow", "Load", false)))
+	if want := []string{"database", "find", "next"}; !slices.Equal(got, want) {
+		t.Errorf("links of a bucket's chain are read in %v, want %v: walk by chainOf", got, want)
 	}
 }
