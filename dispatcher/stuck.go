@@ -44,12 +44,12 @@ func (d *Dispatcher) evict() {
 			d.scanAt = 0
 		case err == nil: // it goes on
 		case c.Latch:
-			reason := fmt.Errorf("%w: the client in slot %d (%s), for %v: %w; end it, and start mainzd again with --wipe", errStalled, c.Slot, name, c.For.Round(time.Second), err)
+			reason := fmt.Errorf("%w: process %d (%q in slot %d), for %v: %w; end that process, and start mainzd again, which makes a new segment", errStalled, d.seg.Slot(c.Slot).PID.Load(), name, c.Slot, c.For.Round(100*time.Millisecond), err)
 			d.log.Error("the segment's life ends", "reason", reason)
 			_ = d.seg.End(reason)
 		case d.complained != c.Slot:
 			d.complained = c.Slot
-			d.log.Error("a client is stopped in the middle of a change of a record, and can't be ended; end it", "slot", c.Slot, "name", name, "for", c.For, "error", err)
+			d.log.Error("a client is stopped in the middle of a change of a record, and can't be ended; end it", "process", d.seg.Slot(c.Slot).PID.Load(), "slot", c.Slot, "name", name, "for", c.For, "error", err)
 		}
 	})
 }

@@ -16,7 +16,14 @@ import (
 // its handles in the middle of a change, and waits until it has.
 func stopInside(t *testing.T, dir string) *exec.Cmd {
 	t.Helper()
-	cmd := exec.Command(os.Args[0], "-test.run=^TestStoppedProcess$", "-test.timeout=0")
+	return stopInsideAs(t, dir, os.Args[0], nil)
+}
+
+// stopInsideAs is stopInside for a process of another user. program is this binary.
+func stopInsideAs(t *testing.T, dir, program string, attr *syscall.SysProcAttr) *exec.Cmd {
+	t.Helper()
+	cmd := exec.Command(program, "-test.run=^TestStoppedProcess$", "-test.timeout=0")
+	cmd.SysProcAttr = attr
 	cmd.Env = append(os.Environ(), "STOPPED_DIR="+dir)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()

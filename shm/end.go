@@ -1,6 +1,7 @@
 package shm
 
 import (
+	"errors"
 	"fmt"
 	"sync/atomic"
 	"time"
@@ -26,6 +27,7 @@ func newEnding() ending { return ending{done: make(chan struct{})} }
 var (
 	errDeleted = fmt.Errorf("shm: the segment's file was deleted: %w; start mainzd, and attach again", ErrClosed)
 	errDamaged = fmt.Errorf("shm: the dispatcher has found the segment damaged and closed it: %w: %w; its log says where; start mainzd, and attach again", ErrCorrupt, ErrClosed)
+	errGivenUp = fmt.Errorf("shm: the dispatcher has given the segment up, as a client is stopped in the middle of a call and can't be ended: %w; its log says which process: end that, start mainzd, and attach again", ErrClosed)
 	errCut     = fmt.Errorf("shm: the segment file was truncated: %w: %w; find out who did it, then start mainzd, which makes a new one with --wipe", ErrCorrupt, ErrClosed)
 	errOther   = fmt.Errorf("shm: the segment's file was replaced by another one: %w; attach again", ErrClosed)
 )
@@ -80,10 +82,8 @@ func (s *Segment) Look() error {
 	state, _ := s.Gate().State()
 	switch {
 	case state == GateDead:
-		if reason == nil && s.Gate().Gate.Load() == gateDamaged {
-			reason = errDamaged
-		} else if reason == nil {
-			reason = errReplaced
+		if reason == nil {
+			reason = died(s.Gate().Gate.Load())
 		}
 	case reason == nil:
 		return nil
@@ -97,16 +97,32 @@ func (s *Segment) Look() error {
 	return reason
 }
 
+// died says why the gate is dead, as its word tells.
+func died(word uint64) error {
+	switch word {
+	case gateDamaged:
+		return errDamaged
+	case gateGivenUp:
+		return errGivenUp
+	}
+	return errReplaced
+}
+
 // End closes the gate for good, for all, as the caller has found the segment
-// damaged, or of no use to anybody. It returns why the segment has ended, which may be an earlier reason.
-func (s *Segment) End(damage error) error {
+// damaged (an ErrCorrupt), or a client stopped that keeps the others and can't be
+// ended. It returns why the segment has ended, which may be an earlier reason.
+func (s *Segment) End(why error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := s.Ended(); err != nil {
 		return err
 	}
-	s.buryAs(gateDamaged)
-	reason := fmt.Errorf("%w (%w)", damage, ErrClosed)
+	word := uint64(gateGivenUp)
+	if errors.Is(why, ErrCorrupt) {
+		word = gateDamaged
+	}
+	s.buryAs(word)
+	reason := fmt.Errorf("%w (%w)", why, ErrClosed)
 	s.ending.reason.Store(&reason)
 	close(s.ending.done)
 	return reason

@@ -118,6 +118,7 @@ const knownFeatures = 0
 const (
 	GateDead    = 0
 	gateDamaged = 1<<2 | GateDead // the whole word: dead because of damage
+	gateGivenUp = 2<<2 | GateDead // the whole word: dead, as a client is stopped that can't be ended
 	GateFrozen  = 1
 	GateOpen    = 2
 )
