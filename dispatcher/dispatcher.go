@@ -130,12 +130,16 @@ func Open(ctx context.Context, opts Options) (*Dispatcher, error) {
 }
 
 func (d *Dispatcher) open(ctx context.Context) (err error) {
-	d.opts.Store.Peer = d.dialled
-	if d.d, err = ltdb.OpenDispatcher(ctx, d.opts.Dir, d.opts.Store); err != nil {
+	opts := d.opts.Store
+	opts.Peer, opts.Conditions = d.dialled, nil
+	if d.d, err = ltdb.OpenDispatcher(ctx, d.opts.Dir, opts); err != nil {
 		return err
 	}
 	d.victims = d.d
 	d.seg = d.d.Store().Segment()
+	if err := d.register(ctx); err != nil {
+		return err
+	}
 	var bell shm.Offset
 	if d.node, bell, err = call.NodeOf(d.seg); err != nil {
 		return err
@@ -215,6 +219,29 @@ func (d *Dispatcher) open(ctx context.Context) (err error) {
 	}
 	d.log.Info("node is open", "dir", d.opts.Dir, "warm", warm, "clients", len(d.clients), "epoch", uint64(d.gate.Epoch))
 	return nil
+}
+
+// register makes the conditions known to the segment. A client that is stopped may have
+// the latch of their table: it is ended as the loop would do it, or waited for.
+func (d *Dispatcher) register(ctx context.Context) error {
+	for {
+		put, err := d.d.Register(d.opts.Store.Conditions)
+		if !put {
+			return err
+		}
+		if end := d.whole(); end != nil {
+			return end
+		}
+		d.time()
+		d.evict()
+		if _, err := d.d.RecoverDead(func(uint32) {}, slice()); err != nil {
+			d.complain("recovery of a dead client", err)
+		}
+		if ctx.Err() != nil {
+			return fmt.Errorf("dispatcher: %s: conditions: %w (%w)", d.opts.Dir, err, ctx.Err())
+		}
+		time.Sleep(time.Millisecond)
+	}
 }
 
 // load gives the core the memory that it has in the segment. A segment that no

@@ -3,6 +3,7 @@ package ltdb
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"iter"
 
@@ -263,7 +264,8 @@ func checkConditions(conds []Condition) error {
 }
 
 // register compares the conditions with those that the segment knows, and
-// writes down the new ones, under the table's latch.
+// writes down the new ones, under the table's latch. It waits for that as long as
+// ctx allows. The dispatcher does not wait: it puts a latchError aside.
 func (s *Store) register(ctx context.Context, conds []Condition) error {
 	if err := checkConditions(conds); err != nil {
 		return err
@@ -283,31 +285,45 @@ func (s *Store) register(ctx context.Context, conds []Condition) error {
 			return err
 		}
 	}
-	if known { // the latch may be held by who is stopped
-		s.conds = append(s.conds, conds...)
-		return nil
-	}
-	a, err := s.borrow(ctx)
-	if err != nil {
-		return err
-	}
-	defer s.giveBack(a)
-	a.h.tableIntent.Store(1)
-	if err := a.lockLatch(&s.dbHead.latch, tableLatch, 1); err != nil {
-		a.h.tableIntent.Store(0)
-		return err
-	}
-	for i := range conds {
-		if err = s.registerOne(conds[i].info()); err != nil {
-			break
+	if !known { // else the latch may be held by who is stopped
+		a, err := s.borrow(ctx)
+		if err != nil {
+			return err
+		}
+		defer s.giveBack(a)
+		if err := a.registerAll(conds); err != nil {
+			return err
 		}
 	}
-	s.dbHead.latch.Unlock(a.id)
-	a.h.tableIntent.Store(0)
+	s.conds = append(s.conds, conds...)
+	return nil
+}
+
+func (a *actor) registerAll(conds []Condition) error {
+	s := a.s
+	l := &s.dbHead.latch
+	a.h.tableIntent.Store(1)
+	err := a.lockLatch(l, tableLatch, 1)
 	if err == nil {
-		s.conds = append(s.conds, conds...)
+		for i := range conds {
+			if err = s.registerOne(conds[i].info()); err != nil {
+				break
+			}
+		}
+		l.Unlock(a.id)
+	} else if err == errLatched {
+		err = s.latched(l, tableLatch, 1, err)
 	}
+	a.h.tableIntent.Store(0)
 	return err
+}
+
+// Register adds conditions to those that the dispatcher was opened with. It does not
+// wait: put says that a client, which err names, has the latch of the table, so that
+// the caller is to try again. With put nothing has changed; any other error is final.
+func (d *Dispatcher) Register(conds []Condition) (put bool, err error) {
+	err = d.s.register(context.Background(), conds)
+	return errors.Is(err, errLatched), err
 }
 
 func (s *Store) registerOne(c ConditionInfo) error {

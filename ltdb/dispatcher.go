@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/bits"
 	"slices"
+	"time"
 
 	"github.com/mainzdb/mainz/shm"
 )
@@ -155,10 +156,15 @@ func joinDispatcher(ctx context.Context, seg *shm.Segment, opts Options) (*Dispa
 		opts.Name = "dispatcher"
 	}
 	opts.dispatcher = true
+	conds := opts.Conditions
+	opts.Conditions = nil
 	warn(seg, opts)
 	s, err := join(ctx, seg, opts)
 	if err != nil {
 		return nil, err
+	}
+	if err := s.registerSoon(ctx, conds); err != nil {
+		return nil, errors.Join(err, s.c.Leave())
 	}
 	var a *actor
 	for i := len(s.actors) - 1; i >= 0; i-- {
@@ -169,6 +175,24 @@ func joinDispatcher(ctx context.Context, seg *shm.Segment, opts Options) (*Dispa
 	a.use.Store(actorReserved)
 	a.arriving = false
 	return &Dispatcher{s: s, a: a, dbs: map[uint32]*DB{}, conds: map[int]ConditionInfo{}, watch: map[watchKey]*watch{}}, nil
+}
+
+// registerSoon is register for the dispatcher, within ctx.
+func (s *Store) registerSoon(ctx context.Context, conds []Condition) error {
+	for {
+		err := s.register(ctx, conds)
+		if !errors.Is(err, errLatched) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			var held *latchError
+			errors.As(err, &held)
+			held.err = ctx.Err()
+			return err
+		case <-time.After(time.Millisecond):
+		}
+	}
 }
 
 // Store returns the store that the dispatcher works on.

@@ -16,7 +16,7 @@ import (
 func RamdiskForTest(t *testing.T) string { return ramdisk(t) }
 
 // StopInsideForTest starts a process that is stopped in the middle of a call.
-func StopInsideForTest(t *testing.T, dir string) { stopInside(t, dir) }
+func StopInsideForTest(t *testing.T, dir string) *exec.Cmd { return stopInside(t, dir) }
 
 // StopInsideAsForTest is StopInsideForTest for a process of another user.
 func StopInsideAsForTest(t *testing.T, dir, program string, attr *syscall.SysProcAttr) *exec.Cmd {

@@ -2,6 +2,7 @@ package ltdb
 
 import (
 	"errors"
+	"fmt"
 	"runtime"
 	"time"
 
@@ -102,7 +103,7 @@ func (a *actor) lockLatchSlow(l *shm.Latch, what latchOf, n uint64) error {
 	ok, e := l.LockUntil(s.c, a.id, cancel, func() bool {
 		switch {
 		case a.ctx != nil && a.ctx.Err() != nil:
-			err = a.ctx.Err()
+			err = s.latched(l, what, n, a.ctx.Err())
 		case !s.closed.Load():
 		case a.use.Load() != actorRetired:
 			err = errClosed
@@ -115,6 +116,43 @@ func (a *actor) lockLatchSlow(l *shm.Latch, what latchOf, n uint64) error {
 		return e
 	}
 	return err
+}
+
+// latchError is the error of a wait for a latch that its context has ended, or that the
+// dispatcher puts aside. It wraps the context's error, or errLatched.
+type latchError struct {
+	what   string
+	holder Holder
+	err    error
+}
+
+func (e *latchError) Unwrap() error { return e.err }
+
+func (e *latchError) Error() string {
+	h := &e.holder
+	if h.Slot == 0 {
+		return fmt.Sprintf("ltdb: %s: its latch was not had in time; it is free now: %v", e.what, e.err)
+	}
+	return fmt.Sprintf("ltdb: %s: its latch is held by process %d (%q in slot %d, attached since %s): %v; if that process is stopped, let it go on, or end it",
+		e.what, h.PID, h.Name, h.Slot, h.Attached.Format(time.RFC3339), e.err)
+}
+
+// latched says who has a latch that was waited for in vain.
+func (s *Store) latched(l *shm.Latch, what latchOf, n uint64, err error) error {
+	e := &latchError{holder: s.holder(l.Owner().Slot()), err: err}
+	switch what {
+	case classLatch:
+		e.what = fmt.Sprintf("free blocks of %d bytes", classSizes[n-1])
+	case bucketLatch:
+		e.what = "a bucket of a hash table"
+	case tableLatch:
+		e.what = "the table of databases and conditions"
+	case orphanLatch:
+		e.what = "the pieces of dead clients"
+	case spareLatch:
+		e.what = "the block kept for a full store"
+	}
+	return e
 }
 
 // leaveLimit is for how long a client that leaves waits for a latch. What it has to

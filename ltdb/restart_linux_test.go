@@ -5,6 +5,9 @@ package ltdb_test
 import (
 	"context"
 	"errors"
+	"fmt"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -89,5 +92,48 @@ func TestRestartBesideStopped(t *testing.T) {
 	}
 	if r.d.Stats.Evicted != 1 {
 		t.Errorf("%d evicted", r.d.Stats.Evicted)
+	}
+}
+
+// TestStartBesideStopped: a client is stopped with the latch of the table of
+// conditions, and mainzd starts with a condition that is new. It waits within its
+// context, and says then who has the latch; or it ends the client by the limit.
+func TestStartBesideStopped(t *testing.T) {
+	dir := ltdb.RamdiskForTest(t)
+	r := serve(t, dir, -1)
+	t.Setenv("STOPPED_WITH", "table")
+	stopped := ltdb.StopInsideForTest(t, dir)
+	if err := r.end(); err != nil {
+		t.Fatal(err)
+	}
+	opts := dispatcher.Options{Dir: dir, StallLimit: -1,
+		Store: ltdb.Options{Conditions: []ltdb.Condition{{ID: 77, Name: "new", Holds: func(ltdb.Snapshot, []byte) bool { return true }}}}}
+	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+	defer cancel()
+	_, err := dispatcher.Open(ctx, opts)
+	if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), fmt.Sprintf("process %d ", stopped.Process.Pid)) {
+		t.Fatalf("start beside a client that may not be ended: %v", err)
+	}
+	opts.StallLimit = 50 * time.Millisecond
+	ctx, cancel = context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	d, err := dispatcher.Open(ctx, opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d.Stats.Evicted != 1 {
+		t.Errorf("%d evicted", d.Stats.Evicted)
+	}
+	s, err := ltdb.Open(ctx, dir, ltdb.Options{ReadOnly: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	all, err := s.Conditions()
+	if err != nil || !slices.ContainsFunc(all, func(c ltdb.ConditionInfo) bool { return c.ID == 77 }) {
+		t.Errorf("conditions: %v, %v", all, err)
+	}
+	if err := d.Close(); err != nil {
+		t.Error(err)
 	}
 }

@@ -70,8 +70,12 @@ func TestStoppedProcess(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	holdClass(t, s, 0)
-	s.actors[0].h.busy.Store(1)
+	if os.Getenv("STOPPED_WITH") == "table" {
+		hold(t, s, tableLatch, 1, &s.dbHead.latch)
+	} else {
+		holdClass(t, s, 0)
+		s.actors[0].h.busy.Store(1)
+	}
 	fmt.Print("!")
 	_ = syscall.Kill(os.Getpid(), syscall.SIGSTOP)
 	select {}

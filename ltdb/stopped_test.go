@@ -3,6 +3,8 @@ package ltdb
 import (
 	"context"
 	"fmt"
+	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -280,13 +282,22 @@ func TestStoppedContext(t *testing.T) {
 				_, err := s.Database(ctx, "new", KV, DatabaseOptions{Records: 10})
 				return err
 			}},
+		{"new condition, table", func() func() { return hold(t, stopped, tableLatch, 1, &s.dbHead.latch) },
+			func(ctx context.Context) error {
+				_, err := s.Join(ctx, "program", Condition{ID: 77, Name: "new", Holds: func(Snapshot, []byte) bool { return true }})
+				return err
+			}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			release := c.hold()
 			endsSoon(t, c.name, func() {
 				ctx, stop := context.WithTimeout(bg, 20*time.Millisecond)
 				defer stop()
-				wantErr(t, "call", c.call(ctx), context.DeadlineExceeded)
+				err := c.call(ctx)
+				wantErr(t, "call", err, context.DeadlineExceeded)
+				if !strings.Contains(err.Error(), fmt.Sprintf(`process %d ("stopped" in slot %d`, os.Getpid(), stopped.slot)) {
+					t.Errorf("the error does not say who has the latch: %v", err)
+				}
 			})
 			release()
 			for _, db := range []*DB{kv, pieces} {
@@ -299,6 +310,26 @@ func TestStoppedContext(t *testing.T) {
 			}
 		})
 	}
+	t.Run("pieces of the dead, whose latch is held, keep nobody out", func(t *testing.T) {
+		dead, err := s.Join(bg, "dead")
+		wantErr(t, "join", err, nil)
+		db, err := dead.Database(bg, "pieces", Pieces, DatabaseOptions{})
+		wantErr(t, "open", err, nil)
+		_, err = db.ConditionalAppend(bg, Always, []byte("orphan"), []byte("p"))
+		wantErr(t, "append", err, nil)
+		dead.c.SimulateDeath()
+		release := hold(t, stopped, orphanLatch, 1, &s.node.orphanLatch)
+		endsSoon(t, "the join", func() {
+			comes, err := s.Join(bg, "comes")
+			wantErr(t, "join", err, nil)
+			wantErr(t, "close", comes.Close(), nil)
+		})
+		release()
+		_, err = s.Recover(bg)
+		wantErr(t, "recover", err, nil)
+		_, err = pieces.Fetch(bg, []byte("orphan"))
+		wantErr(t, "fetch", err, ErrNotFound)
+	})
 	t.Run("recovery of another one", func(t *testing.T) {
 		dead, err := s.Join(bg, "dead")
 		wantErr(t, "join", err, nil)

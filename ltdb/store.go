@@ -168,14 +168,27 @@ func join(ctx context.Context, seg *shm.Segment, opts Options) (*Store, error) {
 		err = s.register(ctx, opts.Conditions)
 	}
 	if err == nil {
-		if _, err = s.tidy(ctx); errors.Is(err, ErrCorrupt) {
-			err = nil
-		}
+		err = s.tidyBriefly(ctx)
 	}
 	if err != nil {
 		return nil, errors.Join(err, s.c.Leave())
 	}
 	return s, nil
+}
+
+// tidyBriefly is the tidy of who comes. Somebody who is stopped with a latch that it
+// takes, or damage, keeps nobody out: whoever comes next does it.
+func (s *Store) tidyBriefly(ctx context.Context) error {
+	brief, stop := ctx, func() {}
+	if !simulated() { // there a clock would not end the same run at the same place
+		brief, stop = context.WithTimeout(ctx, leaveLimit)
+	}
+	defer stop()
+	_, err := s.tidy(brief)
+	if errors.Is(err, ErrCorrupt) || brief.Err() != nil && ctx.Err() == nil {
+		return nil
+	}
+	return err
 }
 
 // withDefaults fills in what the zero Config leaves open.
