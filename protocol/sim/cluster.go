@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash"
-	"hash/fnv"
 	"math/rand/v2"
 
 	"github.com/mainzdb/mainz/protocol"
@@ -208,13 +207,15 @@ func (m *Mix) share() int {
 	return 0
 }
 
+// hashKey is FNV-1a with a finish that the high bits need.
 func hashKey(db uint32, key []byte) uint64 {
-	f := fnv.New64a()
-	var b [4]byte
-	binary.LittleEndian.PutUint32(b[:], db)
-	f.Write(b[:])
-	f.Write(key)
-	v := f.Sum64()
+	v := uint64(14695981039346656037)
+	for i := range 4 {
+		v = (v ^ uint64(byte(db>>(8*i)))) * 1099511628211
+	}
+	for _, b := range key {
+		v = (v ^ uint64(b)) * 1099511628211
+	}
 	v ^= v >> 29
 	return v * 0xbf58476d1ce4e5b9
 }

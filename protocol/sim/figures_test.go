@@ -23,7 +23,7 @@ func loaded(t testing.TB, nodes, records int, policy string) *scenario {
 	for i := range records {
 		h := s.c.hosts[i%nodes]
 		key := fmt.Sprintf("record %d", i)
-		h.seg.recs[name(dbKV, []byte(key))] = &record{db: dbKV, key: key, rsn: 1, accessor: wire.NoPNN, data: []byte("v")}
+		h.seg.add(&record{db: dbKV, key: key, rsn: 1, accessor: wire.NoPNN, data: []byte("v")})
 	}
 	return s
 }

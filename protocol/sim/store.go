@@ -22,6 +22,7 @@ type record struct {
 	waits    bool // the dispatcher waits for the lock
 	attended bool
 	prov     protocol.Epoch // provisional in this epoch
+	place    int            // in the segment's order
 }
 
 // segment is a node's shared memory in one life: records, gate and lease.
@@ -32,8 +33,12 @@ type segment struct {
 	word  uint64 // change counter of the gate
 	lease protocol.Instant
 	recs  map[string]*record
-	busy  int // handles inside an update
-	more  int // bytes that re-supply put here
+	order []*record // where each stands while it is there; nil: free
+	free  []int     // places of order
+	busy  int       // handles inside an update
+	more  int       // bytes that re-supply put here
+	name  []byte    // of the record that is looked for
+	key   []byte    // of the record that a walk is at
 }
 
 func newSegment(h *host, life uint64) *segment {
@@ -41,6 +46,30 @@ func newSegment(h *host, life uint64) *segment {
 }
 
 func name(db uint32, key []byte) string { return string([]byte{byte(db)}) + string(key) }
+
+// at finds a record without making its name anew.
+func (s *segment) at(db uint32, key []byte) *record {
+	s.name = append(append(s.name[:0], byte(db)), key...)
+	return s.recs[string(s.name)]
+}
+
+// add a record that is not there.
+func (s *segment) add(r *record) {
+	s.recs[name(r.db, []byte(r.key))] = r
+	if n := len(s.free); n > 0 {
+		r.place, s.free = s.free[n-1], s.free[:n-1]
+		s.order[r.place] = r
+		return
+	}
+	r.place = len(s.order)
+	s.order = append(s.order, r)
+}
+
+func (s *segment) remove(r *record) {
+	delete(s.recs, name(r.db, []byte(r.key)))
+	s.order[r.place] = nil
+	s.free = append(s.free, r.place)
+}
 
 // sorted is the segment's records in a fixed order.
 func (s *segment) sorted() []*record {
@@ -62,7 +91,7 @@ func (r *record) set(data, tags []byte, rsn uint64) {
 // hostStore is protocol.Store over whatever segment the host has now.
 type hostStore struct{ h *host }
 
-func (s hostStore) rec(db uint32, key []byte) *record { return s.h.seg.recs[name(db, key)] }
+func (s hostStore) rec(db uint32, key []byte) *record { return s.h.seg.at(db, key) }
 
 func (s hostStore) Look(db uint32, key []byte, v *protocol.Record) bool {
 	r := s.rec(db, key)
@@ -83,7 +112,7 @@ func (s hostStore) TryLock(db uint32, key []byte, arriving bool) protocol.LockRe
 			return protocol.NoSpace
 		}
 		r = &record{db: db, key: string(key), accessor: wire.NoPNN}
-		s.h.seg.recs[name(db, key)] = r
+		s.h.seg.add(r)
 		s.h.c.check.owns(s.h, r)
 	}
 	if r.holder == 0 {
@@ -137,7 +166,7 @@ func (s hostStore) Publish(db uint32, key []byte, v *protocol.Record, arriving b
 func (s hostStore) Remove(db uint32, key []byte) {
 	r := s.held(db, key)
 	s.h.c.check.removed(s.h, r)
-	delete(s.h.seg.recs, name(db, key))
+	s.h.seg.remove(r)
 }
 
 func (s hostStore) Touch(db uint32, key []byte, accessor protocol.PNN, count uint32) {
@@ -175,13 +204,19 @@ func (s hostStore) Scan(db uint32, cursor uint64, f func(key []byte, r *protocol
 }
 
 func (s hostStore) Each(f func(db uint32, key []byte, rsn uint64)) {
-	for _, r := range s.h.seg.sorted() {
-		f(r.db, []byte(r.key), r.rsn)
+	for _, r := range s.h.seg.order {
+		if r != nil {
+			s.h.seg.key = append(s.h.seg.key[:0], r.key...)
+			f(r.db, s.h.seg.key, r.rsn)
+		}
 	}
 }
 
 func (s hostStore) Sweep(keep func(o protocol.OPID) bool) {
-	for _, r := range s.h.seg.sorted() {
+	for _, r := range s.h.seg.order {
+		if r == nil || len(r.tags) == 0 {
+			continue
+		}
 		var data, tags []byte
 		at := 0
 		for rest := r.tags; len(rest) > 0; {
@@ -202,7 +237,7 @@ func (s hostStore) Provisional(db uint32, key []byte, o protocol.OPID, piece []b
 	r := s.rec(db, key)
 	if r == nil {
 		r = &record{db: db, key: string(key), accessor: wire.NoPNN, prov: epoch, rsn: 1}
-		s.h.seg.recs[name(db, key)] = r
+		s.h.seg.add(r)
 	}
 	var data, tags []byte
 	at, placed := 0, false
@@ -234,17 +269,19 @@ func less(a, b protocol.OPID) bool {
 }
 
 func (s hostStore) DropProvisional() {
-	for k, r := range s.h.seg.recs {
-		if r.prov != 0 {
-			delete(s.h.seg.recs, k)
+	for _, r := range s.h.seg.order {
+		if r != nil && r.prov != 0 {
+			s.h.seg.remove(r)
 		}
 	}
 }
 
 func (s hostStore) OpenProvisional() {
 	s.h.c.check.opened(s.h) // before anything that waited runs
-	for _, r := range s.h.seg.recs {
-		r.prov = 0
+	for _, r := range s.h.seg.order {
+		if r != nil {
+			r.prov = 0
+		}
 	}
 }
 
