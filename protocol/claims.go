@@ -211,6 +211,7 @@ func (b *batches) done() {
 // claimAll tells the new LMASTERs what this node has and what it waits for.
 func (n *Node) claimAll() {
 	b := batches{n: n, op: wire.Claims}
+	n.stats.Touched += uint64(n.s.recs.n)
 	n.store.Each(func(db uint32, key []byte, rsn uint64) {
 		c := wire.Claim{Kind: wire.ClaimOwner, DBID: db, RSN: rsn, Bound: n.cfg.Self, Key: key}
 		b.add(n.lmaster(db, key), func(rows []byte) []byte { return wire.AppendClaim(rows, &c) })
@@ -300,6 +301,7 @@ func (n *Node) settleClaims() {
 		return
 	}
 	n.rv.claimsIn = false
+	n.stats.Touched += uint64(n.s.recs.n)
 	b := batches{n: n, op: wire.Verdicts}
 	for r := n.s.recs.first; r != nil; r = r.next {
 		k := r.claim
@@ -486,6 +488,7 @@ func (n *Node) recovered() {
 			n.backoff(p, ms)
 		}
 	}
+	n.stats.Touched += uint64(n.s.recs.n)
 	for r := n.s.recs.first; r != nil; r = r.next {
 		n.touch(r)
 	}

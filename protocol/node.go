@@ -93,6 +93,7 @@ type peer struct {
 // Counters since the node's start.
 type Counters struct {
 	Requests, Redirects, Forwards, Handovers, Recoveries, Backoffs, Executed uint64
+	Touched                                                                  uint64 // entries of tables, looked up or walked by
 }
 
 // New starts a node over its memory. If that is not fresh this is a warm restart:
@@ -198,6 +199,7 @@ func (n *Node) touch(r *rec) {
 }
 
 func (n *Node) rec(db uint32, key []byte) *rec {
+	n.stats.Touched++
 	r := n.s.recs.get(n.cfg.Hash(db, key), db, key)
 	n.touch(r)
 	return r
@@ -483,6 +485,7 @@ func (n *Node) timers() {
 			}
 		}
 	}
+	n.stats.Touched += uint64(n.s.recs.n)
 	for r := n.s.recs.first; r != nil; r = r.next {
 		if r.lock.held {
 			if r.lock.deadline <= n.now && n.store.Holder(r.db, r.key) == Dispatcher {
@@ -505,6 +508,7 @@ func (n *Node) timers() {
 
 // prune forgets done entries whose requesters can't ask again.
 func (n *Node) prune() {
+	n.stats.Touched += uint64(n.s.recs.n)
 	for r := n.s.recs.first; r != nil; r = r.next {
 		if len(r.dones) > 0 && n.pruneRec(r) {
 			n.touch(r)

@@ -21,14 +21,15 @@ import (
 
 // simResult is what mainz sim found.
 type simResult struct {
-	First     uint64   `json:"first_seed"`
-	Seeds     uint64   `json:"seeds"`
-	Failing   []uint64 `json:"failing_seeds"`
-	Acked     uint64   `json:"operations_acknowledged"`
-	Recovered uint64   `json:"recoveries"`
-	Undecided uint64   `json:"histories_undecided"`
-	Histories uint64   `json:"histories"`
-	Seconds   float64  `json:"seconds"`
+	First     uint64     `json:"first_seed"`
+	Seeds     uint64     `json:"seeds"`
+	Failing   []uint64   `json:"failing_seeds"`
+	Acked     uint64     `json:"operations_acknowledged"`
+	Recovered uint64     `json:"recoveries"`
+	Undecided uint64     `json:"histories_undecided"`
+	Histories uint64     `json:"histories"`
+	Seconds   float64    `json:"seconds"`
+	Handled   *sim.Steps `json:"handling,omitempty"`
 }
 
 type simOptions struct {
@@ -40,6 +41,7 @@ type simOptions struct {
 	plant       string
 	trace       bool
 	aim         bool
+	handling    string
 	min, max    int
 }
 
@@ -55,6 +57,10 @@ clocks, full stores, nodes that leave or are taken out of the nodes file, and ha
 of the nodes with an arbiter's lock. It checks that no record has two owners, that
 every key's history is linearizable, that no acknowledged piece is lost, and that
 everything ends once the faults stop.
+
+With --handling model a dispatcher is busy for a time that a model of what it touches,
+copies and sends gives; with cpu, for the CPU time that its handlers take here, and
+then no two runs are the same.
 
 A seed and the version of this program decide a run completely. A failing seed is
 made smaller and its end is shown; --seed with --trace replays one.
@@ -77,6 +83,7 @@ The exit code is 0 only if every invariant held in every run, else 7.`,
 	f.IntVar(&o.cores, "cores", runtime.GOMAXPROCS(0), "runs at a time")
 	f.StringVar(&o.plant, "plant", "", "turn a planted bug on by `name`; list lists them")
 	f.BoolVar(&o.aim, "aim", false, "with --plant: more of the faults that this bug needs")
+	f.StringVar(&o.handling, "handling", "none", "how long dispatchers are busy with what they handle: none, model or cpu")
 	f.BoolVar(&o.trace, "trace", false, "with --seed: print every message and every change of state")
 	return cmd
 }
@@ -104,6 +111,10 @@ func (o *simOptions) check() error {
 		return fmt.Errorf("--plant %s: no such bug; --plant list lists them", o.plant)
 	case o.trace && o.seed == "":
 		return fmt.Errorf("--trace: say which run, with --seed")
+	case o.handling != "none" && o.handling != "model" && o.handling != "cpu":
+		return fmt.Errorf("--handling %s: none, model or cpu", o.handling)
+	case o.handling == "cpu" && threadCPU == nil:
+		return fmt.Errorf("--handling cpu: the CPU time of a thread is read on Linux only")
 	case o.cores < 1:
 		return fmt.Errorf("--cores %d: at least one run at a time", o.cores)
 	}
@@ -126,6 +137,12 @@ func (o *simOptions) check() error {
 // options of one run.
 func (o *simOptions) options(seed uint64) sim.Options {
 	so := sim.Options{Seed: seed, Plant: o.plant, Aim: o.aim}
+	switch o.handling {
+	case "model":
+		so.Handling = sim.ModelTime
+	case "cpu":
+		so.Handling, so.CPU = sim.CPUTime, threadCPU
+	}
 	if o.min > 0 {
 		so.Nodes = o.min + int(seed%uint64(o.max-o.min+1))
 	}
@@ -160,6 +177,9 @@ func (o *simOptions) one(cmd *cobra.Command) error {
 		}
 	} else {
 		fmt.Fprintf(out, "seed %d: %v\n%d operations acknowledged, %d recoveries, trace hash %x\n", seed, r.Mix, r.Acked, r.Recovered, r.Hash)
+		if r.Handled != nil {
+			fmt.Fprintln(out, r.Handled)
+		}
 		for _, f := range r.Failures {
 			fmt.Fprintln(out, "FAILED", f)
 		}
@@ -217,6 +237,12 @@ func (o *simOptions) many(cmd *cobra.Command) error {
 				res.Recovered += uint64(r.Recovered)
 				res.Undecided += uint64(r.Undecided)
 				res.Histories += uint64(r.Histories)
+				if r.Handled != nil {
+					if res.Handled == nil {
+						res.Handled = &sim.Steps{}
+					}
+					res.Handled.Add(r.Handled)
+				}
 				if len(r.Failures) > 0 {
 					res.Failing = append(res.Failing, r.Seed)
 					fmt.Fprintf(errOut, "seed %d failed (%v)\n", r.Seed, r.Mix)
@@ -244,6 +270,9 @@ func (o *simOptions) many(cmd *cobra.Command) error {
 	} else {
 		fmt.Fprintf(cmd.OutOrStdout(), "%d seeds from %d, %d failing, %d operations acknowledged, %d recoveries, %d of %d histories undecided, %.0f s\n",
 			res.Seeds, res.First, len(res.Failing), res.Acked, res.Recovered, res.Undecided, res.Histories, res.Seconds)
+		if res.Handled != nil {
+			fmt.Fprintln(cmd.OutOrStdout(), res.Handled)
+		}
 	}
 	return o.failed(len(res.Failing))
 }

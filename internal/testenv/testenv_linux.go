@@ -85,3 +85,13 @@ func mount(t testing.TB, fstype, options string) string {
 	})
 	return dir
 }
+
+// ThreadCPU is the CPU time of the calling thread, in nanoseconds. Lock the goroutine to
+// its thread first.
+func ThreadCPU() int64 {
+	var t unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &t); err != nil {
+		panic(fmt.Sprintf("testenv: clock_gettime: %v", err))
+	}
+	return t.Nano()
+}

@@ -27,3 +27,6 @@ func Tmpfs(t testing.TB, _ string) string {
 	Need(t, Linux)
 	return ""
 }
+
+// ThreadCPU has no clock here.
+func ThreadCPU() int64 { panic("testenv: the CPU time of a thread is read on Linux only") }

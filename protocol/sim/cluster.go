@@ -32,6 +32,10 @@ type Options struct {
 	Aim bool
 	// Mix, if not nil, is used instead of one that is drawn.
 	Mix *Mix
+	// Handling: how long dispatchers are busy. CPU is the clock of the thread's CPU in
+	// nanoseconds, for CPUTime.
+	Handling Handling
+	CPU      func() int64
 }
 
 // Mix is what was drawn: printed with the seed.
@@ -86,13 +90,17 @@ type Cluster struct {
 	cmsgs   uint64 // DATA messages
 	conf    conditions
 	rules   []rule
-	fixed   bool               // every datagram takes mix.Delay
-	hot     bool               // all clients lock and store one record
-	figures bool               // for measuring, not for checking
-	control map[wire.Op]int    // messages of recoveries, if it is not nil
-	claimed [wire.MaxNodes]int // claims sent to each node, counted with them
-	files   []wire.Set         // unused lines by version of the nodes file
+	fixed   bool                    // every datagram takes mix.Delay
+	hot     bool                    // all clients lock and store one record
+	figures bool                    // for measuring, not for checking
+	control map[wire.Op]int         // messages of recoveries, if it is not nil
+	ballots map[protocol.Epoch]bool // of PREPAREs, counted with them
+	claimed [wire.MaxNodes]int      // claims sent to each node, counted with them
+	files   []wire.Set              // unused lines by version of the nodes file
 	lock    arbiterLock
+	doing   *host   // whose step is under way, with handling time
+	late    []event // what it sends, at delays from its end
+	tally   Steps
 }
 
 func (c *Cluster) trace(format string, args ...any) {
@@ -130,6 +138,8 @@ type host struct {
 	drains  bool
 	noLock  instant // until then the arbiter is out of reach
 	wall    instant // by which its wall clock is ahead
+	in      inbox
+	bill    bill
 }
 
 // clock is the host's own reading of real time t.
@@ -149,6 +159,11 @@ func (h *host) run(f func()) {
 		}
 		return
 	}
+	if h.c.opt.Handling != NoHandling && h.c.doing == nil {
+		h.in.all = append(h.in.all, event{host: h, start: h.start, f: f})
+		h.workOff()
+		return
+	}
 	f()
 	h.flush()
 }
@@ -164,9 +179,11 @@ func (h *host) later(d instant, f func()) {
 }
 
 // boot starts the dispatcher over whatever memory there is.
-func (h *host) boot() {
+func (h *host) boot() { h.step("start", h.begin) }
+
+func (h *host) begin() {
 	h.start++
-	h.up, h.paused, h.backlog = true, false, nil
+	h.up, h.paused, h.backlog, h.in = true, false, nil, inbox{}
 	h.inc = h.c.rng.Uint64() | 1
 	l, err := link.New(link.Config{Self: h.pnn, Nodes: len(h.c.hosts), Incarnation: h.inc, Cluster: 0x6d7a, MTU: h.c.mtu()})
 	if err != nil {
@@ -323,6 +340,9 @@ func (c *Cluster) countControl(s *protocol.Send) {
 		panic(err)
 	}
 	c.control[m.Op]++
+	if m.Op == wire.Prepare && c.ballots != nil {
+		c.ballots[m.Promise] = true
+	}
 	if m.Op == wire.Claims {
 		for rest := m.Rows; len(rest) > 0; {
 			_, rest, _ = wire.NextClaim(rest)
@@ -353,7 +373,11 @@ func (h *host) transmit() {
 	for _, d := range h.link.Take() {
 		to := c.hosts[d.To]
 		b := d.Bytes
-		c.hash.Write(b[:64])
+		if !c.figures {
+			c.hash.Write(b[:64])
+		}
+		h.bill.sent++
+		h.bill.bytes += len(b)
 		for n := 1; n > 0; n-- {
 			if c.faults && c.chance(c.mix.Repeat) {
 				n++
@@ -485,7 +509,7 @@ func (h *host) crash(cold bool) {
 		return
 	}
 	h.c.trace("node %d crash cold=%v", h.pnn, cold)
-	h.up, h.node, h.link, h.backlog = false, nil, nil, nil
+	h.up, h.node, h.link, h.backlog, h.in = false, nil, nil, nil, inbox{}
 	h.start++
 	if cold {
 		for _, cl := range h.clients {
@@ -535,7 +559,8 @@ func (h *host) resume() {
 	}
 	if h.up {
 		h.tickAt = 0
-		h.flush()
+		h.step("resume", h.flush)
+		h.workOff()
 	}
 }
 

@@ -8,7 +8,7 @@ type event struct {
 	host  *host
 	start int    // timer: of this start of the host
 	b     []byte // datagram, nil: timer
-	f     func() // anything else
+	f     func() // anything else; with a host: on its dispatcher's thread
 }
 
 func (e *event) before(o *event) bool {
@@ -50,6 +50,11 @@ func (q *events) pop() event {
 
 // schedule lets e happen in d of real time.
 func (c *Cluster) schedule(d instant, e event) {
+	if c.doing != nil { // it leaves at the end of the step
+		e.at = max(d, 0)
+		c.late = append(c.late, e)
+		return
+	}
 	c.seq++
 	e.at, e.seq = c.now+max(d, 0), c.seq
 	c.events.push(e)
@@ -63,6 +68,8 @@ func (c *Cluster) happen(e *event) {
 	switch h := e.host; {
 	case h == nil:
 		e.f()
+	case c.opt.Handling != NoHandling:
+		c.arrives(e)
 	case e.b != nil:
 		if h.up && !h.paused {
 			h.link.Receive(h.now(), e.b, handler{h})

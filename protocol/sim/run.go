@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"math/rand/v2"
+	"runtime"
 	"time"
 
 	"github.com/mainzdb/mainz/protocol"
@@ -21,7 +22,8 @@ type Result struct {
 	Undecided int           `json:"histories_undecided"`     // histories that took too long to check
 	Steps     uint64        `json:"steps"`
 	Virtual   time.Duration `json:"virtual_ns"`
-	Histories int           `json:"histories"` // of keys, checked
+	Histories int           `json:"histories"`          // of keys, checked
+	Handled   *Steps        `json:"handling,omitempty"` // with handling time
 }
 
 func (h *histOp) line() string {
@@ -106,6 +108,10 @@ func Run(o Options) (res Result) {
 			panic(r)
 		}
 	}()
+	if o.Handling == CPUTime {
+		runtime.LockOSThread() // it is the thread's clock
+		defer runtime.UnlockOSThread()
+	}
 	for i := range c.mix.Nodes {
 		rate := 1.0
 		if c.faults {
@@ -136,6 +142,9 @@ func Run(o Options) (res Result) {
 	res.Failures, res.Hash, res.Acked, res.Recovered, res.Steps = c.check.failures, c.hash.Sum64(), c.check.acked, c.check.recovs, c.steps
 	res.Virtual = time.Duration(c.now)
 	res.Histories = len(c.check.keys)
+	if o.Handling != NoHandling {
+		res.Handled = &c.tally
+	}
 	return res
 }
 

@@ -75,11 +75,43 @@ func TestSeeds(t *testing.T) {
 	t.Logf("%d seeds, %d failing, %d operations acknowledged, %d recoveries, %d histories undecided, %v", ran, failed, acked, recovered, undecided, time.Since(start).Round(time.Millisecond))
 }
 
-// TestSame: a run is a pure function of its seed.
+// TestSame: a run is a pure function of its seed, also with the model's handling time.
 func TestSame(t *testing.T) {
 	seed := rand.Uint64() % 1e12
-	a, b := Run(Options{Seed: seed}), Run(Options{Seed: seed})
-	if a.Hash != b.Hash || a.Steps != b.Steps || a.Acked != b.Acked {
-		t.Errorf("seed %d: hash %x after %d steps, then %x after %d", seed, a.Hash, a.Steps, b.Hash, b.Steps)
+	for _, handling := range []Handling{NoHandling, ModelTime} {
+		a, b := Run(Options{Seed: seed, Handling: handling}), Run(Options{Seed: seed, Handling: handling})
+		if a.Hash != b.Hash || a.Steps != b.Steps || a.Acked != b.Acked {
+			t.Errorf("seed %d, handling %d: hash %x after %d steps, then %x after %d", seed, handling, a.Hash, a.Steps, b.Hash, b.Steps)
+		}
+		if handling != NoHandling && (a.Handled.Count == 0 || a.Handled.Total != a.Handled.Model) {
+			t.Errorf("seed %d: %v", seed, a.Handled)
+		}
+		for _, f := range a.Failures {
+			t.Errorf("seed %d, handling %d: %v", seed, handling, f)
+		}
+	}
+}
+
+// TestBusy: a dispatcher that is busy handles nothing more before its step is over, and
+// what a step sends leaves at its end.
+func TestBusy(t *testing.T) {
+	c := loaded(t, 2, 0, "never").c
+	c.opt.Handling = ModelTime
+	h := c.hosts[0]
+	began := c.now
+	var at []instant
+	for range 3 {
+		h.run(func() {
+			at = append(at, c.now)
+			h.bill.walked += 100_000 // a long step
+			c.after(ms, func() { at = append(at, c.now) })
+		})
+	}
+	const long = 100_000 * costWalked
+	c.until(c.now + 10*long)
+	for i, want := range []instant{0, long, long + ms, 2 * long, 2*long + ms, 3*long + ms} {
+		if i >= len(at) || at[i]-began < want || at[i]-began > want+ms/2 {
+			t.Fatalf("it happened %v after the start; want the %d. at %v", at, i+1, want)
+		}
 	}
 }

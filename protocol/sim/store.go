@@ -91,7 +91,10 @@ func (r *record) set(data, tags []byte, rsn uint64) {
 // hostStore is protocol.Store over whatever segment the host has now.
 type hostStore struct{ h *host }
 
-func (s hostStore) rec(db uint32, key []byte) *record { return s.h.seg.at(db, key) }
+func (s hostStore) rec(db uint32, key []byte) *record {
+	s.h.bill.calls++
+	return s.h.seg.at(db, key)
+}
 
 func (s hostStore) Look(db uint32, key []byte, v *protocol.Record) bool {
 	r := s.rec(db, key)
@@ -204,6 +207,7 @@ func (s hostStore) Scan(db uint32, cursor uint64, f func(key []byte, r *protocol
 }
 
 func (s hostStore) Each(f func(db uint32, key []byte, rsn uint64)) {
+	s.h.bill.walked += len(s.h.seg.order)
 	for _, r := range s.h.seg.order {
 		if r != nil {
 			s.h.seg.key = append(s.h.seg.key[:0], r.key...)
@@ -213,6 +217,7 @@ func (s hostStore) Each(f func(db uint32, key []byte, rsn uint64)) {
 }
 
 func (s hostStore) Sweep(keep func(o protocol.OPID) bool) {
+	s.h.bill.walked += len(s.h.seg.order)
 	for _, r := range s.h.seg.order {
 		if r == nil || len(r.tags) == 0 {
 			continue

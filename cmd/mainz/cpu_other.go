@@ -1,0 +1,6 @@
+//go:build !linux
+
+package main
+
+// threadCPU has no clock here.
+var threadCPU func() int64
