@@ -2,6 +2,7 @@ package protocol
 
 import (
 	"cmp"
+	"fmt"
 	"slices"
 
 	"github.com/mainzdb/mainz/protocol/wire"
@@ -48,6 +49,10 @@ func (n *Node) newMap(from PNN, m *Message) Verdict {
 	if self == nil || self.Incarnation != n.cfg.Incarnation || !n.passDone {
 		return Refused
 	}
+	if !self.Joiner && n.s.Memory != wire.MemoryFull {
+		n.fault("the map of a new epoch says that this node keeps its data, and it has none")
+		return Refused
+	}
 	n.takeMap(from, ballot, mp, *self)
 	return Handled
 }
@@ -67,9 +72,6 @@ func (n *Node) takeMap(leader PNN, ballot Epoch, mp Map, self wire.Member) {
 	if self.Joiner {
 		n.newLife(self.Life)
 	} else {
-		if n.s.Memory != wire.MemoryFull {
-			n.cfg.Fault("kept its data without having any")
-		}
 		n.keepLife(neverOpened)
 	}
 	n.gate = Gate{State: GateFrozen, Epoch: ballot, Life: n.s.Life, VNN: self.VNN}
@@ -248,7 +250,7 @@ func (n *Node) controlAcked(token uint64) {
 // claimsAcked: only when all CLAIMs are handled, as CLAIMS_DONE could overtake
 // those on other links.
 func (n *Node) claimsAcked() {
-	if n.state != stMapped || n.rv.inFlight > 0 {
+	if n.state != stMapped || n.rv.inFlight > 0 || n.rv.broken {
 		return
 	}
 	n.state = stClaimed
@@ -272,7 +274,7 @@ func (n *Node) claims(from PNN, rows []byte) {
 		switch c.Kind {
 		case wire.ClaimOwner:
 			if k.owner != wire.NoPNN && k.owner != from {
-				n.cfg.Fault("two nodes claim to own a record")
+				n.fault(fmt.Sprintf("nodes %d and %d both claim to own %s, at RSN %d and %d: stop one of them, whose records are lost then", k.owner, from, what(c.DBID, c.Key), k.rsn, c.RSN))
 			}
 			k.owner, k.rsn = from, c.RSN
 		case wire.ClaimCarried:
@@ -343,7 +345,7 @@ func (n *Node) validCopy(k *claim) int {
 			continue
 		}
 		if keep >= 0 && k.copies[keep].reqid != c.reqid && n.plant != plantCopyWithoutWant {
-			n.cfg.Fault("two valid copies of different sendings")
+			n.fault(fmt.Sprintf("nodes %d and %d carry copies of one record for different sendings, both of which are waited for", k.copies[keep].carrier, c.carrier))
 		}
 		if keep < 0 || c.rsn > k.copies[keep].rsn {
 			keep = i
@@ -366,8 +368,8 @@ func (n *Node) verdicts(rows []byte) {
 			if r.carry[i].token != v.Token {
 				continue
 			}
-			if v.Keep {
-				n.keepCopy(r, &r.carry[i])
+			if v.Keep && !n.keepCopy(r, &r.carry[i]) {
+				break // the next recovery asks again
 			}
 			n.dropCarry(r, i)
 			n.touch(r)
@@ -377,15 +379,15 @@ func (n *Node) verdicts(rows []byte) {
 	n.maybeSettled()
 }
 
-// keepCopy makes a carried copy the record again.
-func (n *Node) keepCopy(r *rec, c *carried) {
+// keepCopy makes a carried copy the record again; false: a fault, it stays a copy.
+func (n *Node) keepCopy(r *rec, c *carried) bool {
 	if n.store.Look(r.db, r.key, &n.view) {
-		n.cfg.Fault("told to keep the copy of a record that is here")
-		return
+		n.fault("told to keep the copy of a record that is here: " + what(r.db, r.key))
+		return false
 	}
-	if n.store.TryLock(r.db, r.key, true) != Locked || n.store.Publish(r.db, r.key, &Record{RSN: c.rsn + 1, LAccessor: c.laccessor, LACount: c.lacount, Data: c.data, Tags: c.tags}, true) != Locked {
-		n.cfg.Fault("no room for a record that was here")
-		return
+	if n.arrive(r, &Record{RSN: c.rsn + 1, LAccessor: c.laccessor, LACount: c.lacount, Data: c.data, Tags: c.tags}) != Locked {
+		n.fault("no room for a record that was under way and stays here: " + what(r.db, r.key))
+		return false
 	}
 	n.store.Unlock(r.db, r.key)
 	r.dones = r.dones[:0]
@@ -394,6 +396,20 @@ func (n *Node) keepCopy(r *rec, c *carried) {
 		d, rest, _ = wire.NextDone(rest)
 		r.dones = append(r.dones, doneEntry{d, 0})
 	}
+	return true
+}
+
+// arrive puts a record into the store that was not there, locked. If it can't, nothing
+// is left of it: an empty one in its place would be taken for the record.
+func (n *Node) arrive(r *rec, v *Record) LockResult {
+	got := n.store.TryLock(r.db, r.key, true)
+	if got != Locked {
+		return got
+	}
+	if got = n.store.Publish(r.db, r.key, v, true); got != Locked {
+		n.store.Remove(r.db, r.key)
+	}
+	return got
 }
 
 // resupply sends this node's live pieces in records it does not own to their
@@ -425,14 +441,14 @@ func (n *Node) resupplied(rows []byte) {
 			continue
 		}
 		if !n.store.Provisional(p.DBID, p.Key, p.OPID, p.Data, n.s.Taken) {
-			n.cfg.Fault("no room for a piece that was in the cluster")
+			n.fault("no room for a piece of a record that was lost: " + what(p.DBID, p.Key))
 		}
 	}
 }
 
 // maybeSettled: verdicts for all own copies are in, own batches handled.
 func (n *Node) maybeSettled() {
-	if n.state != stClaimed || !n.rv.settled || n.rv.inFlight > 0 {
+	if n.state != stClaimed || !n.rv.settled || n.rv.inFlight > 0 || n.rv.broken {
 		return
 	}
 	for r := n.s.recs.first; r != nil; r = r.next {
@@ -462,7 +478,7 @@ func (n *Node) recovered() {
 	n.store.OpenProvisional()
 	n.state, n.openedAt = stOpen, n.now
 	n.gate.State, n.gate.Epoch = GateOpen, n.s.Taken
-	n.rv.asked = 0
+	n.rv.asked, n.broken = 0, ""
 	n.eff.Retry = true
 	if set := n.s.Map.set; n.plant != plantNoEvent || n.s.told != set {
 		n.eff.Event = Event{Epoch: n.s.Taken, Members: set, Joined: set &^ n.s.told, Left: n.s.told &^ set, Kept: n.s.toldLife == n.s.Life}

@@ -2,6 +2,7 @@ package protocol
 
 import (
 	"bytes"
+	"fmt"
 
 	"github.com/mainzdb/mainz/protocol/wire"
 )
@@ -175,7 +176,7 @@ func (n *Node) learned(from PNN, m *Message) {
 func (n *Node) learn(m *Message) *DB {
 	d := n.register(m)
 	if d != nil && (d.Name != string(m.Data) || d.Mode != Mode(m.Mode)) {
-		n.cfg.Fault("a database is known by two definitions")
+		n.fault(fmt.Sprintf("database %08x is %q of mode %d here, and %q of mode %d elsewhere", m.DBID, d.Name, d.Mode, m.Data, m.Mode))
 	}
 	return d
 }

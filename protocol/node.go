@@ -1,6 +1,7 @@
 package protocol
 
 import (
+	"fmt"
 	"math/bits"
 
 	"github.com/mainzdb/mainz/protocol/wire"
@@ -65,6 +66,7 @@ type Node struct {
 	walkCount  uint64
 	batch      []byte
 	arb        arbiter
+	broken     string // Effects.Fault
 
 	view    Record  // what Look answers
 	put     Record  // what Publish is given; a local one would escape
@@ -246,6 +248,23 @@ func (n *Node) data(to PNN, m *Message, token uint64) {
 	n.send(to, Data, n.s.Taken, m, token)
 }
 
+// fault tells of a broken promise between nodes. In a recovery the node goes no
+// further: it does not say that it is done, so no gate opens. The leader begins again and
+// again, until the fault is gone: a node that has to be stopped was stopped, or there is
+// room. An open node calls for a recovery, which looks at everything.
+func (n *Node) fault(what string) {
+	n.cfg.Fault(what)
+	if n.state == stOpen {
+		n.suspect()
+		return
+	}
+	n.broken = what
+	n.rv.broken = n.plant != plantFaultOpens
+}
+
+// what names a record in a fault.
+func what(db uint32, key []byte) string { return fmt.Sprintf("%q of database %08x", key, db) }
+
 // Take gives out the effects of all steps since the last Take.
 func (n *Node) Take(e *Effects) {
 	*e, n.eff = n.eff, Effects{Sends: e.Sends[:0], Replies: e.Replies[:0], buf: e.buf[:0]}
@@ -257,7 +276,7 @@ func (n *Node) Take(e *Effects) {
 		r := &e.Replies[i]
 		r.Data = e.buf[r.at[0]:r.at[1]:r.at[1]]
 	}
-	e.Gate, e.Lease, e.Next, e.WantLock = n.gate, n.lease, n.nextDeadline(), n.wantLock()
+	e.Gate, e.Lease, e.Next, e.WantLock, e.Fault = n.gate, n.lease, n.nextDeadline(), n.wantLock(), n.broken
 }
 
 func (n *Node) nextDeadline() Instant {
@@ -330,7 +349,7 @@ func (n *Node) step(from PNN, ch Channel, epoch Epoch, m *Message) Verdict {
 	case m.Op == wire.RequestDMaster:
 		return n.requestDMaster(from, m)
 	case m.Op == wire.ReplyDMaster:
-		return n.replyDMaster(m)
+		return n.become(n.rec(m.DBID, m.Key), m)
 	case m.Op == wire.ReqTraverse:
 		n.traverse(from, m)
 	case m.Op == wire.ReplyTraverse:

@@ -56,6 +56,7 @@ const (
 	plantTimeoutBehind
 	plantColdStartClock
 	plantColdOwnClock
+	plantFaultOpens
 	plantCount
 )
 
@@ -112,6 +113,7 @@ var Plants = [plantCount]Plant{
 	plantTimeoutBehind:     {"timeout-behind", "a request that waits for a record to come is not given up"},
 	plantAbandonFirst:      {"abandon-first", "an abandoned operation is looked for in the done list before it is dropped"},
 	plantColdCounter:       {"cold-counter", "a cold start takes its ballot from the clock"},
+	plantFaultOpens:        {"fault-opens", "a recovery that meets a broken promise between nodes does not open"},
 	plantColdStartClock:    {"cold-start-clock", "each cold start draws its ballot from the clock as it is then"},
 	plantColdOwnClock:      {"cold-own-clock", "a cold start's ballot is above the clocks of all who promise"},
 	plantColdNoLock:        {"cold-no-lock", "a cold start takes the arbiter's lock, and stores its epoch"},

@@ -54,6 +54,7 @@ type recovery struct {
 	settled   bool  // and all its batches are made
 	claimsIn  bool  // the claims heard belong to this epoch and incarnation
 	tookHere  Epoch // NEW_MAP taken by this incarnation
+	broken    bool  // a fault was met: this node does not go on
 }
 
 // controlToken marks tokens of CONTROL batches; the rest is the ballot they were

@@ -55,6 +55,10 @@ func (n *Node) newPending(c ClientID, cookie uint64, m *Message) *pending {
 	if n.pendN >= n.cfg.MaxPending {
 		return nil
 	}
+	return n.makePending(c, cookie, m)
+}
+
+func (n *Node) makePending(c ClientID, cookie uint64, m *Message) *pending {
 	n.pendN++
 	var p *pending
 	if k := len(n.freePend); k > 0 {
@@ -333,11 +337,7 @@ func (n *Node) journal(p *pending, st *wire.Status) *Piece {
 
 // undo starts an operation of the dispatcher's own.
 func (n *Node) undo(p *pending, m *Message) {
-	u := n.newPending(0, 0, m)
-	if u == nil {
-		n.cfg.Fault("no room to take back an abandoned operation")
-		return
-	}
+	u := n.makePending(0, 0, m) // whatever the limit: it stands for one that has ended, or for a piece
 	u.undo, u.removes = true, m.Op == wire.ReqRemoveTrigger
 	n.start(u)
 }

@@ -2,6 +2,7 @@ package protocol
 
 import (
 	"bytes"
+	"fmt"
 
 	"github.com/mainzdb/mainz/protocol/wire"
 )
@@ -565,9 +566,8 @@ func (n *Node) requestDMaster(from PNN, m *Message) Verdict {
 	r := n.rec(m.DBID, m.Key)
 	to, ok := n.s.Map.pnn(m.DMaster)
 	if !ok || n.lmaster(m.DBID, m.Key) != n.cfg.Self || !r.loc.set || r.loc.pnn != from || m.RSN < r.loc.rsn && m.ReqID != 0 {
-		n.cfg.Fault("REQUEST_DMASTER from a node that is not the location")
-		n.suspect()
-		return Handled
+		n.fault(fmt.Sprintf("node %d passes on %s, and is not where that is", from, what(m.DBID, m.Key)))
+		return NotYet // and then of an older epoch: its copy is claimed
 	}
 	for i := len(r.carry) - 1; i >= 0; i-- {
 		if r.carry[i].bound == from { // it has arrived there, or it could not come from there
@@ -587,9 +587,7 @@ func (n *Node) requestDMaster(from PNN, m *Message) Verdict {
 		return Handled
 	}
 	if to == n.cfg.Self {
-		r.loc = location{}
-		n.become(r, m)
-		return Handled
+		return n.become(r, m)
 	}
 	r.loc = location{true, to, m.ReqID, m.RSN}
 	acc, _ := n.s.Map.pnn(m.LAccessor)
@@ -602,27 +600,28 @@ func (n *Node) requestDMaster(from PNN, m *Message) Verdict {
 	return Handled
 }
 
-// replyDMaster at the new DMASTER.
-func (n *Node) replyDMaster(m *Message) Verdict {
-	n.become(n.rec(m.DBID, m.Key), m)
-	return Handled
-}
-
 // become the owner of a record that has arrived, even if nobody waits for it any
-// more; then end the REQID by which it travelled and serve what waits behind it.
-func (n *Node) become(r *rec, m *Message) {
+// more; then end the REQID by which it travelled and serve what waits behind it. What
+// can't be taken is not acknowledged, so that its sender keeps the copy.
+func (n *Node) become(r *rec, m *Message) Verdict {
 	acc, _ := n.s.Map.pnn(m.LAccessor)
 	rsn := m.RSN + 1
 	if n.plant == plantKeepRSN {
 		rsn = m.RSN
 	}
 	if n.store.Look(r.db, r.key, &n.view) {
-		n.cfg.Fault("a record arrived that is here already")
+		n.fault("a record arrives that is here already: " + what(r.db, r.key))
+		return NotYet
 	}
 	n.put = Record{RSN: rsn, LAccessor: acc, LACount: m.LACount, Data: m.Data, Tags: m.Tags}
-	if n.store.TryLock(r.db, r.key, true) != Locked || n.store.Publish(r.db, r.key, &n.put, true) != Locked {
-		n.cfg.Fault("no room for a record that was promised room")
-		return
+	switch n.arrive(r, &n.put) {
+	case Held:
+		return NotYet
+	case NoSpace:
+		// A promise of this node's own store. No recovery makes room; the record waits
+		// with its carrier until there is some.
+		n.cfg.Fault("no room for a record that was promised room: " + what(r.db, r.key))
+		return NotYet
 	}
 	n.note(r, rsn, m.Data)
 	r.cache, r.loc = wire.NoPNN, location{}
@@ -638,4 +637,5 @@ func (n *Node) become(r *rec, m *Message) {
 		p.state = pendLocal
 		n.serveLocal(p)
 	}
+	return Handled
 }

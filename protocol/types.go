@@ -100,7 +100,8 @@ type Config struct {
 
 	// Plant turns one rule off, by name, for the simulator alone; see Plants.
 	Plant string
-	// Fault is told of a broken promise between nodes; nil panics.
+	// Fault is told of a broken promise between nodes, as it is met; nil panics. What
+	// becomes of it is in Effects.Fault.
 	Fault func(what string)
 }
 
@@ -196,6 +197,10 @@ type Effects struct {
 	// Freeze: pass over the handles, then call Frozen with the number.
 	Freeze  bool
 	PassNum uint64
+	// Fault, if it is not empty, is why this node lets no recovery end: a promise
+	// between nodes is broken, and whatever opened now could serve two values for one
+	// record. It names keys and nodes, for an administrator; it goes when an epoch opens.
+	Fault string
 	// Retry: what the node could not take before, it may take now.
 	Retry bool
 	// DBs: the table of databases has grown; Stable.DBs has it.

@@ -32,12 +32,15 @@ import (
 //	traverse N DB             a client of node N reads all of a database
 //	giveup N.M                the client waits no longer
 //	full N | room N           node N has no room for anything, or has some again
+//	brim N                    nor in the reserve, which should never be
 //	drain N                   node N leaves; until it has left, and stopped
 //	file 3 | file all [N]     the next nodes file, without node 3 or with all; for those that
 //	                          run, or for node N only; or what it has missed, if others have it
 //	cut 0>1 | cut 0,1|2       one way; or between two sides
 //	heal                      all links
 //	cold N | warm N           node N crashes, its memory with it or not
+//	own N KEY V               node N has the record KEY, whoever else has: a fault that nobody should make
+//	fault N | fault N none    what keeps node N from opening; there must be something, or nothing
 //	clock N -60000ms          the wall clock that node N finds at its next start is that far off
 //	boot N | pause N | resume N | kill N.M
 //	when OP cold|warm N       node N crashes as the next datagram with this message goes out
@@ -142,6 +145,15 @@ func (s *scenario) command(f []string) error {
 			return fmt.Errorf("node %d is up", h.pnn)
 		}
 		h.boot()
+	case "own":
+		k := s.keys[f[2]]
+		h.seg.add(&record{db: k.db, key: k.key, rsn: 7, accessor: wire.NoPNN, data: []byte(f[3])})
+		s.c.faulty = true
+	case "fault":
+		s.c.trace("node %d is kept closed by: %s", h.pnn, h.eff.Fault)
+		if (h.eff.Fault == "") != (len(f) > 2) {
+			return fmt.Errorf("node %d: fault %q", h.pnn, h.eff.Fault)
+		}
 	case "clock":
 		h.wall, err = duration(f[2])
 		return err
@@ -150,9 +162,11 @@ func (s *scenario) command(f []string) error {
 	case "resume":
 		h.resume()
 	case "full", "room":
-		if h.room = 0; f[0] == "room" {
+		if h.room, h.brim = 0, false; f[0] == "room" {
 			h.room = 1 << 20
 		}
+	case "brim":
+		h.brim, s.c.faulty = true, true
 	case "giveup":
 		cl := s.clientOf(h, rest)
 		if cl.wait == nil {

@@ -155,6 +155,9 @@ func (s hostStore) Publish(db uint32, key []byte, v *protocol.Record, arriving b
 	if !arriving && s.h.refuses(len(v.Data)-len(r.data)) {
 		return protocol.NoSpace
 	}
+	if arriving && s.h.brim {
+		return protocol.NoSpace
+	}
 	if c := s.h.c; arriving && c.mix.Cap > 0 {
 		if used := s.h.seg.used() - len(r.data) + len(v.Data); used > c.mix.Cap+s.h.seg.more+64 {
 			c.check.fail("room", "node %d has %d bytes of %d when %q arrives", s.h.pnn, used, c.mix.Cap, r.key)
