@@ -138,6 +138,38 @@ func TestSegmentGone(t *testing.T) {
 	}
 }
 
+// Nobody has to wait for the next look to see that the segment is gone: mainzd's kernel
+// tells it, and ends the connections of those who only wait. The first looks would be in
+// an hour.
+func TestSegmentGoneAtOnce(t *testing.T) {
+	n := startNode(t)
+	n.end()
+	n.opts.Store.LookEvery = time.Hour
+	n.start()
+	c := n.attach(func(o *options) { o.lookEvery = time.Hour })
+	db := c.open(t, "m", KV)
+	ended, armed := make(chan error, 1), make(chan struct{})
+	go func() {
+		for e, err := range db.Watch(context.Background(), []byte("k")) {
+			if e == Armed {
+				close(armed)
+			}
+			if err != nil {
+				ended <- err
+			}
+		}
+	}()
+	<-armed
+	want(t, os.Remove(filepath.Join(n.dir, "segment")), nil)
+	n.fails("deleted")
+	select {
+	case err := <-ended:
+		want(t, err, ErrClosed)
+	case <-time.After(time.Minute):
+		t.Fatal("a watch goes on")
+	}
+}
+
 // A daemon whose directory was deleted ends, and leaves its successor's files alone.
 func TestForgottenDaemon(t *testing.T) {
 	n := startNode(t)

@@ -34,7 +34,8 @@ type options struct {
 	conditions []Condition
 	forceRing  bool // nothing by bypass
 	events     func(Epoch)
-	noEvents   bool // WithEvents without a function
+	noEvents   bool          // WithEvents without a function
+	lookEvery  time.Duration // ltdb.Options.LookEvery, for tests
 }
 
 // check says which options make no sense, alone or together.
@@ -202,7 +203,7 @@ func (c *Client) attach(ctx context.Context, dir string) error {
 			b.Wake()
 		}
 	}
-	if err := c.join(ctx, dir, ltdb.Options{Name: c.opts.name, Conditions: c.opts.conditions, Doorbell: wake}); err != nil {
+	if err := c.join(ctx, dir, ltdb.Options{Name: c.opts.name, Conditions: c.opts.conditions, Doorbell: wake, LookEvery: c.opts.lookEvery}); err != nil {
 		return err
 	}
 	seg := c.store.Segment()
@@ -214,7 +215,7 @@ func (c *Client) attach(ctx context.Context, dir string) error {
 		return fmt.Errorf("mainz: %w", err)
 	}
 	generation := uint32(seg.Slot(c.store.Slot()).Generation.Load())
-	if err := c.ask(ctx, &attach.Message{Kind: attach.Joined, Version: attach.Version, Slot: c.store.Slot(), Generation: generation}, &answer); err != nil {
+	if err := c.ask(ctx, &attach.Message{Kind: attach.Joined, Version: attach.Version, Segment: seg.Header().ID, Slot: c.store.Slot(), Generation: generation}, &answer); err != nil {
 		return err
 	}
 	if c.ring, err = openRing(seg, c.store.Slot(), c.bell, node.Spin.Load(), c.opts.events); err != nil {
@@ -225,7 +226,7 @@ func (c *Client) attach(ctx context.Context, dir string) error {
 	return nil
 }
 
-// lookEvery is how often a client looks at its socket and at its doorbell.
+// lookEvery is how often a client looks at its doorbell, and whether to dial again.
 const lookEvery = 500 * time.Millisecond
 
 // watchNode ends the calls through the ring with the segment, looks from time to
@@ -236,6 +237,17 @@ func (c *Client) watchNode(seg *shm.Segment, node *call.Node) {
 	t := time.NewTicker(lookEvery)
 	defer t.Stop()
 	lost := false
+	// The guardian, which sleeps in the kernel anyway, sees the connection's end at
+	// once, and looks at the segment: mainzd may have ended with it.
+	hungUp := make(chan struct{}, 1)
+	alarm := func() {
+		select {
+		case hungUp <- struct{}{}:
+		default:
+		}
+	}
+	c.store.Alarm(c.conn.FD(), alarm)
+	defer c.store.Alarm(-1, nil)
 	ctx, cancel := context.WithCancel(c.ring.ctx)
 	var dialled chan *attach.Conn // the answer of dialAgain, while it runs
 	defer func() {
@@ -260,17 +272,16 @@ func (c *Client) watchNode(seg *shm.Segment, node *call.Node) {
 				retry.again()
 				break
 			}
+			c.store.Alarm(conn.FD(), alarm)
 			_ = c.conn.Close()
 			c.conn, lost, retry = conn, false, backoff{}
+		case <-hungUp:
+			lost = c.conn.Lost() // dialled again when there is somebody: see below
 		case <-t.C:
 			// A doorbell that was deleted reaches nobody. On an error it is as
 			// it was: mainzd hears us a little later.
 			_ = c.door.Renew()
-			if !lost {
-				if lost = c.conn.Lost(); lost {
-					_ = seg.Look() // mainzd has ended; maybe with the segment
-				}
-			}
+			lost = lost || c.conn.Lost()
 			if lost && dialled == nil && retry.due(node.Incarnation.Load()) {
 				answer := make(chan *attach.Conn)
 				dialled = answer
@@ -328,8 +339,9 @@ func (c *Client) prove(ctx context.Context, conn *attach.Conn) error {
 	if err := conn.Call(ctx, &hello, &m); err != nil {
 		return err
 	}
-	generation := uint32(c.store.Segment().Slot(slot).Generation.Load())
-	if err := conn.Call(ctx, &attach.Message{Kind: attach.Again, Version: attach.Version, Slot: slot, Generation: generation}, &m); err != nil {
+	seg := c.store.Segment()
+	generation := uint32(seg.Slot(slot).Generation.Load())
+	if err := conn.Call(ctx, &attach.Message{Kind: attach.Again, Version: attach.Version, Segment: seg.Header().ID, Slot: slot, Generation: generation}, &m); err != nil {
 		return err
 	}
 	if m.Kind != attach.Prove {

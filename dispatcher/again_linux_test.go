@@ -146,15 +146,22 @@ func TestDialsAgain(t *testing.T) {
 	// The liar has written his PID into the slot, locks what he can, and says that he
 	// has proven it.
 	for _, lie := range []struct {
-		words, locks bool
-		want         error
-	}{{false, true, attach.ErrRefused}, {true, false, attach.ErrPermission}, {true, true, attach.ErrPermission}} {
+		words, locks, other bool
+		want                error
+	}{
+		{false, true, false, attach.ErrRefused}, {true, false, false, attach.ErrPermission}, {true, true, false, attach.ErrPermission},
+		{true, false, true, attach.ErrRefused}, // of a segment that was replaced
+	} {
 		if lie.words {
 			sl.PID.Store(uint32(os.Getpid()))
 			sl.Start.Store(d.seg.Slot(shm.DispatcherSlot).Start.Load())
 		}
 		told := make(chan error, 1)
-		go func() { told <- pretend(ctx, d, c, lie.locks) }()
+		id := d.seg.Header().ID
+		if lie.other {
+			id[0]++
+		}
+		go func() { told <- pretend(ctx, d, id, c, lie.locks) }()
 		var err error
 		d.turnUntil(ctx, t, "the liar gets no answer", func() bool {
 			select {
@@ -198,7 +205,7 @@ func TestDialsAgain(t *testing.T) {
 }
 
 // pretend dials as a client that it is not.
-func pretend(ctx context.Context, d *Dispatcher, as *client, locks bool) error {
+func pretend(ctx context.Context, d *Dispatcher, id [16]byte, as *client, locks bool) error {
 	conn, err := attach.Dial(ctx, d.opts.Dir)
 	if err != nil {
 		return err
@@ -208,7 +215,7 @@ func pretend(ctx context.Context, d *Dispatcher, as *client, locks bool) error {
 	if err := conn.Call(ctx, &attach.Message{Kind: attach.Hello, Version: attach.Version}, &m); err != nil {
 		return err
 	}
-	if err := conn.Call(ctx, &attach.Message{Kind: attach.Again, Slot: as.slot, Generation: as.generation}, &m); err != nil {
+	if err := conn.Call(ctx, &attach.Message{Kind: attach.Again, Segment: id, Slot: as.slot, Generation: as.generation}, &m); err != nil {
 		return err
 	}
 	if locks {

@@ -320,6 +320,17 @@ func (d *Dispatcher) run(ctx context.Context) error {
 			<-rung // it uses the doorbell
 		}
 	}()
+	// The guardian is told of the end of the segment by the kernel; the loop may sleep.
+	over, told := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(told)
+		select {
+		case <-d.seg.Done():
+			d.door.Ring()
+		case <-over:
+		}
+	}()
+	defer func() { close(over); <-told }()
 	idle := d.opts.Idle.Start()
 	worked := true // since the last sleep: else there is nothing to spin for
 	for !d.stopping.Load() {

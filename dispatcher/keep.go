@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/mainzdb/mainz/internal/attach"
+	"github.com/mainzdb/mainz/protocol"
 	"github.com/mainzdb/mainz/protocol/link"
 	"github.com/mainzdb/mainz/shm"
 )
@@ -32,7 +33,7 @@ func (d *Dispatcher) keep() {
 	if d.now < d.keepAt || d.listener == nil {
 		return
 	}
-	d.keepAt = d.now + keepEvery
+	d.keepAt = d.now + max(keepEvery, protocol.Instant(d.opts.Store.LookEvery))
 	if d.seg.Look() != nil {
 		return // Run ends; nothing here is ours any more
 	}

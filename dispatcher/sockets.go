@@ -198,6 +198,9 @@ func (d *Dispatcher) hello(p *peer, m *attach.Message) error {
 }
 
 func (d *Dispatcher) joined(p *peer, m *attach.Message) error {
+	if err := d.itsSegment(m); err != nil {
+		return p.Refuse(attach.CodeOther, err.Error())
+	}
 	if !d.store.alive(m.Slot, m.Generation) {
 		return p.Refuse(attach.CodeOther, fmt.Sprintf("nobody of generation %d is in slot %d; attach again", m.Generation, m.Slot))
 	}
@@ -229,6 +232,9 @@ func (d *Dispatcher) joined(p *peer, m *attach.Message) error {
 // the lock of the slot, which the kernel keeps, is the tenant's: who can stretch it by
 // a number that is chosen here is the tenant. So nobody takes another one's place.
 func (d *Dispatcher) dialsAgain(p *peer, m *attach.Message) error {
+	if err := d.itsSegment(m); err != nil {
+		return p.Refuse(attach.CodeOther, err.Error())
+	}
 	if _, err := d.served(p, m.Slot, m.Generation); err != nil {
 		return p.Refuse(attach.CodeOther, err.Error())
 	}
@@ -273,6 +279,16 @@ func (d *Dispatcher) proven(p *peer) error {
 	d.unfinished--
 	d.log.Debug("client has dialled again", "slot", c.slot, "name", d.seg.SlotName(c.slot))
 	return p.Send(&attach.Message{Kind: attach.Ready, Version: attach.Version, Slot: c.slot, Generation: c.generation})
+}
+
+// itsSegment is an error if a client is in another segment than this node's: one that
+// was replaced, or one that its mount namespace shows in this place. Slots and their
+// generations begin anew in each, so they don't tell.
+func (d *Dispatcher) itsSegment(m *attach.Message) error {
+	if m.Segment != d.seg.Header().ID {
+		return fmt.Errorf("the segment of this node is another one than the client's (%x and %x): it was replaced, or the client sees another directory; attach again where both are the same", d.seg.Header().ID[:4], m.Segment[:4])
+	}
+	return nil
 }
 
 // itsPID reports whether the slot has the PID that the kernel tells of a connection;

@@ -57,7 +57,9 @@ type Options struct {
 	Doorbell func()
 	// Peer is shm.JoinOptions.Peer: who has dialled as the tenant of a slot.
 	Peer func(slot uint32, generation uint64) (pidfd, pid int, ok bool)
-	Log  *slog.Logger // warnings about what was attached; nil: none
+	// LookEvery is shm.JoinOptions.LookEvery.
+	LookEvery time.Duration
+	Log       *slog.Logger // warnings about what was attached; nil: none
 
 	dispatcher bool // the dispatcher's own store
 }
@@ -146,7 +148,7 @@ func join(ctx context.Context, seg *shm.Segment, opts Options) (*Store, error) {
 		return nil, err
 	}
 	s.doorbell = opts.Doorbell
-	s.c, err = seg.Join(ctx, shm.JoinOptions{Name: opts.Name, Dispatcher: opts.dispatcher, Repair: s.repair, Shared: s.shared, Peer: opts.Peer})
+	s.c, err = seg.Join(ctx, shm.JoinOptions{Name: opts.Name, Dispatcher: opts.dispatcher, Repair: s.repair, Shared: s.shared, Peer: opts.Peer, LookEvery: opts.LookEvery})
 	if err != nil {
 		return nil, err
 	}
@@ -351,6 +353,9 @@ func (s *Store) Slot() uint32 { return s.slot }
 
 // Stretch is shm.Client.Stretch for the store's slot.
 func (s *Store) Stretch(by uint32) error { return s.c.Stretch(by) }
+
+// Alarm is shm.Client.Alarm.
+func (s *Store) Alarm(fd int, f func()) { s.c.Alarm(fd, f) }
 
 // enter begins a call that looks at the segment without an actor of its own;
 // Close waits for its exit.

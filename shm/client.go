@@ -56,6 +56,9 @@ type JoinOptions struct {
 	// PID in this process's namespace, 0 if it can't be seen from here. false:
 	// nobody has. nil: nobody ever does.
 	Peer func(slot uint32, generation uint64) (pidfd, pid int, ok bool)
+	// LookEvery is how often the client's guardian looks whether the segment is
+	// still the one in its directory, and its slot as it should be; 0: 500 ms.
+	LookEvery time.Duration
 }
 
 // SliceStats counts how waits ended.

@@ -9,7 +9,9 @@ import (
 
 // lookEvery is how often a client's guardian, and an observer's timer, look
 // whether the segment's file is still the one in the directory: twice in the
-// second within which the end of a segment has to reach everybody.
+// second within which the end of a segment has to reach everybody. Mostly they need
+// not: the dispatcher's guardian is told by the kernel when the file loses its name,
+// and a client's when its connection to the dispatcher ends (Alarm).
 const lookEvery = 500 * time.Millisecond
 
 // fileID names a file.

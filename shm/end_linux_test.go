@@ -8,6 +8,10 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/mainzdb/mainz/internal/testenv"
 )
 
 // ends waits until the segment's use here has ended, and checks the reason.
@@ -82,11 +86,95 @@ func TestDeleted(t *testing.T) {
 	}
 }
 
+// The kernel tells who owns the segment that the file has lost its name, or was cut,
+// and a client that its connection has ended. Nobody has to wait for the next look.
+func TestToldOfTheEnd(t *testing.T) {
+	for words, spoil := range map[string]func(file string) error{
+		"deleted": os.Remove,
+		"replaced": func(file string) error {
+			return errors.Join(os.WriteFile(file+".2", nil, 0o600), os.Rename(file+".2", file))
+		},
+		"truncated": func(file string) error { return os.Truncate(file, 4096) },
+	} {
+		dir := mapped(t)
+		s := newSegment(t, dir, testConfig(4))
+		d, err := s.Join(context.Background(), JoinOptions{Dispatcher: true, LookEvery: time.Hour})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := spoil(filepath.Join(dir, segmentName)); err != nil {
+			t.Fatal(err)
+		}
+		ends(t, s, words)
+		if err := d.Leave(); err != nil && words != "truncated" {
+			t.Error(err)
+		}
+	}
+	// A client's guardian looks when the connection ends, and says so once for each.
+	dir := mapped(t)
+	s := newSegment(t, dir, testConfig(4))
+	c, err := s.Join(context.Background(), JoinOptions{LookEvery: time.Hour})
+	if err != nil {
+		t.Fatal(err)
+	}
+	told := make(chan error, 9)
+	for range 2 {
+		fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Alarm(fds[0], func() { told <- s.Ended() })
+		if len(told) > 0 {
+			t.Fatal("it is told of an end that is not there")
+		}
+		if err := unix.Close(fds[1]); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-told; err != nil {
+			t.Errorf("the segment has ended: %v", err)
+		}
+		defer unix.Close(fds[0])
+	}
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fds[0])
+	c.Alarm(fds[0], func() { told <- s.Ended() })
+	if err := errors.Join(os.Remove(filepath.Join(dir, segmentName)), unix.Close(fds[1])); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-told; !errors.Is(err, ErrClosed) {
+		t.Errorf("who is told has not looked: %v", err)
+	}
+	if err := c.Leave(); err != nil || len(told) > 0 {
+		t.Errorf("left with %v, told %d times more", err, len(told))
+	}
+}
+
 // Another file at the path proves nothing to those who have another path: it ends
 // the use in the process that sees it, and nobody else's.
 func TestReplacedHere(t *testing.T) {
-	dir := mapped(t)
-	s := newSegment(t, dir, testConfig(4))
+	for name, mount := range map[string]func(t *testing.T) string{
+		"pages of 4 KiB": func(t *testing.T) string { return mapped(t) },
+		"huge pages of tmpfs": func(t *testing.T) string {
+			testenv.Need(t, testenv.Linux, testenv.NoRace)
+			return filepath.Join(testenv.Tmpfs(t, "size=64m,mode=700,huge=always"), "v1")
+		},
+		"hugetlbfs": func(t *testing.T) string {
+			testenv.Need(t, testenv.Linux, testenv.NoRace, testenv.HugePool)
+			return filepath.Join(testenv.Hugetlbfs(t), "v1")
+		},
+	} {
+		t.Run(name, func(t *testing.T) { replacedHere(t, mount(t)) })
+	}
+}
+
+func replacedHere(t *testing.T, dir string) {
+	cfg := testConfig(4)
+	cfg.Size = 4 << 20
+	s := newSegment(t, dir, cfg)
+	t.Logf("%+v", s.Huge())
 	// A hard link keeps the file alive, as another mount namespace would see it.
 	file, kept := filepath.Join(dir, segmentName), filepath.Join(filepath.Dir(dir), "kept")
 	if err := os.Link(file, kept); err != nil {
@@ -113,7 +201,9 @@ func TestReplacedHere(t *testing.T) {
 	if err := errors.Join(b.Look(), o.Look()); err != nil {
 		t.Fatalf("a path without a file: %v", err)
 	}
-	if err := os.WriteFile(file, nil, 0o600); err != nil {
+	if f, err := os.OpenFile(file, os.O_CREATE|os.O_RDWR, 0o600); err != nil { // hugetlbfs knows no write
+		t.Fatal(err)
+	} else if err := f.Close(); err != nil {
 		t.Fatal(err)
 	}
 	ends(t, b, "replaced")

@@ -34,11 +34,23 @@ type guardian struct {
 	slot  *Slot
 	tid   uint32
 
-	look func() // from time to time; it may do nothing that waits for the guardian
+	every time.Duration
+	look  func()   // every so often
+	ended func()   // when the segment may have ended; neither may wait for the guardian
+	files *watcher // of the segment's file; nil: nobody tells
 
-	stop  uint32 // the thread sleeps on it
-	clean bool   // with stop: whether the slot becomes free, or stays marked dead
+	wake  int        // an eventfd: end and alarm have something for the guardian
+	alarm alarm      // under mu
+	mu    sync.Mutex // held for some instructions
+	stop  uint32     // with wake
+	clean bool       // with stop: whether the slot becomes free, or stays marked dead
 	done  chan struct{}
+}
+
+// alarm is a descriptor, and what is called when it hangs up.
+type alarm struct {
+	fd   int // -1: none
+	call func()
 }
 
 var guardians sync.Map
@@ -46,7 +58,11 @@ var guardians sync.Map
 // startGuardian runs take on a new guardian's thread, which stays if take
 // succeeds.
 func startGuardian(take func(*guardian) error) (*guardian, error) {
-	g := &guardian{done: make(chan struct{})}
+	g := &guardian{done: make(chan struct{}), every: lookEvery, alarm: alarm{fd: -1}}
+	var err error
+	if g.wake, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
+		return nil, fmt.Errorf("eventfd: %w", err)
+	}
 	g.head.next = uintptr(unsafe.Pointer(&g.head))
 	guardians.Store(g, nil)
 	taken := make(chan error, 1)
@@ -55,9 +71,15 @@ func startGuardian(take func(*guardian) error) (*guardian, error) {
 	<-placed
 	if err := <-taken; err != nil {
 		<-g.done
+		g.close()
 		return nil, err
 	}
 	return g, nil
+}
+
+func (g *guardian) close() {
+	_ = unix.Close(g.wake)
+	g.files.close()
 }
 
 func (g *guardian) run(take func(*guardian) error, taken chan<- error, placed chan<- struct{}) {
@@ -102,23 +124,83 @@ func (g *guardian) run(take func(*guardian) error, taken chan<- error, placed ch
 	if err != nil {
 		return
 	}
-	// In a system call and not in a channel: there the runtime would report a
-	// deadlock when all else sleeps in the kernel.
-	for next := time.Now().Add(lookEvery); atomic.LoadUint32(&g.stop) == 0; {
-		ts := unix.NsecToTimespec(int64(max(time.Until(next), time.Millisecond)))
-		unix.Syscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(&g.stop)), futexWait|futexPrivate, 0, uintptr(unsafe.Pointer(&ts)), 0, 0)
-		if now := time.Now(); !now.Before(next) {
-			next = now.Add(lookEvery)
-			g.look()
-		}
-	}
+	g.watch()
 	g.unlock(g.clean)
 }
 
-const (
-	futexWait    = 0
-	futexPrivate = 128
-)
+// watch is the guardian's life. It sleeps in a system call and not in a channel: there
+// the runtime would report a deadlock when all else sleeps in the kernel.
+func (g *guardian) watch() {
+	var fds [3]unix.PollFd
+	next, quiet := time.Now().Add(g.every), time.Time{}
+	for atomic.LoadUint32(&g.stop) == 0 {
+		g.mu.Lock()
+		a := g.alarm
+		g.mu.Unlock()
+		fds[0] = unix.PollFd{Fd: int32(g.wake), Events: unix.POLLIN}
+		fds[1] = unix.PollFd{Fd: int32(a.fd)} // that it hangs up is told in any case
+		fds[2] = unix.PollFd{Fd: int32(g.files.fd()), Events: unix.POLLIN}
+		now := time.Now()
+		until := next
+		if now.Before(quiet) {
+			fds[2].Fd = -1
+			until = quiet
+		}
+		ts := unix.NsecToTimespec(int64(max(until.Sub(now), time.Millisecond)))
+		n, err := unix.Ppoll(fds[:], &ts, nil)
+		if err != nil && err != unix.EINTR {
+			time.Sleep(time.Millisecond) // no memory
+		}
+		now = time.Now()
+		if n > 0 && fds[0].Revents != 0 {
+			var b [8]byte
+			_, _ = unix.Read(g.wake, b[:])
+		}
+		if n > 0 && fds[1].Revents != 0 {
+			g.mu.Lock()
+			if g.alarm.fd == a.fd {
+				g.alarm.fd = -1 // it would ring all the time
+			}
+			g.mu.Unlock()
+			g.ended()
+			a.call()
+		}
+		if n > 0 && fds[2].Revents != 0 {
+			// Whoever may write the file can make it say something all the time.
+			quiet = now.Add(quietFor)
+			g.files.drain()
+			g.ended()
+		}
+		if !now.Before(next) {
+			next = now.Add(g.every)
+			g.look()
+		}
+	}
+}
+
+// quietFor is for how long the guardian does not listen to what the kernel tells of the
+// segment's file, after it has.
+const quietFor = 10 * time.Millisecond
+
+// Alarm lets the client's guardian watch a descriptor, that of its connection to the
+// dispatcher: when the other side has closed it, the guardian looks at the segment and
+// calls f, once, which must not wait for anything. -1 ends that. The descriptor has to
+// stay open until then; f may be called for the one before while Alarm runs.
+func (c *Client) Alarm(fd int, f func()) {
+	if c.g == nil {
+		return
+	}
+	c.g.mu.Lock()
+	c.g.alarm = alarm{fd, f}
+	c.g.mu.Unlock()
+	c.g.ring()
+}
+
+// ring wakes the guardian.
+func (g *guardian) ring() {
+	one := [8]byte{0: 1}
+	_, _ = unix.Write(g.wake, one[:]) // full: it is awake
+}
 
 // The nodes of a slot's words.
 const (
@@ -193,8 +275,9 @@ func (g *guardian) unclaim(sl *Slot) {
 func (g *guardian) end(clean bool) {
 	g.clean = clean
 	atomic.StoreUint32(&g.stop, 1)
-	unix.RawSyscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(&g.stop)), futexWake|futexPrivate, 1, 0, 0, 0)
+	g.ring()
 	<-g.done
+	g.close()
 }
 
 // takeSlot makes the client the tenant of a slot.
@@ -207,12 +290,20 @@ func (c *Client) takeSlot(ctx context.Context) error {
 	}
 	inherited := false
 	g, err := startGuardian(func(g *guardian) (err error) {
+		if c.opts.LookEvery > 0 {
+			g.every = c.opts.LookEvery
+		}
+		g.ended = func() { _ = c.seg.Look() }
 		g.look = func() {
 			if c.seg.Look() == nil {
 				c.tend(g.mark())
 			}
 		}
 		inherited, err = c.takeFileSlot(ctx, g)
+		if c.opts.Dispatcher && err == nil {
+			// Each user has some hundred watchers at most. The gate tells the others.
+			g.files = watchFile(c.seg.file)
+		}
 		return err
 	})
 	if err != nil {

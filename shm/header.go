@@ -33,8 +33,8 @@ func text(b []byte) string {
 }
 
 // newHeader plans the segment: where each area lies, and how large all is.
-// unit is the size that the file system deals in.
-func newHeader(cfg *Config, boot [16]byte, unit uint64) (*Header, error) {
+// unit is the size that the file system deals in, page that of the pages of its mappings.
+func newHeader(cfg *Config, boot [16]byte, unit, page uint64) (*Header, error) {
 	if cfg.Slots == 0 || cfg.Slots > MaxSlots {
 		return nil, fmt.Errorf("shm: %d slots: 1 to %d are possible", cfg.Slots, MaxSlots)
 	}
@@ -53,7 +53,9 @@ func newHeader(cfg *Config, boot [16]byte, unit uint64) (*Header, error) {
 	binary.LittleEndian.PutUint64(h.ID[:], rand.Uint64())
 	binary.LittleEndian.PutUint64(h.ID[8:], rand.Uint64())
 
-	at := uint64(firstArea)
+	// Header, gate and lease have their pages to themselves, however large these are:
+	// see buryHere.
+	at := max(uint64(firstArea), page)
 	slots := (uint64(cfg.Slots) + 1) * SlotSize
 	h.Areas[AreaSlots].Off, h.Areas[AreaSlots].Size = at, slots
 	at += slots

@@ -10,7 +10,7 @@ import (
 func FuzzHeader(f *testing.F) {
 	boot := [16]byte{1, 2, 3}
 	cfg := testConfig(3)
-	h, err := newHeader(&cfg, boot, HeaderSize)
+	h, err := newHeader(&cfg, boot, HeaderSize, HeaderSize)
 	if err != nil {
 		f.Fatal(err)
 	}

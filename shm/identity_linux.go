@@ -104,42 +104,64 @@ func (s *Segment) looked() (reason error, all bool) {
 	return nil, false
 }
 
-// buryHere closes the gate in this process alone. A private page takes the place
-// of that of the gate and the lease, equal but for the gate, which is dead.
-// All other memory stays shared: who is in the middle of a change ends it, and
-// gives back what it holds.
+// buryHere closes the gate in this process alone. Private memory takes the place of the
+// page of the gate and the lease, equal but for the gate, which is dead. All other
+// memory stays shared: who is in the middle of a change ends it, and gives back what it
+// holds. Pages larger than the gate's (hugetlbfs, arm64 with 64 KiB) begin with the
+// header, and have nothing else in them.
 func (s *Segment) buryHere() {
-	const size = HeaderSize // of the page that the gate line begins
-	if s.fs.unit != HeaderSize || os.Getpagesize() != size {
-		// Pages larger than the gate's: it can't be had alone. An observer
-		// takes private zero pages for all; nobody has told it to be right
-		// about what is gone. A client closes the gate for all.
-		if s.ro {
-			_ = s.r.done()
-		} else {
-			s.bury()
-		}
-		return
+	page := uintptr(s.fs.page())
+	at := uintptr(gateOffset)
+	if page > HeaderSize {
+		at = 0
 	}
-	fresh, err := unix.MmapPtr(-1, 0, nil, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
-	if err != nil {
+	to, spare := unsafe.Add(s.r.base, at), s.spare
+	if spare == nil || at == 0 && uint64(page) > s.h.Areas[AreaSlots].Off {
 		s.noPage()
 		return
 	}
-	to := unsafe.Add(s.r.base, gateOffset)
-	copy(unsafe.Slice((*byte)(fresh), size), unsafe.Slice((*byte)(to), size))
-	(*GateLine)(fresh).Gate.Store(GateDead)
+	n := firstArea - at
+	copy(unsafe.Slice((*byte)(spare), n), unsafe.Slice((*byte)(to), n))
+	(*GateLine)(unsafe.Add(spare, gateOffset-at)).Gate.Store(GateDead)
 	// One system call, under which no thread of ours sees neither page.
-	if _, err := unix.MremapPtr(fresh, size, to, size, unix.MREMAP_MAYMOVE|unix.MREMAP_FIXED); err != nil {
-		_ = unix.MunmapPtr(fresh, size)
+	if _, err := unix.MremapPtr(spare, page, to, page, unix.MREMAP_MAYMOVE|unix.MREMAP_FIXED); err != nil {
 		s.noPage()
+		return
+	}
+	s.spare = nil // it is the mapping's now
+}
+
+// makeSpare gets the memory for buryHere while there is some: who can't close the gate
+// for himself alone would have to close it for all, or go on in a segment that was
+// replaced. Two pages are touched, whatever their size.
+func (s *Segment) makeSpare() error {
+	page := uintptr(s.fs.page())
+	m, err := unix.MmapPtr(-1, 0, nil, page, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		return noAddress(s.h.Size + uint64(page))
+	}
+	b := unsafe.Slice((*byte)(m), page)
+	_ = unix.Madvise(b, unix.MADV_NOHUGEPAGE)
+	for at := uintptr(0); at < min(page, firstArea); at += uintptr(os.Getpagesize()) {
+		b[at] = 1
+	}
+	s.spare = m
+	return nil
+}
+
+func (s *Segment) dropSpare() {
+	if s.spare != nil {
+		_ = unix.MunmapPtr(s.spare, uintptr(s.fs.page()))
+		s.spare = nil
 	}
 }
 
-// noPage is for a process that has no memory left for a page: the gate is closed
-// for all then, as a client that goes on in a replaced segment loses data.
+// noPage is for a process that may not have one more mapping (vm.max_map_count): the
+// gate is closed for all then, as a client that goes on in a replaced segment loses data.
 func (s *Segment) noPage() {
-	if !s.ro {
+	if s.ro {
+		_ = s.r.done()
+	} else {
 		s.bury()
 	}
 }

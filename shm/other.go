@@ -130,6 +130,9 @@ func (c *Client) Unproven(uint32) bool { return false }
 // LockPlace: there are no locks here.
 func (s *Segment) LockPlace(uint32) int64 { return 0 }
 
+// Alarm watches nothing here.
+func (c *Client) Alarm(int, func()) {}
+
 // FindLost has nothing to do here.
 func (c *Client) FindLost() {}
 

@@ -277,6 +277,9 @@ type fsInfo struct {
 	opts  string
 }
 
+// page is the size of the pages in a mapping of its files.
+func (fi *fsInfo) page() uint64 { return max(fi.unit, uint64(os.Getpagesize())) }
+
 func fileSystem(fd int, path string) (fsInfo, error) {
 	var sf unix.Statfs_t
 	if err := unix.Fstatfs(fd, &sf); err != nil {

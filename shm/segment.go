@@ -6,6 +6,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unsafe"
 )
 
 // HugePages says whether a segment shall use 2 MiB pages.
@@ -46,9 +47,10 @@ type Segment struct {
 	boot [16]byte
 
 	ending ending
-	id     fileID      // of file
-	root   fileID      // of "/" as it was: whether the path still means the same
-	timer  *time.Timer // an observer's looks
+	id     fileID         // of file
+	root   fileID         // of "/" as it was: whether the path still means the same
+	spare  unsafe.Pointer // memory for a gate of this process's own; nil in the heap
+	timer  *time.Timer    // an observer's looks
 
 	warnings []string // from its creation
 
@@ -65,7 +67,7 @@ func NewHeap(cfg Config, fill func(*Segment) error) (*Segment, error) {
 	if err := checkKernel(); err != nil {
 		return nil, err
 	}
-	h, err := newHeader(&cfg, [16]byte{}, HeaderSize)
+	h, err := newHeader(&cfg, [16]byte{}, HeaderSize, HeaderSize)
 	if err != nil {
 		return nil, err
 	}

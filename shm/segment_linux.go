@@ -49,7 +49,7 @@ func Create(ctx context.Context, dir string, cfg Config, fill func(*Segment) err
 	if cfg.HugePages == HugeRequire {
 		unit = max(unit, hugeUnit)
 	}
-	h, err := newHeader(&cfg, boot, unit)
+	h, err := newHeader(&cfg, boot, unit, fi.page())
 	if err != nil {
 		return nil, err
 	}
@@ -256,6 +256,10 @@ func (s *Segment) mapFile(p *place, owner bool) error {
 		}
 		return fmt.Errorf("shm: populate %s: %w", p.file(segmentName), err)
 	}
+	if err := s.makeSpare(); err != nil {
+		_ = m.Unmap()
+		return err
+	}
 	s.r = &Region{base: unsafe.Pointer(unsafe.SliceData(m)), size: s.h.Size, mem: m}
 	s.r.done = func() error {
 		// Not unmapped: private zero pages take its place. They cost address
@@ -306,6 +310,7 @@ func (s *Segment) unmap() error {
 		return nil
 	}
 	err := s.r.done()
+	s.dropSpare()
 	if e := s.file.Close(); err == nil {
 		err = e
 	}

@@ -7,7 +7,7 @@
 //	Hello: version, name, conditions         →
 //	                                         ←   Welcome: version, cluster, node, conditions
 //	joins the segment, gets a slot
-//	Joined: slot, generation                 →   opens the slot's rings
+//	Joined: segment, slot, generation        →   opens the slot's rings
 //	                                         ←   Ready
 //
 // The connection stays open: its end tells the dispatcher at once to look
@@ -17,7 +17,7 @@
 // finds it in the segment. It dials all the same, so that the kernel names it for its
 // slot. After the Welcome:
 //
-//	Again: slot, generation                  →
+//	Again: segment, slot, generation         →
 //	                                         ←   Prove: a random number
 //	makes its slot's lock longer by that number
 //	Proven                                   →   asks the kernel how long the lock is

@@ -74,6 +74,7 @@ type Message struct {
 	PNN        uint32      // Welcome
 	Slot       uint32      // Joined, Again
 	Generation uint32      // Joined, Again
+	Segment    [16]byte    // Joined, Again: the id of the segment that the client is in
 	Stretch    uint32      // Prove: the number by which the slot's lock is to be longer
 	Code       Code        // Refused
 	Text       string      // Refused: why, and the next step
@@ -93,7 +94,11 @@ func (m *Message) encode(b []byte) ([]byte, error) {
 	for _, v := range []uint32{m.Version, m.PNN, slot, m.Generation} {
 		b = le.AppendUint32(b, v)
 	}
-	b = appendText(b, m.Name)
+	name := m.Name
+	if m.Kind == Joined || m.Kind == Again {
+		name = string(m.Segment[:]) // its place
+	}
+	b = appendText(b, name)
 	b = appendText(b, m.Text)
 	b = le.AppendUint16(b, uint16(len(m.Conditions)))
 	for _, c := range m.Conditions {
@@ -125,6 +130,11 @@ func (m *Message) decode(b []byte) error {
 		m.Slot, m.Stretch = 0, m.Slot
 	}
 	m.Name, m.Text = d.text(), d.text()
+	if m.Kind == Joined || m.Kind == Again {
+		d.ok = d.ok && len(m.Name) == len(m.Segment)
+		copy(m.Segment[:], m.Name)
+		m.Name = ""
+	}
 	n := int(d.u16())
 	if !d.ok || n > maxConditions || m.Kind < Hello || m.Kind > Proven {
 		return fmt.Errorf("attach: %w", ErrProtocol)

@@ -160,6 +160,10 @@ func (c *Conn) Lost() bool {
 	return err == nil && n > 0 && p[0].Revents&(unix.POLLHUP|unix.POLLERR|unix.POLLNVAL) != 0
 }
 
+// FD is the descriptor of the connection, for who waits for its end. It is the
+// connection's.
+func (c *Conn) FD() int { return c.fd }
+
 // Close ends the connection. It is idempotent.
 func (c *Conn) Close() error {
 	if c.fd < 0 {

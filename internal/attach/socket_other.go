@@ -16,6 +16,9 @@ func (c *Conn) Call(context.Context, *Message, *Message) error { return ErrNotSu
 // Lost reports whether the dispatcher has closed the connection.
 func (c *Conn) Lost() bool { return true }
 
+// FD is no descriptor here.
+func (c *Conn) FD() int { return -1 }
+
 // Close ends the connection.
 func (c *Conn) Close() error { return nil }
 
