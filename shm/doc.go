@@ -90,7 +90,8 @@
 //	     0  header, one page; written before the file gets its name, then constant
 //	  4096  gate line
 //	  4160  lease line
-//	  8192  slots: the dispatcher's (number 4095), then clients 1 to n, 36 KiB each
+//	  8192  slots: the dispatcher's (number 4095), then clients 1 to n, 36 KiB each; with
+//	        pages of more than 4 KiB they begin at the second page
 //	     …  the areas of the layers above, in the order they asked, page-aligned
 //
 //	header                                gate line (the owner stores, all load)
