@@ -427,7 +427,8 @@ func (d *Dispatcher) taken() {
 		d.setGate(e.Gate)
 	}
 	d.save()
-	if v := &e.Event; v.Epoch != 0 {
+	for i := range e.Events {
+		v := &e.Events[i]
 		for _, c := range d.clients {
 			d.say(c, call.Opened, 0, call.AppendOpened(nil, uint64(v.Epoch), uint64(v.Members), uint64(v.Joined), uint64(v.Left), v.Kept))
 		}

@@ -63,7 +63,8 @@ func (n *Node) takeMap(leader PNN, ballot Epoch, mp Map, self wire.Member) {
 	for i := range mp.Members {
 		n.s.HighVNN = max(n.s.HighVNN, mp.Members[i].VNN)
 	}
-	n.eff.SetEpoch, n.eff.Cancel = ballot, ballot
+	n.order(SendEpoch, ballot)
+	n.order(SendCancel, ballot)
 	n.rv = recovery{leader: leader, asked: ballot, tookHere: ballot, claimsIn: true}
 	n.state = stMapped
 	n.leaderAt = n.now
@@ -92,6 +93,7 @@ func (n *Node) newLife(life uint64) {
 	n.s.forget(life)
 	n.store.Reset(life)
 	clear(n.byReq)
+	clear(n.again)
 	n.freePend, n.pendN, n.parkedN, n.roomOut, n.copies, n.through = nil, 0, 0, 0, 0, 0
 	n.dirty = n.dirty[:0]
 }
@@ -122,7 +124,7 @@ func (n *Node) keepLife(neverOpened bool) {
 		n.touch(r)
 	}
 	for _, p := range n.s.pend {
-		if p != nil {
+		if p != nil && p.state != pendDone {
 			p.state, p.hops = pendNew, 0
 		}
 	}
@@ -481,7 +483,7 @@ func (n *Node) recovered() {
 	n.rv.asked, n.broken = 0, ""
 	n.eff.Retry = true
 	if set := n.s.Map.set; n.plant != plantNoEvent || n.s.told != set {
-		n.eff.Event = Event{Epoch: n.s.Taken, Members: set, Joined: set &^ n.s.told, Left: n.s.told &^ set, Kept: n.s.toldLife == n.s.Life}
+		n.eff.Events = append(n.eff.Events, Event{Epoch: n.s.Taken, Members: set, Joined: set &^ n.s.told, Left: n.s.told &^ set, Kept: n.s.toldLife == n.s.Life})
 	}
 	if n.leave.done = false; n.s.Taken > n.s.file.since {
 		n.s.file.inUse, n.s.file.old = true, 0
@@ -497,7 +499,7 @@ func (n *Node) recovered() {
 	slices.SortFunc(again, func(a, b *pending) int { return cmp.Compare(a.opid.Counter, b.opid.Counter) })
 	for _, p := range again {
 		switch {
-		case p.state == 0:
+		case p.state == 0, p.state == pendDone:
 		case n.serving():
 			n.route(p)
 		default:

@@ -6,21 +6,20 @@
 // random source, and never ranges over a map where the order could show. Two nodes
 // that get the same calls do the same.
 //
-// The caller's duties:
+// Package host is its only caller outside of tests. The caller's duties:
 //  1. Hand in what happens, with the time: Step (a packet), Submit, Abandon,
 //     Released, Frozen, ClientGone, Peer, Acked, Refused, Tick; and what an
 //     administrator or the arbiter says: Suspect, Drain, Reconfigure, Arbiter.
 //     One goroutine.
-//  2. After each of them, before the next: Take, and carry out the [Effects]:
-//     SetEpoch and Cancel to the link, then the Sends to the link; the Event, then
-//     the Replies to the clients; gate and lease into the segment; if Freeze, a
-//     pass over the handles, then Frozen; if Retry, the link's Retry; WantLock and
-//     LockValue to the arbiter.
+//  2. After each of them, or after several: Take, and carry out the [Effects] in the
+//     order that package host gives.
 //  3. Call Tick at Effects.Next, or earlier.
 //  4. Acknowledge a packet only if Step said Handled, and not before the effects of
 //     that step are in the segment.
 //  5. Keep [Stable] and the [Store] over a restart of the dispatcher, and hand them
-//     to [New] together; or neither.
+//     to [New] together; or neither. Name a client's call by the same cookie when it
+//     is asked again after a restart, and let every call that had no answer be asked
+//     again, or its client be gone.
 //
 // The core never waits for a record: Store.TryLock says Held, the request is
 // parked, and Released comes when the record is free.

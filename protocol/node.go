@@ -38,7 +38,8 @@ type Node struct {
 	passDone bool
 
 	byReq     map[ReqID]*pending
-	tokens    map[uint64]*rec // of carried copies and done entries under way
+	again     map[call]*pending // from before the start, until they end
+	tokens    map[uint64]*rec   // of carried copies and done entries under way
 	nextToken uint64
 	peers     [wire.MaxNodes]peer
 	lead      leading
@@ -78,6 +79,12 @@ type Node struct {
 	stats Counters
 }
 
+// call names an operation of a local client.
+type call struct {
+	client ClientID
+	cookie uint64
+}
+
 // peer is what a node knows of another.
 type peer struct {
 	heard   Instant // our clock's reading in the newest PING that was answered
@@ -103,7 +110,7 @@ type Counters struct {
 func New(now Instant, cfg Config, s *Stable, store Store) *Node {
 	cfg.defaults()
 	n := &Node{cfg: cfg, s: s, store: store, now: now, started: now, rng: cfg.Seed ^ uint64(cfg.Self)<<32, plant: plantByName(cfg.Plant),
-		byReq: map[ReqID]*pending{}, tokens: map[uint64]*rec{}, timersAt: Never}
+		byReq: map[ReqID]*pending{}, again: map[call]*pending{}, tokens: map[uint64]*rec{}, timersAt: Never}
 	n.gate = Gate{State: GateFrozen, Epoch: s.Taken, Life: s.Life}
 	n.counter = max(s.Promised.Counter(), s.Taken.Counter())
 	for i := range n.peers {
@@ -119,7 +126,12 @@ func New(now Instant, cfg Config, s *Stable, store Store) *Node {
 	for i := range s.pend {
 		if p := s.pend[i]; p != nil {
 			n.pendN++
-			p.state = pendNew
+			if p.state != pendDone {
+				p.state = pendNew
+			}
+			if p.client != 0 {
+				n.again[call{p.client, p.cookie}] = p
+			}
 			if p.reqid != 0 {
 				n.byReq[p.reqid] = p
 				n.roomOut += int64(p.room)
@@ -242,6 +254,11 @@ func (n *Node) send(to PNN, ch Channel, epoch Epoch, m *Message, token uint64) {
 	n.eff.Sends = append(n.eff.Sends, Send{To: to, Ch: ch, Epoch: epoch, DBID: m.DBID, Token: token, at: [2]int{from, len(n.eff.buf)}})
 }
 
+// order tells the link that what is older than an epoch or a ballot is over.
+func (n *Node) order(k SendKind, e Epoch) {
+	n.eff.Sends = append(n.eff.Sends, Send{Kind: k, Epoch: e})
+}
+
 // data sends a DATA message to a member, both VNNs filled in.
 func (n *Node) data(to PNN, m *Message, token uint64) {
 	m.Dest = n.s.Map.vnn(to)
@@ -265,9 +282,10 @@ func (n *Node) fault(what string) {
 // what names a record in a fault.
 func what(db uint32, key []byte) string { return fmt.Sprintf("%q of database %08x", key, db) }
 
-// Take gives out the effects of all steps since the last Take.
+// Take gives out the effects of all steps since the last Take. Nothing is lost by
+// taking late, but what stands in package host must wait for it.
 func (n *Node) Take(e *Effects) {
-	*e, n.eff = n.eff, Effects{Sends: e.Sends[:0], Replies: e.Replies[:0], buf: e.buf[:0]}
+	*e, n.eff = n.eff, Effects{Sends: e.Sends[:0], Events: e.Events[:0], Replies: e.Replies[:0], buf: e.buf[:0]}
 	for i := range e.Sends {
 		s := &e.Sends[i]
 		s.Packet = e.buf[s.at[0]:s.at[1]:s.at[1]]

@@ -181,6 +181,9 @@ func (c *couple) open() bool {
 func (c *couple) take(i int) {
 	e := &c.eff[i]
 	for _, s := range e.Sends {
+		if s.Kind != protocol.SendMessage {
+			continue // there is no link
+		}
 		var b []byte
 		if k := len(c.spare); k > 0 {
 			b, c.spare = c.spare[k-1].b, c.spare[:k-1]
@@ -421,3 +424,42 @@ func benchmarkCore(b *testing.B, p protocol.Policy) {
 
 func BenchmarkStay(b *testing.B) { benchmarkCore(b, protocol.PolicyNever{}) }
 func BenchmarkMove(b *testing.B) { benchmarkCore(b, protocol.PolicyAlways{}) }
+
+// TestLateTake: a node takes two maps before its effects are taken. Both epochs go to
+// the link, in their order, each before what was sent under it.
+func TestLateTake(t *testing.T) {
+	now := link.Second
+	n := protocol.New(now, protocol.Config{Self: 1, Nodes: 3, Incarnation: 7, Start: now, WallMS: 1e9, Hash: func(uint32, []byte) uint64 { return 0 }, Conditions: yes{}},
+		protocol.NewStable(), &flat{recs: map[string]*flatRecord{}})
+	var e protocol.Effects
+	n.Take(&e)
+	n.Frozen(now, e.PassNum)
+	step := func(ch protocol.Channel, epoch wire.Epoch, m *wire.Message) {
+		t.Helper()
+		if v := n.Step(now, 0, ch, epoch, 0, wire.Append(nil, m)); v != protocol.Handled {
+			t.Fatalf("%s: verdict %d", m.Op, v)
+		}
+	}
+	a, b := wire.Ballot(5, 0), wire.Ballot(6, 0)
+	for _, ballot := range []wire.Epoch{a, b} {
+		var rows []byte
+		for i := range wire.PNN(2) {
+			rows = wire.AppendMember(rows, &wire.Member{VNN: wire.VNN(i), PNN: i, Joiner: true, Incarnation: 6 + uint64(i), Life: uint64(ballot)})
+		}
+		step(protocol.Beacon, ballot, &wire.Message{Op: wire.Prepare, Promise: ballot})
+		step(protocol.Control, ballot, &wire.Message{Op: wire.NewMap, Promise: ballot, Members: rows})
+	}
+	n.Take(&e)
+	var epochs []wire.Epoch
+	for _, s := range e.Sends {
+		switch {
+		case s.Kind == protocol.SendEpoch:
+			epochs = append(epochs, s.Epoch)
+		case s.Kind == protocol.SendMessage && s.Ch == protocol.Control && (len(epochs) == 0 || s.Epoch != epochs[len(epochs)-1]):
+			t.Errorf("a message of ballot %x stands behind the epochs %x", s.Epoch, epochs)
+		}
+	}
+	if fmt.Sprint(epochs) != fmt.Sprint([]wire.Epoch{a, b}) {
+		t.Errorf("the link is told of the epochs %x, not of %x and %x", epochs, a, b)
+	}
+}

@@ -84,7 +84,7 @@ func (n *Node) pingOne(to PNN) {
 func (n *Node) floor() uint64 {
 	low := n.s.opCount + 1
 	for _, p := range n.s.pend {
-		if p != nil {
+		if p != nil && p.state != pendDone {
 			low = min(low, p.opid.Counter)
 		}
 	}
@@ -772,7 +772,7 @@ func (n *Node) passOver() {
 		return
 	}
 	n.s.Promised = n.rv.asked
-	n.eff.Cancel = n.s.Promised
+	n.order(SendCancel, n.s.Promised)
 	n.state = stPromised
 	n.sendPromise()
 }

@@ -16,8 +16,18 @@ var ErrFull = errors.New("too many operations are pending on this node")
 // REQTIMEOUT. Its Reply carries the cookie. The OPID is drawn here, in the step
 // that makes the pending entry: one drawn earlier could lie below a floor that is
 // on its way already, and its done entry would be forgotten.
+//
+// The client and the cookie name the call, over restarts of the dispatcher: who asks
+// again after one meets the entry that is there, and keeps its OPID. Until then nothing
+// that was pending is answered.
 func (n *Node) Submit(now Instant, c ClientID, cookie uint64, m *Message) (OPID, error) {
 	n.begin(now)
+	if p := n.again[call{c, cookie}]; p != nil {
+		o := p.opid
+		n.askedAgain(p, m)
+		n.finish()
+		return o, nil
+	}
 	p := n.newPending(c, cookie, m)
 	if p == nil {
 		return OPID{}, ErrFull
@@ -37,6 +47,35 @@ func (n *Node) Submit(now Instant, c ClientID, cookie uint64, m *Message) (OPID,
 	n.start(p)
 	n.finish()
 	return o, nil
+}
+
+// askedAgain: the client of an operation from before the restart is there, and waits.
+// What has ended meanwhile is answered.
+func (n *Node) askedAgain(p *pending, m *Message) {
+	delete(n.again, call{p.client, p.cookie})
+	if p.state == pendDone {
+		n.reply(p, p.end.status, p.dbuf, p.end.rsn, p.end.lock, p.end.why)
+		n.freePending(p)
+		return
+	}
+	p.deadline = max(p.deadline, n.now+Instant(m.Timeout)*ms)
+}
+
+// keep how an operation has ended, until its client asks again. It may have read the
+// answer of the last dispatcher already, and another one would be no answer to
+// anything; or not yet, and then it asks.
+func (n *Node) keep(p *pending, st wire.Status, data []byte, rsn uint64, lock ReqID, why uint32) {
+	if p.reqid != 0 {
+		n.endReq(p)
+	}
+	p.state, p.end = pendDone, ending{st, rsn, lock, why}
+	p.dbuf = append(p.dbuf[:0], data...)
+}
+
+// drop an ended operation that nobody will ask for: its effect is taken back.
+func (n *Node) dropEnded(p *pending) {
+	delete(n.again, call{p.client, p.cookie})
+	n.complete(p, p.end.status, nil, 0, p.end.lock, 0)
 }
 
 // start a new pending operation if the gate lets it.
@@ -83,6 +122,9 @@ func (n *Node) freePending(p *pending) {
 		n.endReq(p)
 	}
 	n.s.pend[p.slot] = nil
+	if len(n.again) > 0 {
+		delete(n.again, call{p.client, p.cookie})
+	}
 	p.state = 0
 	n.freePend = append(n.freePend, p)
 	n.pendN--
@@ -274,6 +316,11 @@ func (n *Node) complete(p *pending, st wire.Status, data []byte, rsn uint64, loc
 		// already, as one under removal; if it were called live again it would be an
 		// acknowledged piece that is in no record. So the client's waiting ends here,
 		// and the dispatcher goes on until the piece is gone, however long it takes.
+		if n.unasked(p) {
+			p.deadline = n.now + 1000*ms
+			n.backoff(p, 5*ms)
+			return
+		}
 		if p.client != 0 && !p.abandoned {
 			n.reply(p, st, nil, 0, 0, 0)
 		}
@@ -289,10 +336,19 @@ func (n *Node) complete(p *pending, st wire.Status, data []byte, rsn uint64, loc
 	case p.abandoned && st == wire.OK && p.m.Op == wire.ReqConditionalAppend && j != nil:
 		n.removePiece(j)
 	}
-	if p.client != 0 && !p.abandoned {
+	switch {
+	case n.unasked(p) && !p.abandoned:
+		n.keep(p, st, data, rsn, lock, why)
+		return
+	case p.client != 0 && !p.abandoned:
 		n.reply(p, st, data, rsn, lock, why)
 	}
 	n.freePending(p)
+}
+
+// unasked: the operation is from before the restart, and its client has not asked again.
+func (n *Node) unasked(p *pending) bool {
+	return len(n.again) > 0 && p.client != 0 && n.again[call{p.client, p.cookie}] == p
 }
 
 // reply to the local client that waits.
@@ -353,6 +409,10 @@ func (n *Node) Abandon(now Instant, c ClientID, cookie uint64) {
 	for _, p := range n.s.pend {
 		if p != nil && p.client == c && p.cookie == cookie {
 			p.abandoned = true
+			if p.state == pendDone {
+				n.dropEnded(p)
+				continue
+			}
 			n.rec(p.m.DBID, p.m.Key) // it ends now if it is parked here
 		}
 	}
@@ -366,11 +426,16 @@ func (n *Node) ClientGone(now Instant, c ClientID) {
 	n.begin(now)
 	appends := map[OPID]bool{}
 	removes := map[OPID]bool{}
+	var ended []*pending // and its client has not asked
 	for _, p := range n.s.pend {
 		if p == nil || p.client != c {
 			continue
 		}
 		p.abandoned = true
+		if p.state == pendDone {
+			ended = append(ended, p)
+			continue
+		}
 		n.rec(p.m.DBID, p.m.Key)
 		switch p.m.Op {
 		case wire.ReqConditionalAppend:
@@ -383,6 +448,9 @@ func (n *Node) ClientGone(now Instant, c ClientID) {
 		if j.Client == c && !appends[j.OPID] && !removes[j.OPID] {
 			n.removePiece(j)
 		}
+	}
+	for _, p := range ended {
+		n.dropEnded(p)
 	}
 	n.finish()
 }

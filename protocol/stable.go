@@ -129,7 +129,16 @@ const (
 	pendOut                      // sent under reqid
 	pendBackoff
 	pendLocal // in the queue of a record, here or on its way here
+	pendDone  // it has ended, and its client has not asked again since the restart
 )
+
+// ending is how an operation has ended.
+type ending struct {
+	status wire.Status
+	rsn    uint64
+	lock   ReqID
+	why    uint32
+}
 
 // pending is an operation of a local client, or of the dispatcher (client 0).
 type pending struct {
@@ -145,7 +154,8 @@ type pending struct {
 	dbuf      []byte
 	deadline  Instant
 	state     pendState
-	reqid     ReqID // outstanding, 0: none
+	end       ending // pendDone; the data is in dbuf
+	reqid     ReqID  // outstanding, 0: none
 	to        PNN
 	hops      uint32
 	backoffs  uint32

@@ -159,8 +159,20 @@ type Gate struct {
 	VNN   VNN
 }
 
-// Send is one message for the link.
+// SendKind is what the link is to do.
+type SendKind uint8
+
+const (
+	SendMessage SendKind = iota // queue a message
+	SendEpoch                   // Link.SetEpoch: DATA of older epochs is over
+	SendCancel                  // Link.Cancel: CONTROL of lower ballots is over
+)
+
+// Send is one order for the link: a message, or, with an Epoch alone, the end of what
+// is older. The orders of several steps keep their order, as a message that was decided
+// before the map changed must not go out as if it had been decided after it.
 type Send struct {
+	Kind   SendKind
 	To     PNN
 	Ch     Channel
 	Epoch  Epoch
@@ -184,17 +196,16 @@ type Reply struct {
 	at     [2]int
 }
 
-// Effects is what a step wants done. Its slices are the node's and are used again
-// by the Take after the next.
+// Effects is what the steps since the last Take want done; package host says in which
+// order. Its slices are the node's and are used again by the Take after the next.
 type Effects struct {
-	// SetEpoch and Cancel, if not 0, go to the link before the Sends.
-	SetEpoch Epoch
-	Cancel   Epoch
-	Sends    []Send
-	Replies  []Reply
-	Gate     Gate
-	Lease    Instant // local clients may work until then
-	// Freeze: pass over the handles, then call Frozen with the number.
+	Sends   []Send  // in the order of the steps
+	Events  []Event // tell the local clients, in this order, before any of the Replies
+	Replies []Reply // in the order of the steps
+	Gate    Gate    // as it stands behind the last step
+	Lease   Instant // local clients may work until then; it only grows
+	// Freeze: pass over the handles, then call Frozen with the number. A pass that was
+	// asked for earlier and is not over yet is of no use any more.
 	Freeze  bool
 	PassNum uint64
 	// Fault, if it is not empty, is why this node lets no recovery end: a promise
@@ -206,11 +217,10 @@ type Effects struct {
 	// DBs: the table of databases has grown; Stable.DBs has it.
 	DBs bool
 	// WantLock: hold the arbiter's lock, and renew it, or let it go. LockValue, if it
-	// is not 0, is to be stored with it. Node.Arbiter tells how it stands.
+	// is not 0, is to be stored with it: the newest, which stands for older ones, as the
+	// ballots that a node leads only grow. Node.Arbiter tells how it stands.
 	WantLock  bool
 	LockValue Epoch
-	// Event, if its Epoch is not 0: tell the local clients, before any of the Replies.
-	Event Event
 	// Next is when Tick has something to do.
 	Next Instant
 	buf  []byte

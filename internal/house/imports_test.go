@@ -54,7 +54,8 @@ var rules = map[string]rule{
 
 	"protocol":      {ours: []string{"protocol/wire", "protocol/link"}, not: impure},
 	"protocol/link": {ours: []string{"protocol/wire"}, not: impure},
-	"protocol/sim":  {ours: []string{"protocol", "protocol/wire", "protocol/link"}, other: []string{porcu}, not: []string{"net", "unsafe", "syscall"}},
+	"protocol/host": {ours: []string{"protocol", "protocol/wire", "protocol/link"}, not: impure},
+	"protocol/sim":  {ours: []string{"protocol", "protocol/wire", "protocol/link", "protocol/host"}, other: []string{porcu}, not: []string{"net", "unsafe", "syscall"}},
 
 	"transport":               {},
 	"transport/transporttest": {ours: []string{"transport"}},

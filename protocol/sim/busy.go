@@ -47,14 +47,38 @@ func (b *bill) cost(touched uint64) instant {
 // looks at its clock again.
 const ticksFirst = 32
 
-// inbox is what has come to a dispatcher while it was busy.
+// maxInbox is how much waits for a dispatcher that stands still; datagrams beyond it
+// are lost.
+const maxInbox = 2000
+
+// inbox is what has come to a dispatcher and waits for its next turn.
 type inbox struct {
 	all   []event
 	head  int
 	tick  bool // the timer has fired meanwhile
 	since int  // events since the last tick
 	until instant
-	wake  bool // the end of the present step is scheduled
+	wake  bool // the next turn is scheduled
+}
+
+func (q *inbox) waiting() int { return len(q.all) - q.head }
+func (q *inbox) empty() bool  { return !q.tick && q.waiting() == 0 }
+
+// next thing to do.
+func (q *inbox) next(host *host) (e event, ok bool) {
+	switch {
+	case q.tick && (q.waiting() == 0 || q.since >= ticksFirst):
+		q.tick, q.since = false, 0
+		return event{host: host}, true
+	case q.waiting() > 0:
+		e, q.all[q.head] = q.all[q.head], event{}
+		q.since++
+		if q.head++; q.head == len(q.all) {
+			q.all, q.head = q.all[:0], 0
+		}
+		return e, true
+	}
+	return event{}, false
 }
 
 // Steps are what the dispatchers of a run took, with handling time.
@@ -78,27 +102,28 @@ func (s *Steps) Add(o *Steps) {
 	}
 }
 
-// arrives: a datagram, a timer or a call for a dispatcher that takes its time.
-func (c *Cluster) arrives(e *event) {
-	h := e.host
+// feed the dispatcher: a datagram, its timer or a call. It does one thing in a turn, at
+// once, unless it takes time for what it handles, or takes its time to come round: then
+// it does what has come by then, up to so many things as are drawn, and flushes once.
+func (h *host) feed(e *event) {
+	c, q := h.c, &h.in
 	switch {
 	case !h.up || e.b == nil && e.start != h.start:
 		c.giveBack(e)
-		return
-	case h.paused && e.f != nil:
-		h.run(e.f)
-		return
-	case h.paused:
-		v := *e
-		h.run(func() { h.handle(&v) })
-		return
+	case !h.paused && (c.doing != nil || c.opt.Handling == NoHandling && c.mix.Turn <= 1 && q.empty()):
+		h.do(e)
+		if h.up {
+			h.flush()
+		}
+	case e.b == nil && e.f == nil:
+		q.tick = true
+		h.come()
+	case e.b != nil && q.waiting() >= maxInbox:
+		c.giveBack(e)
+	default:
+		q.all = append(q.all, *e)
+		h.come()
 	}
-	if e.b == nil && e.f == nil {
-		h.in.tick = true
-	} else {
-		h.in.all = append(h.in.all, *e)
-	}
-	h.workOff()
 }
 
 func (c *Cluster) giveBack(e *event) {
@@ -107,31 +132,34 @@ func (c *Cluster) giveBack(e *event) {
 	}
 }
 
-// workOff handles what waits, unless a step is under way.
+// come round to what waits: at once, or in a moment in which more may come.
+func (h *host) come() {
+	q, c := &h.in, h.c
+	if c.mix.Turn > 1 && !q.wake && !h.paused && c.now >= q.until {
+		q.until = c.now + c.between(0, 30*us)
+		h.wakeUp()
+		return
+	}
+	h.workOff()
+}
+
+// workOff does what waits, unless a step is under way.
 func (h *host) workOff() {
 	q, c := &h.in, h.c
 	if c.doing != nil || q.wake || h.paused {
 		return
 	}
 	for h.up && !h.paused && c.now >= q.until {
-		var e event
-		waiting := len(q.all) - q.head
-		switch {
-		case q.tick && (waiting == 0 || q.since >= ticksFirst):
-			q.tick, q.since = false, 0
-			e = event{host: h}
-		case waiting > 0:
-			e, q.all[q.head] = q.all[q.head], event{}
-			q.since++
-			if q.head++; q.head == len(q.all) {
-				q.all, q.head = q.all[:0], 0
-			}
-		default:
+		e, ok := q.next(h)
+		if !ok {
 			return
 		}
-		h.step(kind(&e), func() { h.handle(&e) })
+		h.step(kind(&e), func() { h.turn(&e) })
+		if c.mix.Turn > 1 {
+			q.until = max(q.until, c.now+c.between(0, 30*us))
+		}
 	}
-	if h.up && (q.tick || len(q.all) > q.head) && !h.paused {
+	if h.up && !q.empty() && !h.paused {
 		h.wakeUp()
 	}
 }
@@ -146,7 +174,7 @@ func kind(e *event) string {
 	return "tick"
 }
 
-// wakeUp goes on at the end of the present step.
+// wakeUp goes on when the next turn may begin.
 func (h *host) wakeUp() {
 	start := h.start
 	h.in.wake = true
@@ -158,19 +186,20 @@ func (h *host) wakeUp() {
 	})
 }
 
-// handle one event, and what the core and the link want done then.
-func (h *host) handle(e *event) {
-	switch {
-	case e.f != nil:
-		e.f()
-	case e.b != nil:
-		h.bill.bytes += len(e.b)
-		h.link.Receive(h.now(), e.b, handler{h})
-		h.c.giveBack(e)
-	default:
-		h.tick()
+// turn of the dispatcher's loop: one thing, or several, then what the core and the
+// link want done.
+func (h *host) turn(first *event) {
+	n, start := 1, h.start
+	if h.c.mix.Turn > 1 {
+		n = 1 + h.c.rng.IntN(h.c.mix.Turn)
 	}
-	if h.up {
+	for e, ok := *first, true; ok && n > 0 && h.start == start; n-- {
+		h.do(&e)
+		if n > 1 {
+			e, ok = h.in.next(h)
+		}
+	}
+	if h.up && h.start == start {
 		h.flush()
 	}
 }
@@ -186,7 +215,7 @@ func (h *host) step(what string, f func()) {
 	c.doing, h.bill = h, bill{}
 	var touched uint64
 	if h.node != nil {
-		touched = h.node.Counters().Touched
+		touched = h.node.Node().Counters().Touched
 	}
 	node, start := h.node, c.cpu()
 	f()
@@ -195,7 +224,7 @@ func (h *host) step(what string, f func()) {
 		if h.node != node {
 			touched = 0
 		}
-		touched = h.node.Counters().Touched - touched
+		touched = h.node.Node().Counters().Touched - touched
 	}
 	model := h.bill.cost(touched)
 	if c.opt.Handling == ModelTime {

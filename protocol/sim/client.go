@@ -126,15 +126,20 @@ func (cl *client) die(why string) {
 		c.check.mayRemove(m)
 	}
 	// The dispatcher notices by itself, after a while; or finds it at its start.
-	seg := cl.seg
+	seg, told := cl.seg, false
 	var tell func()
 	tell = func() {
 		switch {
-		case seg != cl.h.seg:
+		case seg != cl.h.seg || told:
 		case !cl.h.up || cl.h.paused:
 			c.after(2*ms, tell)
 		default:
+			c.after(2*ms, tell) // if it dies before its next turn
 			cl.h.run(func() {
+				if told {
+					return
+				}
+				told = true
 				for _, r := range seg.sorted() { // what it was given after its death
 					if r.holder == cl.id {
 						seg.release(r, true)
@@ -315,6 +320,7 @@ type operation struct {
 	read   []byte         // what FETCH_LOCKED returned
 	cookie uint64
 	opid   protocol.OPID
+	asked  protocol.OPID // the dispatcher's
 	ended  bool
 	hist   *histOp
 	met    map[string]bool // keys: TRAVERSE
@@ -361,22 +367,7 @@ func (o *operation) submit() {
 	}
 	cl.cookie++
 	o.cookie = cl.cookie
-	h.run(func() {
-		if o.ended || cl.seg != h.seg || !cl.alive {
-			if cl.alive && !o.ended {
-				o.unknown()
-				cl.next(ms)
-			}
-			return
-		}
-		opid, err := h.node.Submit(h.now(), cl.id, o.cookie, &o.m)
-		if err != nil {
-			c.check.fail("table", "node %d: %v", h.pnn, err)
-			return
-		}
-		o.opid = opid
-		c.check.piecesOwner(o, opid)
-	})
+	o.ask()
 	// A client that has waited long enough gives up; the operation goes on.
 	patience := c.between(sec, 3*sec)
 	if cl.manual || c.hot {
@@ -396,6 +387,47 @@ func (o *operation) submit() {
 	})
 }
 
+// ask the dispatcher, or ask it again after a restart, under the same name: then it
+// meets what the one before it has left of the call.
+func (o *operation) ask() {
+	cl := o.cl
+	h, c := cl.h, cl.h.c
+	h.run(func() {
+		if o.ended || cl.seg != h.seg || !cl.alive {
+			if cl.alive && !o.ended {
+				o.unknown()
+				cl.next(ms)
+			}
+			return
+		}
+		opid, err := h.node.Submit(h.now(), cl.id, o.cookie, &o.m)
+		if err != nil {
+			c.check.fail("table", "node %d: %v", h.pnn, err)
+			return
+		}
+		if o.asked != (protocol.OPID{}) && o.asked != opid {
+			c.check.fail("again", "%s of %q by client %d.%d is asked again and gets another OPID: %v after %v, cookie %d", o.m.Op, o.key, h.pnn, cl.id, opid, o.asked, o.cookie)
+		}
+		o.opid, o.asked = opid, opid
+		c.check.piecesOwner(o, opid)
+	})
+}
+
+// again: there is a new dispatcher. What it has not been asked, or what has had no
+// answer when all that the old one gave has arrived, it is asked again.
+func (cl *client) again() {
+	o := cl.wait
+	if !cl.alive || o == nil || o.ended || o.cookie == 0 || cl.seg != cl.h.seg {
+		return
+	}
+	start := cl.h.start
+	cl.h.c.after(cl.h.c.between(20*us, ms), func() {
+		if cl.alive && !o.ended && cl.h.start == start {
+			o.ask()
+		}
+	})
+}
+
 // giveUp waiting. The operation goes on.
 func (o *operation) giveUp() {
 	cl := o.cl
@@ -404,9 +436,21 @@ func (o *operation) giveUp() {
 	if o.m.Op == wire.ReqConditionalAppend && o.db == dbPieces {
 		c.check.mayRemove(mine{o.key, o.opid, string(o.m.Data)})
 	}
-	if cl.seg == h.seg && h.up {
-		h.run(func() { h.node.Abandon(h.now(), cl.id, o.cookie) })
+	told := false
+	var tell func() // again, if the dispatcher dies before its next turn
+	tell = func() {
+		if told || cl.seg != h.seg || !cl.alive {
+			return
+		}
+		h.run(func() {
+			told = true
+			h.node.Abandon(h.now(), cl.id, o.cookie)
+		})
+		if !told {
+			c.after(2*ms, tell)
+		}
 	}
+	tell()
 	cl.next(c.between(0, 5*ms))
 }
 

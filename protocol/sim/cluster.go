@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 
 	"github.com/mainzdb/mainz/protocol"
+	drive "github.com/mainzdb/mainz/protocol/host"
 	"github.com/mainzdb/mainz/protocol/link"
 	"github.com/mainzdb/mainz/protocol/wire"
 )
@@ -64,11 +65,12 @@ type Mix struct {
 	File    float64 `json:"file"`      // changes of the nodes file
 	Arbiter bool    `json:"arbiter"`   // half of the nodes go on with its lock
 	Promise bool    `json:"promise"`   // each node has a promise file, and a clock that is set anew at each start
+	Turn    int     `json:"turn"`      // a dispatcher's turn is up to so many calls; 1: each by itself, at once
 }
 
 func (m Mix) String() string {
-	return fmt.Sprintf("nodes %d clients %d ms %d loss %.2f repeat %.2f delay %dus tail %dus drift %.3f crash %.1f warm %.1f pause %.1f cut %.1f oneway %.1f kill %.1f full %.1f stall %.2f policy %s keys %d cap %d open %v drain %.1f file %.1f arbiter %v promise %v",
-		m.Nodes, m.Clients, m.Millis, m.Loss, m.Repeat, m.Delay/us, m.Tail/us, m.Drift, m.Crash, m.Warm, m.Pause, m.Cut, m.OneWay, m.Kill, m.Full, m.Stall, m.Policy, m.Keys, m.Cap, m.Open, m.Drain, m.File, m.Arbiter, m.Promise)
+	return fmt.Sprintf("nodes %d clients %d ms %d loss %.2f repeat %.2f delay %dus tail %dus drift %.3f crash %.1f warm %.1f pause %.1f cut %.1f oneway %.1f kill %.1f full %.1f stall %.2f policy %s keys %d cap %d open %v drain %.1f file %.1f arbiter %v promise %v turn %d",
+		m.Nodes, m.Clients, m.Millis, m.Loss, m.Repeat, m.Delay/us, m.Tail/us, m.Drift, m.Crash, m.Warm, m.Pause, m.Cut, m.OneWay, m.Kill, m.Full, m.Stall, m.Policy, m.Keys, m.Cap, m.Open, m.Drain, m.File, m.Arbiter, m.Promise, m.Turn)
 }
 
 // Cluster is one run.
@@ -122,25 +124,23 @@ type host struct {
 	offset  instant
 	up      bool // the dispatcher runs
 	paused  bool
-	backlog []func()
-	node    *protocol.Node
-	link    *link.Link
+	node    *drive.Host
 	stable  *protocol.Stable
 	seg     *segment
-	eff     protocol.Effects
 	clients []*client
 	nextID  protocol.ClientID
 	start   int // how often it was started
 	tickAt  instant
 	room    uint32
 	inc     uint64
+	took    protocol.Epoch // the last that the checker has seen it take
 	told    protocol.Epoch // of the newest event
 	file    uint32
 	drains  bool
 	noLock  instant // until then the arbiter is out of reach
 	brim    bool    // not even the reserve has room: a fault
 	wall    instant // by which its wall clock is ahead
-	in      inbox
+	in      inbox   // what waits for the dispatcher's next turn
 	bill    bill
 }
 
@@ -149,25 +149,31 @@ func (h *host) clock(t instant) instant { return h.offset + instant(float64(t)*h
 
 func (h *host) now() instant { return h.clock(h.c.now) }
 
-// run does f on the dispatcher's thread: later, if that stands still; never, if
-// the dispatcher was restarted meanwhile.
-func (h *host) run(f func()) {
-	if !h.up {
-		return
+// run does f on the dispatcher's thread, in its next turn; never, if the dispatcher
+// is restarted before that.
+func (h *host) run(f func()) { h.feed(&event{host: h, start: h.start, f: f}) }
+
+// do one thing on the dispatcher's thread.
+func (h *host) do(e *event) {
+	switch {
+	case e.f != nil:
+		e.f()
+	case e.b != nil:
+		h.bill.bytes += len(e.b)
+		h.node.Receive(h.now(), e.b)
+		h.c.giveBack(e)
+	default:
+		h.tick()
 	}
-	if h.paused {
-		if len(h.backlog) < 2000 {
-			h.backlog = append(h.backlog, f)
-		}
-		return
+	h.looked()
+}
+
+// looked at the host behind one call: an epoch that it takes is seen before it sends.
+func (h *host) looked() {
+	if e := h.stable.Taken; e != h.took {
+		h.took = e
+		h.c.check.took(h, e)
 	}
-	if h.c.opt.Handling != NoHandling && h.c.doing == nil {
-		h.in.all = append(h.in.all, event{host: h, start: h.start, f: f})
-		h.workOff()
-		return
-	}
-	f()
-	h.flush()
 }
 
 // later is run after d of real time, by this incarnation.
@@ -185,18 +191,11 @@ func (h *host) boot() { h.step("start", h.begin) }
 
 func (h *host) begin() {
 	h.start++
-	h.up, h.paused, h.backlog, h.in = true, false, nil, inbox{}
+	h.up, h.paused, h.in = true, false, inbox{}
 	h.inc = h.c.rng.Uint64() | 1
-	l, err := link.New(link.Config{Self: h.pnn, Nodes: len(h.c.hosts), Incarnation: h.inc, Cluster: 0x6d7a, MTU: h.c.mtu()})
-	if err != nil {
-		panic(err)
-	}
-	h.link = l
-	h.link.SetEpoch(h.stable.Taken)
 	for _, r := range h.seg.recs {
 		r.waits = false
 	}
-	h.eff = protocol.Effects{}
 	if h.c.mix.Promise && !h.c.fixed {
 		h.wall = h.c.between(-3600*sec, 3600*sec)
 	}
@@ -204,16 +203,29 @@ func (h *host) begin() {
 	if !isCorePlant(plant) {
 		plant = ""
 	}
-	h.node = protocol.New(h.now(), protocol.Config{Self: h.pnn, Nodes: len(h.c.hosts), Incarnation: h.inc, Seed: h.c.rng.Uint64(), WallMS: int64(1_699_999_999_000 + (h.c.now+h.wall)/ms), Start: h.now(),
-		Hash: hashKey, Mode: h.c.mode(), NodesFile: h.file, Unused: h.c.files[h.file], Arbiter: h.c.mix.Arbiter, RoomShare: h.c.mix.share(), Conditions: h.c.conf, Policy: policyByName(h.c.mix.Policy), Plant: plant, MaxPending: 4096, MaxParked: 4096,
-		Fault: func(what string) {
-			if !h.c.faulty {
-				h.c.check.fail("fault", "node %d: %s", h.pnn, what)
-			}
-			h.c.trace("node %d fault: %s", h.pnn, what)
-		}}, h.stable, hostStore{h})
+	cfg := drive.Config{
+		Node: protocol.Config{Self: h.pnn, Nodes: len(h.c.hosts), Incarnation: h.inc, Seed: h.c.rng.Uint64(), WallMS: int64(1_699_999_999_000 + (h.c.now+h.wall)/ms), Start: h.now(),
+			Hash: hashKey, Mode: h.c.mode(), NodesFile: h.file, Unused: h.c.files[h.file], Arbiter: h.c.mix.Arbiter, RoomShare: h.c.mix.share(), Conditions: h.c.conf, Policy: policyByName(h.c.mix.Policy), Plant: plant, MaxPending: 4096, MaxParked: 4096,
+			Fault: func(what string) {
+				if !h.c.faulty {
+					h.c.check.fail("fault", "node %d: %s", h.pnn, what)
+				}
+				h.c.trace("node %d fault: %s", h.pnn, what)
+			}},
+		Link:    &link.Config{Self: h.pnn, Nodes: len(h.c.hosts), Incarnation: h.inc, Cluster: 0x6d7a, MTU: h.c.mtu()},
+		Sent:    h.sent,
+		Stepped: h.stepped,
+	}
+	h.took = h.stable.Taken
+	var err error
+	if h.node, err = drive.New(h.now(), cfg, h.stable, hostStore{h}, h.seg.gate, shell{h}); err != nil {
+		panic(err)
+	}
 	h.tickAt, h.drains = 0, false
 	h.flush()
+	for _, cl := range h.clients {
+		cl.again()
+	}
 }
 
 // mode is the fixed table of databases, if they are not opened.
@@ -271,55 +283,10 @@ func policyByName(s string) protocol.Policy {
 	return protocol.PolicyPlan(2)
 }
 
-// flush carries out what the node and the link want done.
+// flush ends a turn: the node's effects, then its timer.
 func (h *host) flush() {
-	for range 100 {
-		h.node.Take(&h.eff)
-		e := &h.eff
-		if e.SetEpoch != 0 {
-			h.link.SetEpoch(e.SetEpoch)
-			h.c.check.took(h, e.SetEpoch)
-		}
-		if e.Cancel != 0 {
-			h.link.Cancel(h.now(), e.Cancel)
-		}
-		for i := range e.Sends {
-			s := &e.Sends[i]
-			if h.c.opt.Trace != nil {
-				h.c.traceSend(h, s)
-			}
-			if s.Ch == protocol.Data {
-				h.c.cmsgs++
-			} else if h.c.control != nil {
-				h.c.countControl(s)
-			}
-			h.link.Send(h.now(), s.To, s.Ch, s.Epoch, s.DBID, s.Packet, s.Token)
-		}
-		if e.Event.Epoch != 0 {
-			h.c.check.event(h, &e.Event)
-		}
-		if e.LockValue != 0 {
-			h.c.store(h, e.LockValue)
-		}
-		if len(e.Replies) > 0 && e.Gate.State == protocol.GateOpen && h.told != e.Gate.Epoch {
-			h.c.check.fail("event", "node %d answers in epoch %x and its clients know of %x", h.pnn, e.Gate.Epoch, h.told)
-		}
-		for i := range e.Replies {
-			r := e.Replies[i]
-			r.Data = append([]byte(nil), r.Data...)
-			h.reply(r)
-		}
-		h.setGate(e)
-		if e.Freeze {
-			h.pass(e.PassNum)
-		}
-		h.transmit()
-		if !e.Retry || !h.link.Holding() {
-			break
-		}
-		h.link.Retry(h.now(), handler{h})
-	}
-	next := min(h.eff.Next, h.link.Next())
+	h.node.Flush(h.now())
+	next := h.node.Next()
 	at := instant(float64(next-h.offset)/h.rate) + 1
 	if next == protocol.Never {
 		at = h.c.now + sec
@@ -333,11 +300,28 @@ func (h *host) flush() {
 
 // tick is the dispatcher's timer.
 func (h *host) tick() {
-	h.link.Tick(h.now())
 	h.node.Tick(h.now())
 	if h.tickAt <= h.c.now {
 		h.tickAt = 0
 	}
+}
+
+// sent looks at a message on its way to the link.
+func (h *host) sent(s *protocol.Send) {
+	if h.c.opt.Trace != nil {
+		h.c.traceSend(h, s)
+	}
+	if s.Ch == protocol.Data {
+		h.c.cmsgs++
+	} else if h.c.control != nil {
+		h.c.countControl(s)
+	}
+}
+
+// stepped looks at a packet that the node has answered.
+func (h *host) stepped(from protocol.PNN, ch protocol.Channel, packet []byte, v protocol.Verdict) {
+	h.c.traceStep(h, from, ch, packet, v)
+	h.looked()
 }
 
 // countControl counts a message of a recovery, and the claims in it.
@@ -358,68 +342,75 @@ func (c *Cluster) countControl(s *protocol.Send) {
 	}
 }
 
-func (h *host) setGate(e *protocol.Effects) {
-	s := h.seg
-	if s.gate != e.Gate {
-		was := s.gate.State
-		s.gate = e.Gate
-		s.word++
-		if e.Gate.State == protocol.GateOpen && was != protocol.GateOpen {
-			h.c.trace("node %d OPEN epoch %x", h.pnn, e.Gate.Epoch)
-			h.c.check.gateOpens(h)
-		} else if was != e.Gate.State {
-			h.c.trace("node %d gate %d epoch %x", h.pnn, e.Gate.State, e.Gate.Epoch)
-		}
-	}
-	s.lease = e.Lease
-}
+// shell is the simulated machine as its node's host sees it.
+type shell struct{ h *host }
 
-// transmit puts the link's datagrams on the wire.
-func (h *host) transmit() {
-	c := h.c
-	for _, d := range h.link.Take() {
-		to := c.hosts[d.To]
-		b := d.Bytes
-		if !c.figures {
-			c.hash.Write(b[:64])
-		}
-		h.bill.sent++
-		h.bill.bytes += len(b)
-		for n := 1; n > 0; n-- {
-			if c.faults && c.chance(c.mix.Repeat) {
-				n++
-			}
-			if c.cutTo[h.pnn].Has(d.To) || c.faults && c.chance(c.mix.Loss) {
-				continue
-			}
-			delay := c.between(c.mix.Delay/2, c.mix.Delay)
-			if c.fixed {
-				delay = c.mix.Delay
-			}
-			if lost, more := c.apply(b, &delay); lost {
-				continue
-			} else {
-				n += more
-			}
-			if c.faults && c.chance(0.02) {
-				delay += c.between(0, c.mix.Tail)
-			}
-			c.schedule(delay, event{host: to, b: c.buffer(b)})
-		}
+func (sh shell) Gate(g protocol.Gate) {
+	h, s := sh.h, sh.h.seg
+	was := s.gate.State
+	s.gate = g
+	s.word++
+	if g.State == protocol.GateOpen && was != protocol.GateOpen {
+		h.c.trace("node %d OPEN epoch %x", h.pnn, g.Epoch)
+		h.c.check.gateOpens(h)
+	} else if was != g.State {
+		h.c.trace("node %d gate %d epoch %x", h.pnn, g.State, g.Epoch)
 	}
 }
 
-// handler is the host as its link sees it.
-type handler struct{ *host }
+func (sh shell) Lease(until protocol.Instant) { sh.h.seg.lease = until }
+func (sh shell) Pass(number uint64)           { sh.h.pass(number) }
+func (sh shell) Databases()                   {}
+func (sh shell) Event(e *protocol.Event)      { sh.h.c.check.event(sh.h, e) }
 
-func (h handler) Step(now instant, from wire.PNN, ch link.Channel, epoch wire.Epoch, dbid uint32, p []byte) link.Verdict {
-	v := h.node.Step(now, from, ch, epoch, dbid, p)
-	h.c.traceStep(h.host, from, ch, p, v)
-	return v
+func (sh shell) Reply(r *protocol.Reply) {
+	h := sh.h
+	if g := h.seg.gate; g.State == protocol.GateOpen && h.told != g.Epoch {
+		h.c.check.fail("event", "node %d answers in epoch %x and its clients know of %x", h.pnn, g.Epoch, h.told)
+	}
+	v := *r
+	v.Data = append([]byte(nil), r.Data...)
+	h.reply(v)
 }
-func (h handler) Acked(now instant, token uint64)                     { h.node.Acked(now, token) }
-func (h handler) Refused(now instant, token uint64)                   { h.node.Refused(now, token) }
-func (h handler) Peer(now instant, p wire.PNN, ev protocol.PeerEvent) { h.node.Peer(now, p, ev) }
+
+func (sh shell) Doorbell() {}
+
+func (sh shell) Lock(_ bool, value protocol.Epoch) {
+	if value != 0 {
+		sh.h.c.store(sh.h, value)
+	}
+}
+
+// Datagram puts one on the wire.
+func (sh shell) Datagram(to protocol.PNN, b []byte) {
+	h, c := sh.h, sh.h.c
+	if !c.figures {
+		c.hash.Write(b[:64])
+	}
+	h.bill.sent++
+	h.bill.bytes += len(b)
+	for n := 1; n > 0; n-- {
+		if c.faults && c.chance(c.mix.Repeat) {
+			n++
+		}
+		if c.cutTo[h.pnn].Has(to) || c.faults && c.chance(c.mix.Loss) {
+			continue
+		}
+		delay := c.between(c.mix.Delay/2, c.mix.Delay)
+		if c.fixed {
+			delay = c.mix.Delay
+		}
+		if lost, more := c.apply(b, &delay); lost {
+			continue
+		} else {
+			n += more
+		}
+		if c.faults && c.chance(0.02) {
+			delay += c.between(0, c.mix.Tail)
+		}
+		c.schedule(delay, event{host: c.hosts[to], b: c.buffer(b)})
+	}
+}
 
 func (c *Cluster) traceSend(h *host, s *protocol.Send) {
 	var m wire.Message
@@ -516,7 +507,7 @@ func (h *host) crash(cold bool) {
 		return
 	}
 	h.c.trace("node %d crash cold=%v", h.pnn, cold)
-	h.up, h.node, h.link, h.backlog, h.in = false, nil, nil, nil, inbox{}
+	h.up, h.node, h.in = false, nil, inbox{}
 	h.start++
 	if cold {
 		for _, cl := range h.clients {
@@ -555,20 +546,9 @@ func (h *host) resume() {
 	}
 	h.c.trace("node %d resumes", h.pnn)
 	h.paused = false
-	work := h.backlog
-	h.backlog = nil
-	start := h.start
-	for _, f := range work {
-		if h.start != start {
-			return
-		}
-		h.run(f)
-	}
-	if h.up {
-		h.tickAt = 0
-		h.step("resume", h.flush)
-		h.workOff()
-	}
+	h.tickAt = 0
+	h.step("resume", h.flush)
+	h.workOff()
 }
 
 // rule is one mishap that a script asks for: to the next datagram that carries

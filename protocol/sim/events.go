@@ -6,7 +6,7 @@ type event struct {
 	at    instant
 	seq   uint64
 	host  *host
-	start int    // timer: of this start of the host
+	start int    // timer and call: of this start of the host
 	b     []byte // datagram, nil: timer
 	f     func() // anything else; with a host: on its dispatcher's thread
 }
@@ -68,24 +68,8 @@ func (c *Cluster) happen(e *event) {
 	switch h := e.host; {
 	case h == nil:
 		e.f()
-	case c.opt.Handling != NoHandling:
-		c.arrives(e)
-	case e.b != nil:
-		if h.up && !h.paused {
-			h.link.Receive(h.now(), e.b, handler{h})
-			h.flush()
-		} else if b := e.b; h.up {
-			h.run(func() { h.link.Receive(h.now(), b, handler{h}) })
-			return
-		}
-		c.buffers = append(c.buffers, e.b)
-	case h.start == e.start:
-		if h.up && !h.paused {
-			h.tick()
-			h.flush()
-		} else {
-			h.run(h.tick)
-		}
+	default:
+		h.feed(e)
 	}
 }
 

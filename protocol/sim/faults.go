@@ -26,7 +26,7 @@ func (c *Cluster) leave(h *host) {
 		case h.start != start || !h.up:
 			return // it died on the way
 		case h.paused:
-		case h.node.Left():
+		case h.node.Node().Left():
 			c.trace("node %d has left", h.pnn)
 			c.check.left(h)
 			c.restart(h, true)
@@ -102,16 +102,18 @@ func (c *Cluster) arbitrate() {
 		if !h.up || h.paused || c.now < h.noLock {
 			continue
 		}
+		wants := h.node.WantsLock()
 		mine := l.holder == h && l.start == h.start && c.now < l.until
 		switch {
-		case h.eff.WantLock && (mine || l.holder == nil || c.now >= l.until):
+		case wants && (mine || l.holder == nil || c.now >= l.until):
 			if !mine {
 				c.trace("node %d gets the lock, value %x", h.pnn, l.value)
 				h.run(func() { h.node.Arbiter(h.now(), false, 0, l.value) })
 			}
 			l.holder, l.start, l.until = h, h.start, c.now+lockFor
-			h.run(func() { h.node.Arbiter(h.now(), true, h.now()+lockFor, l.value) })
-		case mine && !h.eff.WantLock:
+			until := h.now() + lockFor
+			h.run(func() { h.node.Arbiter(h.now(), true, until, l.value) })
+		case mine && !wants:
 			c.trace("node %d lets the lock go", h.pnn)
 			l.holder = nil
 			h.run(func() { h.node.Arbiter(h.now(), false, 0, l.value) })

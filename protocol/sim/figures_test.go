@@ -217,7 +217,7 @@ func TestHotRecord(t *testing.T) {
 		c.until(c.now + 3*sec)
 		var redirects, backoffs, moves uint64
 		for _, h := range c.hosts {
-			n := h.node.Counters()
+			n := h.node.Node().Counters()
 			redirects, backoffs, moves = redirects+n.Redirects, backoffs+n.Backoffs, moves+n.Handovers
 		}
 		ops := c.check.acked / 2 // a lock and what releases it

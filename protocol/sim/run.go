@@ -83,6 +83,10 @@ func draw(o Options, rng *rand.Rand) Mix {
 	m.Drain, m.File = pick(0.25, 2), pick(0.15, 2)
 	m.Arbiter = m.Nodes%2 == 0 && rng.IntN(3) > 0
 	m.Promise = rng.IntN(3) == 0
+	m.Turn = 1
+	if rng.IntN(2) == 0 {
+		m.Turn = 1 << rng.IntN(7)
+	}
 	return m
 }
 

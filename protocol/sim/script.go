@@ -150,9 +150,9 @@ func (s *scenario) command(f []string) error {
 		h.seg.add(&record{db: k.db, key: k.key, rsn: 7, accessor: wire.NoPNN, data: []byte(f[3])})
 		s.c.faulty = true
 	case "fault":
-		s.c.trace("node %d is kept closed by: %s", h.pnn, h.eff.Fault)
-		if (h.eff.Fault == "") != (len(f) > 2) {
-			return fmt.Errorf("node %d: fault %q", h.pnn, h.eff.Fault)
+		s.c.trace("node %d is kept closed by: %s", h.pnn, h.node.Fault())
+		if (h.node.Fault() == "") != (len(f) > 2) {
+			return fmt.Errorf("node %d: fault %q", h.pnn, h.node.Fault())
 		}
 	case "clock":
 		h.wall, err = duration(f[2])
@@ -532,7 +532,7 @@ func (s *scenario) drain(h *host) error {
 	}
 	h.run(func() { h.node.Drain(h.now(), true) })
 	for i := 0; i < 4000; i++ {
-		if s.c.until(s.c.now + ms/2); h.node.Left() {
+		if s.c.until(s.c.now + ms/2); h.node.Node().Left() {
 			s.c.trace("node %d has left", h.pnn)
 			s.c.check.left(h)
 			h.crash(true)
