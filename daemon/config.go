@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"io/fs"
@@ -16,6 +15,7 @@ import (
 	"time"
 
 	"github.com/pelletier/go-toml/v2"
+	"github.com/spf13/pflag"
 
 	"github.com/mainzdb/mainz/ltdb"
 	"github.com/mainzdb/mainz/ring"
@@ -102,56 +102,72 @@ func (f *field) variable() string { return "MAINZ_" + strings.ToUpper(f.name) }
 // errUsage: the arguments or the configuration are at fault.
 var errUsage = errors.New("usage")
 
+// flags are what the command line can say.
+type flags struct {
+	file    string
+	wipe    bool
+	version bool
+	given   map[string]string // a setting's name to its text
+}
+
+// add gives the set these flags.
+func (f *flags) add(to *pflag.FlagSet) {
+	f.given = map[string]string{}
+	to.SortFlags = false
+	was := defaults()
+	for i := range fields {
+		set := &fields[i]
+		to.Func(set.flagName(), set.help+" (default "+strconv.Quote(set.get(&was))+", or $"+set.variable()+")", func(v string) error {
+			f.given[set.name] = v
+			return nil
+		})
+	}
+	to.StringVar(&f.file, "config", "", "TOML `file`; default "+DefaultConfig+" if that is there")
+	to.BoolVar(&f.wipe, "wipe", false, "start from an empty segment")
+	to.BoolVar(&f.version, "version", false, "print the version and end")
+}
+
 // parsed is a configuration with its sources.
 type parsed struct {
 	Config
 	wipe   bool
 	source map[string]string
 
-	name string // what parse got, for the next time
-	args []string
-	env  func(string) (string, bool)
+	flags *flags // what resolve got, for the next time
+	env   func(string) (string, bool)
 }
 
-// errVersion: only the version is asked for.
-var errVersion = errors.New("version")
+// parse reads a command line, and resolves what it says.
+func parse(name string, args []string, env func(string) (string, bool)) (*parsed, error) {
+	f := new(flags)
+	set := pflag.NewFlagSet(name, pflag.ContinueOnError)
+	set.Usage = func() {}
+	f.add(set)
+	if err := set.Parse(args); err != nil {
+		return nil, usageError(err, name)
+	}
+	if set.NArg() > 0 {
+		return nil, usageError(noArguments(set.Args()), name)
+	}
+	return f.resolve(env)
+}
 
-// parse reads flags, environment and file, and checks the values.
-func parse(name string, args []string, env func(string) (string, bool), stderr io.Writer) (*parsed, error) {
-	p := &parsed{Config: defaults(), source: map[string]string{}, name: name, args: args, env: env}
-	flags := flag.NewFlagSet(name, flag.ContinueOnError)
-	flags.SetOutput(io.Discard)
-	flags.Usage = func() {}
-	help := func() {
-		flags.SetOutput(stderr)
-		fmt.Fprintf(stderr, "Usage: %s [flags]\n\nServes one node until it gets SIGTERM.\n\nExamples:\n  %s --dir /dev/shm/mainz/prod/0/v1 --group mainz\n  %s --wipe --size 1GiB\n\nFlags:\n", name, name, name)
-		flags.PrintDefaults()
+// noArguments is the error for arguments that are no flags.
+func noArguments(args []string) error {
+	if len(args) == 0 {
+		return nil
 	}
-	file := flags.String("config", "", "TOML `file`; default "+DefaultConfig+" if that is there")
-	flags.BoolVar(&p.wipe, "wipe", false, "start from an empty segment")
-	only := flags.Bool("version", false, "print the version and end")
-	given := map[string]string{}
-	for i := range fields {
-		f := &fields[i]
-		flags.Func(f.flagName(), f.help+" (default "+strconv.Quote(f.get(&p.Config))+", or $"+f.variable()+")", func(v string) error {
-			given[f.name] = v
-			return nil
-		})
-	}
-	switch err := flags.Parse(args); {
-	case errors.Is(err, flag.ErrHelp):
-		help()
-		return nil, err
-	case err != nil:
-		return nil, fmt.Errorf("%w: %w; see %s --help", errUsage, err, name)
-	}
-	if *only {
-		return nil, errVersion
-	}
-	if flags.NArg() > 0 {
-		return nil, fmt.Errorf("%w: argument %q: there are only flags; see %s --help", errUsage, flags.Arg(0), name)
-	}
-	path, must := *file, *file != ""
+	return fmt.Errorf("argument %q: there are only flags", args[0])
+}
+
+func usageError(err error, name string) error {
+	return fmt.Errorf("%w: %w; see %s --help", errUsage, err, name)
+}
+
+// resolve reads the file and the environment besides the flags, and checks the values.
+func (f *flags) resolve(env func(string) (string, bool)) (*parsed, error) {
+	p := &parsed{Config: defaults(), wipe: f.wipe, source: map[string]string{}, flags: f, env: env}
+	path, must := f.file, f.file != ""
 	if !must {
 		if path, must = env("MAINZ_CONFIG"); !must {
 			path = DefaultConfig
@@ -161,19 +177,19 @@ func parse(name string, args []string, env func(string) (string, bool), stderr i
 		return nil, err
 	}
 	for i := range fields {
-		f := &fields[i]
-		source := f.variable()
+		field := &fields[i]
+		source := field.variable()
 		v, ok := env(source)
-		if g, is := given[f.name]; is {
-			v, ok, source = g, true, "--"+f.flagName()
+		if g, is := f.given[field.name]; is {
+			v, ok, source = g, true, "--"+field.flagName()
 		}
 		if !ok {
 			continue
 		}
-		if err := f.set(&p.Config, v); err != nil {
+		if err := field.set(&p.Config, v); err != nil {
 			return nil, fmt.Errorf("%w: %s: %w", errUsage, source, err)
 		}
-		p.source[f.name] = source
+		p.source[field.name] = source
 	}
 	if p.Dir == "" {
 		source := p.source["dir"]
@@ -336,7 +352,7 @@ func (p *parsed) settings() []Setting {
 // environment would go by, where each value comes from, and what the segment that is
 // there has instead.
 func Settings(args []string) ([]Setting, error) {
-	p, err := parse("mainzd", args, os.LookupEnv, io.Discard)
+	p, err := parse("mainzd", args, os.LookupEnv)
 	if err != nil {
 		return nil, err
 	}

@@ -2,12 +2,13 @@ package daemon
 
 import (
 	"errors"
-	"flag"
 	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/spf13/pflag"
 
 	"github.com/mainzdb/mainz/ltdb"
 )
@@ -21,7 +22,7 @@ func TestSources(t *testing.T) {
 		v, ok := map[string]string{"MAINZ_SLOTS": "8", "MAINZ_IDLE": "sleep", "MAINZ_CONFIG": file}[name]
 		return v, ok
 	}
-	p, err := parse("mainzd", []string{"--slots", "9"}, env, io.Discard)
+	p, err := parse("mainzd", []string{"--slots", "9"}, env)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -51,7 +52,7 @@ func TestBadConfiguration(t *testing.T) {
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		_, err := parse("mainzd", []string{"--config", file}, none, io.Discard)
+		_, err := parse("mainzd", []string{"--config", file}, none)
 		if !errors.Is(err, errUsage) || !strings.Contains(strings.ToLower(err.Error()), want) {
 			t.Errorf("%s: %v", text, err)
 		}
@@ -60,15 +61,15 @@ func TestBadConfiguration(t *testing.T) {
 		}
 	}
 	empty := func(name string) (string, bool) { return "", name == "MAINZ_DIR" }
-	if _, err := parse("mainzd", nil, empty, io.Discard); !errors.Is(err, errUsage) || !strings.Contains(err.Error(), "MAINZ_DIR") {
+	if _, err := parse("mainzd", nil, empty); !errors.Is(err, errUsage) || !strings.Contains(err.Error(), "MAINZ_DIR") {
 		t.Errorf("an empty MAINZ_DIR: %v", err)
 	}
-	for _, args := range [][]string{{"extra"}, {"--slots", "x"}, {"--dir", ""}} {
-		if _, err := parse("mainzd", args, none, io.Discard); !errors.Is(err, errUsage) {
+	for _, args := range [][]string{{"extra"}, {"--slots", "x"}, {"--dir", ""}, {"-dir", "x"}, {"-v"}} {
+		if _, err := parse("mainzd", args, none); !errors.Is(err, errUsage) {
 			t.Errorf("%q: %v", args, err)
 		}
 	}
-	if _, err := parse("mainzd", []string{"--help"}, none, io.Discard); !errors.Is(err, flag.ErrHelp) {
+	if _, err := parse("mainzd", []string{"--help"}, none); !errors.Is(err, pflag.ErrHelp) {
 		t.Error(err)
 	}
 	if exitCode(ltdb.ErrFull) != 10 || exitCode(ltdb.ErrInUse) != 9 || exitCode(io.EOF) != 1 {

@@ -3,6 +3,9 @@
 //
 //	func main() { daemon.Main(daemon.WithCondition(mine)) }
 //
+// [Main] is all of mainzd. [Command] is the same daemon as one command of a larger
+// program, as mainz daemon is.
+//
 // # Configuration
 //
 // Each value comes from the first of: a flag, an environment variable, the file,

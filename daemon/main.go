@@ -3,18 +3,13 @@ package daemon
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
-	"os/signal"
-	"path/filepath"
-	"syscall"
 	"time"
 
 	"github.com/mainzdb/mainz/dispatcher"
-	"github.com/mainzdb/mainz/internal/version"
 	"github.com/mainzdb/mainz/ltdb"
 	"github.com/mainzdb/mainz/ring"
 )
@@ -41,26 +36,13 @@ type daemon struct {
 // takes its time to be populated.
 const openLimit = 2 * time.Minute
 
-// Main is the main function of a dispatcher's program. It does not return.
-func Main(opts ...Option) {
-	// Who reads the log may go away: that is an error of a write, and no reason to die.
-	signal.Ignore(syscall.SIGPIPE)
-	hup := make(chan os.Signal, 1)
-	signal.Notify(hup, syscall.SIGHUP)
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop) // the second signal ends the process at once, as if nobody had asked for the first
-	opts = append(opts, func(d *daemon) { d.reload = hup })
-	code := run(ctx, filepath.Base(os.Args[0]), os.Args[1:], os.Stdout, os.Stderr, opts...)
-	os.Exit(code)
-}
-
 // Run is Main for who ends it by a context: a test. Flags are as on the command
 // line; ready is called when the node is open. The log is written to stderr by a
 // goroutine that has ended when Run returns, unless a write takes longer than a
 // second then.
 func Run(ctx context.Context, args []string, stderr io.Writer, ready func(), opts ...Option) error {
 	d := newDaemon(opts)
-	p, err := parse("mainzd", args, os.LookupEnv, stderr)
+	p, err := parse("mainzd", args, os.LookupEnv)
 	if err != nil {
 		return err
 	}
@@ -75,32 +57,6 @@ func newDaemon(opts []Option) *daemon {
 		o(d)
 	}
 	return d
-}
-
-func run(ctx context.Context, name string, args []string, stdout, stderr io.Writer, opts ...Option) int {
-	d := newDaemon(opts)
-	p, err := parse(name, args, os.LookupEnv, stderr)
-	switch {
-	case errors.Is(err, flag.ErrHelp):
-		return 0
-	case errors.Is(err, errVersion):
-		if err := version.Read(d.version).Print(stdout, name); err != nil {
-			return 1
-		}
-		return 0
-	}
-	log := newSink(stderr) // for the last words, too: nobody may be there to read them
-	defer log.close()
-	if err == nil {
-		err = d.serve(ctx, p, log, nil)
-	} else if !errors.Is(err, errUsage) && errors.Is(err, os.ErrNotExist) {
-		err = fmt.Errorf("%w: %w", errUsage, err)
-	}
-	if err == nil {
-		return 0
-	}
-	fmt.Fprintf(log, "%s: %v\n", name, err)
-	return exitCode(err)
 }
 
 // exitCode is that of mainz for the same error.
@@ -184,7 +140,7 @@ func (d *daemon) reloads(p *parsed, log *slog.Logger, level *slog.LevelVar, m *m
 // reload takes the log level of the configuration as it is now. Nothing else can
 // change while the daemon runs, and what has changed is said.
 func (p *parsed) reload(log *slog.Logger, level *slog.LevelVar) {
-	now, err := parse(p.name, p.args, p.env, io.Discard)
+	now, err := p.flags.resolve(p.env)
 	if err != nil {
 		log.Error("the configuration is not read again; mend it, and send SIGHUP once more", "error", err)
 		return

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -17,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
 	"github.com/mainzdb/mainz"
@@ -30,12 +32,40 @@ import (
 func TestMain(m *testing.M) {
 	if os.Getenv("MAINZD_TEST") != "" {
 		// A condition function that never returns hangs the loop, as a bug would.
-		Main(WithVersion("v1.2.3"), WithCondition(ltdb.Condition{ID: hangs, Name: "hangs", Version: 1, Holds: func(ltdb.Snapshot, []byte) bool { select {} }}))
+		opts := []Option{WithVersion("v1.2.3"), WithCondition(ltdb.Condition{ID: hangs, Name: "hangs", Version: 1, Holds: func(ltdb.Snapshot, []byte) bool { select {} }})}
+		if os.Getenv("MAINZD_TEST") == "command" {
+			within(opts)
+		}
+		Main(opts...)
 	}
 	os.Exit(m.Run())
 }
 
 const hangs = 99
+
+// within is a program that has the daemon as one of its commands, and takes signals
+// itself.
+func within(opts []Option) {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	root := &cobra.Command{Use: "program", SilenceErrors: true, SilenceUsage: true}
+	root.AddCommand(Command(opts...))
+	root.SetArgs(append([]string{"daemon"}, os.Args[1:]...))
+	err := root.ExecuteContext(ctx)
+	if code, ok := errors.AsType[Exit](err); ok {
+		os.Exit(int(code))
+	}
+	if err != nil {
+		os.Exit(100)
+	}
+	os.Exit(0)
+}
+
+// both runs a test with the daemon as a program, and as a command of another one.
+func both(t *testing.T, f func(t *testing.T, env []string)) {
+	t.Run("program", func(t *testing.T) { f(t, nil) })
+	t.Run("command", func(t *testing.T) { f(t, []string{"MAINZD_TEST=command"}) })
+}
 
 // patience is for what takes a moment, on a machine that is busy.
 const patience = time.Minute
@@ -156,9 +186,11 @@ func pipe(t *testing.T) (r, w *os.File) {
 }
 
 // Nobody reads the log: clients are let in all the same, and the daemon can be ended.
-func TestNobodyReadsTheLog(t *testing.T) {
+func TestNobodyReadsTheLog(t *testing.T) { both(t, testNobodyReadsTheLog) }
+
+func testNobodyReadsTheLog(t *testing.T, env []string) {
 	r, w := pipe(t)
-	p := start(t, w, nil, "--log-level", "debug")
+	p := start(t, w, env, "--log-level", "debug")
 	w.Close()
 	for range 100 { // some 15 KiB of log
 		p.served()
@@ -173,9 +205,11 @@ func TestNobodyReadsTheLog(t *testing.T) {
 }
 
 // The reader of the log dies: a write to a pipe without a reader is no reason to end.
-func TestReaderOfTheLogDies(t *testing.T) {
+func TestReaderOfTheLogDies(t *testing.T) { both(t, testReaderOfTheLogDies) }
+
+func testReaderOfTheLogDies(t *testing.T, env []string) {
 	r, w := pipe(t)
-	p := start(t, w, nil, "--log-level", "debug")
+	p := start(t, w, env, "--log-level", "debug")
 	w.Close()
 	r.Close()
 	for range 10 {
@@ -260,9 +294,11 @@ func (p *process) hang() {
 
 // Who asks twice does not wait: the second signal ends a daemon that does not come to
 // its end.
-func TestSecondSignalEndsAtOnce(t *testing.T) {
+func TestSecondSignalEndsAtOnce(t *testing.T) { both(t, testSecondSignalEndsAtOnce) }
+
+func testSecondSignalEndsAtOnce(t *testing.T, env []string) {
 	for _, s := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM} {
-		p := start(t, nil, nil)
+		p := start(t, nil, env)
 		p.hang()
 		p.signal(s)
 		select {
@@ -382,12 +418,55 @@ func TestVersion(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(exe, "--version")
-	cmd.Env = append(os.Environ(), "MAINZD_TEST=1")
-	out, err := cmd.Output()
-	if err != nil || !strings.Contains(string(out), "v1.2.3") {
-		t.Errorf("%q, %v", out, err)
+	both(t, func(t *testing.T, env []string) {
+		cmd := exec.Command(exe, "--version")
+		cmd.Env = append(append(os.Environ(), "MAINZD_TEST=1"), env...)
+		out, err := cmd.Output()
+		if err != nil || !strings.Contains(string(out), "v1.2.3") {
+			t.Errorf("%q, %v", out, err)
+		}
+	})
+}
+
+// The last words are for somebody who may not read them: the daemon ends all the
+// same, with its exit code.
+func TestNobodyReadsTheLastWords(t *testing.T) {
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
 	}
+	both(t, func(t *testing.T, env []string) {
+		var err error
+		_, w := pipe(t)
+		fd := int(w.Fd()) // once: Fd makes it blocking
+		if err := unix.SetNonblock(fd, true); err != nil {
+			t.Fatal(err)
+		}
+		for err == nil { // until the pipe is full
+			_, err = unix.Write(fd, make([]byte, 4096))
+		}
+		if err := unix.SetNonblock(fd, false); err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.Command(exe, "--size", "1 mile")
+		cmd.Env = append(append(os.Environ(), "MAINZD_TEST=1"), env...)
+		cmd.Stderr = w
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		p := &process{t: t, cmd: cmd, done: make(chan struct{})}
+		go func() {
+			_ = cmd.Wait()
+			close(p.done)
+		}()
+		t.Cleanup(func() {
+			_ = cmd.Process.Kill()
+			<-p.done
+		})
+		if s := p.ends(); s.ExitCode() != 2 {
+			t.Errorf("it ends with %v, not with 2", s)
+		}
+	})
 }
 
 // silent opens connections that say nothing, as many as f asks for.

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -60,15 +59,19 @@ was, and the output says what.`, demo.Clients, demo.GiveUp),
 			if err != nil {
 				return err
 			}
-			if mainzd, err = findDaemon(mainzd, self); err != nil {
-				return err
+			program := []string{self, "daemon"}
+			if mainzd != "" {
+				if mainzd, err = exec.LookPath(mainzd); err != nil {
+					return &problem{kind: failure, err: fmt.Errorf("the demo needs mainzd: %w", err), hint: "without --mainzd the demo runs mainz daemon"}
+				}
+				program = []string{mainzd}
 			}
 			o := demo.Options{
 				Ramdisk:  ramdisk,
 				Duration: time.Duration(secs * float64(time.Second)),
 				Trace:    t,
 				Daemon: func(dir string) *exec.Cmd {
-					c := exec.Command(mainzd, demo.DaemonFlags(dir)...)
+					c := exec.Command(program[0], append(program[1:len(program):len(program)], demo.DaemonFlags(dir)...)...)
 					c.Env = withoutSettings(os.Environ())
 					return c
 				},
@@ -101,23 +104,8 @@ was, and the output says what.`, demo.Clients, demo.GiveUp),
 	cmd.Flags().Float64Var(&secs, "seconds", 20, "how long to replay")
 	cmd.Flags().StringVar(&ramdisk, "dir", "/dev/shm", "a `directory` in a ramdisk; what the demo makes there it removes")
 	cmd.Flags().StringVar(&traceFile, "trace", "", "replay the trace in this `file` instead of the built-in one")
-	cmd.Flags().StringVar(&mainzd, "mainzd", "", "`program` of the daemon; default: mainzd beside this one, or in the path")
+	cmd.Flags().StringVar(&mainzd, "mainzd", "", "`program` of the daemon; default: mainz daemon")
 	return cmd
-}
-
-// findDaemon finds the program mainzd if none is named.
-func findDaemon(named, self string) (string, error) {
-	if named == "" {
-		named = filepath.Join(filepath.Dir(self), "mainzd")
-		if _, err := os.Stat(named); err != nil {
-			named = "mainzd"
-		}
-	}
-	found, err := exec.LookPath(named)
-	if err != nil {
-		return "", &problem{kind: failure, err: fmt.Errorf("the demo needs mainzd: %w", err), hint: "make build builds it beside mainz; --mainzd names another"}
-	}
-	return found, nil
 }
 
 // withoutSettings leaves out what would set up a daemon that serves somebody

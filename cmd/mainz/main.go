@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -11,6 +12,8 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"github.com/mainzdb/mainz/daemon"
 )
 
 func main() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }
@@ -32,6 +35,9 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	if err == nil {
 		return 0
 	}
+	if code, ok := errors.AsType[daemon.Exit](err); ok {
+		return int(code) // it has said why
+	}
 	if !entered {
 		err = &problem{kind: usage, err: err, hint: fmt.Sprintf("see %s --help", cmd.CommandPath())}
 	}
@@ -42,10 +48,11 @@ func rootCommand(entered func()) *cobra.Command {
 	root := &cobra.Command{
 		Use:   "mainz",
 		Short: "Records in shared memory that survive the death of any process",
-		Long: `mainz shows, measures and inspects a store of records that processes share
-in memory, and that the death of any of them leaves whole.`,
+		Long: `mainz serves, shows, measures and inspects a store of records that processes
+share in memory, and that the death of any of them leaves whole.`,
 		Example: `  mainz demo
   mainz demo --seconds 5 -o json
+  mainz daemon --dir /dev/shm/mainz-node
   mainz version`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
@@ -63,6 +70,7 @@ in memory, and that the death of any of them leaves whole.`,
 	root.AddCommand(
 		appendCommand(),
 		checkCommand(),
+		daemon.Command(daemon.WithVersion(version)),
 		configCommand(),
 		deleteCommand(),
 		dumpCommand(),

@@ -6,6 +6,7 @@ import (
 	"go/parser"
 	"go/token"
 	"io"
+	"os"
 	"os/exec"
 	"path"
 	"path/filepath"
@@ -25,6 +26,7 @@ const (
 	xxh3    = "github.com/zeebo/xxh3"
 	cpuid   = "github.com/klauspost/cpuid/v2" // of xxh3
 	cobra   = "github.com/spf13/cobra"
+	pflag   = "github.com/spf13/pflag" // of cobra
 	toml    = "github.com/pelletier/go-toml/v2"
 	metrics = "github.com/prometheus/client_golang"
 	ebpf    = "github.com/cilium/ebpf"
@@ -68,7 +70,7 @@ var rules = map[string]rule{
 	"daemon": {
 		ours: []string{"shm", "ring", "ltdb", "protocol", "protocol/wire", "protocol/link", "internal/attach", "internal/version",
 			"dispatcher", "transport", "transport/udp", "transport/xdp"},
-		other: []string{sys, toml, metrics},
+		other: []string{sys, cobra, pflag, toml, metrics},
 	},
 
 	"":                {ours: []string{"shm", "ring", "ltdb", "protocol/wire", "internal/attach", "internal/call"}, not: []string{"net"}},
@@ -373,6 +375,19 @@ func TestPackagesHaveDoc(t *testing.T) {
 			t.Error(err)
 		} else if f.Doc == nil {
 			t.Errorf("doc.go of package %q does not say what it promises", p.rel())
+		}
+	}
+}
+
+// go install …/cmd/mainz@latest refuses a module that replaces or excludes others.
+func TestInstallable(t *testing.T) {
+	b, err := os.ReadFile("../../go.mod")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		if word, _, _ := strings.Cut(strings.TrimSpace(line), " "); word == "replace" || word == "exclude" {
+			t.Errorf("go.mod: %s: nobody can install a command of this module by its name", strings.TrimSpace(line))
 		}
 	}
 }
