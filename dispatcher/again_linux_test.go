@@ -183,7 +183,7 @@ func TestDialsAgain(t *testing.T) {
 
 	_ = who.Process.Signal(syscall.SIGCONT)
 	d.turnUntil(ctx, t, "the client does not dial again", named)
-	evict := d.d.Evict
+	evict := d.keeper.Evict
 	if did, err := evict(c.slot, uint64(c.generation)); did || err != nil {
 		t.Fatalf("it runs, and was evicted: %v, %v", did, err)
 	}

@@ -143,9 +143,9 @@ func (c *calls) settle(s *store, serves func(slot, generation uint32) bool) {
 			db, rsn := c.node.IntentDB.Load(), c.node.IntentRSN.Load()
 			happened := false
 			if rsn == 0 {
-				happened = s.d.Gave(db, key, l.Slot.Load(), l.Generation.Load())
+				happened = s.keeper.Gave(db, key, l.Slot.Load(), l.Generation.Load())
 			} else {
-				happened = s.d.Look(db, key, &s.held) && s.held.RSN == rsn
+				happened = s.keeper.Look(db, key, &s.held) && s.held.RSN == rsn
 			}
 			if happened {
 				l.State.Store(call.LineDone)

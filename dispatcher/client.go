@@ -197,7 +197,7 @@ func (d *Dispatcher) submit(c *client, st *state) {
 		d.answer(st, wire.Status(d.node.Line[i].Status.Load()), 0, 0, nil)
 		return
 	}
-	if len(m.Data) > d.d.Store().MaxValue() {
+	if len(m.Data) > d.keeper.Store().MaxValue() {
 		d.answer(st, wire.TooBig, 0, 0, nil)
 		return
 	}

@@ -95,7 +95,7 @@ func (d *Dispatcher) guarded(f func() error) (err error) {
 // mend puts right what this dispatcher alone stores, and names in the log, once,
 // what anybody has noted.
 func (d *Dispatcher) mend() {
-	d.d.Mend()
+	d.keeper.Mend()
 	n := d.node
 	if n.Incarnation.Load() != d.incarnation {
 		n.Incarnation.Store(d.incarnation)
@@ -109,7 +109,7 @@ func (d *Dispatcher) mend() {
 	if v := uint64(d.start.UnixNano()); n.Started.Load() != v {
 		n.Started.Store(v)
 	}
-	for _, text := range d.d.Store().Damage() {
+	for _, text := range d.keeper.Store().Damage() {
 		if !d.noted[text] && len(d.noted) < maxComplaints {
 			if d.noted == nil {
 				d.noted = map[string]bool{}
@@ -129,9 +129,9 @@ const headerEvery = link.Second
 func (d *Dispatcher) whole() error {
 	err := d.ended()
 	if err == nil {
-		if err = d.d.Ended(); err == nil && d.now >= d.headerAt {
+		if err = d.keeper.Ended(); err == nil && d.now >= d.headerAt {
 			d.headerAt = d.now + headerEvery
-			err = d.d.HeaderWhole()
+			err = d.keeper.HeaderWhole()
 		}
 		if err != nil {
 			err = fmt.Errorf("dispatcher: %s: %w", d.opts.Dir, d.seg.End(err))
@@ -141,7 +141,7 @@ func (d *Dispatcher) whole() error {
 		d.log.Error("the node ends: its segment can't be used any more", "dir", d.opts.Dir, "error", err)
 		return err
 	}
-	for _, err := range d.d.Trouble() {
+	for _, err := range d.keeper.Trouble() {
 		d.complain("damage", err)
 	}
 	return nil

@@ -47,7 +47,7 @@ type Stats struct {
 type Dispatcher struct {
 	opts     Options
 	log      *slog.Logger
-	d        *ltdb.Dispatcher
+	keeper   *ltdb.Keeper
 	seg      *shm.Segment
 	node     *call.Node
 	door     *shm.Doorbell
@@ -132,11 +132,11 @@ func Open(ctx context.Context, opts Options) (*Dispatcher, error) {
 func (d *Dispatcher) open(ctx context.Context) (err error) {
 	opts := d.opts.Store
 	opts.Peer, opts.Conditions = d.dialled, nil
-	if d.d, err = ltdb.OpenDispatcher(ctx, d.opts.Dir, opts); err != nil {
+	if d.keeper, err = ltdb.OpenKeeper(ctx, d.opts.Dir, opts); err != nil {
 		return err
 	}
-	d.victims = d.d
-	d.seg = d.d.Store().Segment()
+	d.victims = d.keeper
+	d.seg = d.keeper.Store().Segment()
 	if err := d.register(ctx); err != nil {
 		return err
 	}
@@ -159,9 +159,9 @@ func (d *Dispatcher) open(ctx context.Context) (err error) {
 		return err
 	}
 	d.incarnation = binary.LittleEndian.Uint32(seed[:]) | 1
-	d.maxRequest = d.d.Store().MaxValue() + call.MaxKey + 64
+	d.maxRequest = d.keeper.Store().MaxValue() + call.MaxKey + 64
 	d.calls = &calls{seg: d.seg, node: d.node}
-	d.store = newStore(d.d, d.calls)
+	d.store = newStore(d.keeper, d.calls)
 
 	// What the dispatcher before us has left. The gate stays open: a node that is
 	// alone gives no record away, so nothing that a client is in the middle of has
@@ -225,7 +225,7 @@ func (d *Dispatcher) open(ctx context.Context) (err error) {
 // the latch of their table: it is ended as the loop would do it, or waited for.
 func (d *Dispatcher) register(ctx context.Context) error {
 	for {
-		put, err := d.d.Register(d.opts.Store.Conditions)
+		put, err := d.keeper.Register(d.opts.Store.Conditions)
 		if !put {
 			return err
 		}
@@ -234,7 +234,7 @@ func (d *Dispatcher) register(ctx context.Context) error {
 		}
 		d.time()
 		d.evict()
-		if _, err := d.d.RecoverDead(func(uint32) {}, slice()); err != nil {
+		if _, err := d.keeper.RecoverDead(func(uint32) {}, slice()); err != nil {
 			d.complain("recovery of a dead client", err)
 		}
 		if ctx.Err() != nil {
@@ -371,7 +371,7 @@ func (d *Dispatcher) turn() bool {
 	// Records that were handed over first: those who wait for them are before
 	// those who ask now.
 	rung := d.Stats.Rung
-	d.d.Rung(d.rung)
+	d.keeper.Rung(d.rung)
 	did := d.rings()
 	if d.now >= d.socketsAt {
 		did = d.sockets() || did
@@ -390,7 +390,7 @@ func (d *Dispatcher) turn() bool {
 	// What can be interrupted gets half of the time while there are requests.
 	if (!d.leftOver || d.tidying) && (!did || d.now >= d.sliceAt) {
 		if !d.leftOver {
-			d.leftOver = d.d.ReleaseLeft(&d.left, nil, slice())
+			d.leftOver = d.keeper.ReleaseLeft(&d.left, nil, slice())
 		} else {
 			d.tidy()
 		}
@@ -444,9 +444,9 @@ func (d *Dispatcher) taken() {
 
 func (d *Dispatcher) setGate(g protocol.Gate) {
 	if g.State == protocol.GateOpen {
-		d.d.Mapped(uint64(g.Epoch), uint32(g.VNN), 1, 0)
-		d.d.Lease(shm.NoLease, shm.NoLease)
-		d.d.Open()
+		d.keeper.Mapped(uint64(g.Epoch), uint32(g.VNN), 1, 0)
+		d.keeper.Lease(shm.NoLease, shm.NoLease)
+		d.keeper.Open()
 	}
 	d.gate = g
 }
@@ -469,7 +469,7 @@ func slice() (goOn func() bool) {
 
 // tidy goes on with the removal of dead clients' pieces.
 func (d *Dispatcher) tidy() {
-	switch _, left := d.d.RemoveOrphans(nil, slice()); left {
+	switch _, left := d.keeper.RemoveOrphans(nil, slice()); left {
 	case ltdb.NoOrphans:
 		d.orphans, d.tidying = false, false
 	case ltdb.OrphansHeld:
@@ -485,7 +485,7 @@ func (d *Dispatcher) scan() {
 	d.keep()
 	d.mend()
 	goOn := slice()
-	more, err := d.d.RecoverDead(func(uint32) { d.orphans = true }, goOn)
+	more, err := d.keeper.RecoverDead(func(uint32) { d.orphans = true }, goOn)
 	if err != nil {
 		d.complain("recovery of a dead client", err)
 	}
@@ -527,13 +527,13 @@ func (d *Dispatcher) close() error {
 			d.closePeer(c.peer)
 		}
 	}
-	if d.d != nil {
+	if d.keeper != nil {
 		if d.node != nil {
 			d.node.Incarnation.Store(0)
-			d.d.Leave()
+			d.keeper.Leave()
 		}
-		errs = append(errs, d.d.Close())
-		d.d = nil
+		errs = append(errs, d.keeper.Close())
+		d.keeper = nil
 	}
 	if d.door != nil {
 		errs = append(errs, d.door.Close())

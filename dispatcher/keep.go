@@ -40,7 +40,7 @@ func (d *Dispatcher) keep() {
 	// In another directory nothing is ours: its files may be another node's.
 	ours := true
 	d.again("", func() (bool, error) {
-		if ours = d.d.OwnsDir(); !ours {
+		if ours = d.keeper.OwnsDir(); !ours {
 			return false, errMoved
 		}
 		return false, nil
@@ -48,7 +48,7 @@ func (d *Dispatcher) keep() {
 	if !ours {
 		return
 	}
-	d.again("owner.lock", func() (bool, error) { return d.d.KeepOwner() })
+	d.again("owner.lock", func() (bool, error) { return d.keeper.KeepOwner() })
 	d.again("doorbell", func() (bool, error) { return d.door.Keep(shm.Config{Group: d.opts.Store.Config.Group}) })
 	d.again(attach.SocketName, func() (bool, error) {
 		if d.listener.InPlace() {

@@ -65,7 +65,7 @@ func (d *Dispatcher) sleep() error {
 		}
 	}
 	rung := d.Stats.Rung
-	d.d.Rung(d.rung)
+	d.keeper.Rung(d.rung)
 	if d.Stats.Rung != rung || d.stopping.Load() {
 		return nil
 	}
@@ -77,7 +77,7 @@ func (d *Dispatcher) sleep() error {
 	case d.waiting(): // nobody rings when there is room again
 		wait = min(wait, 50*link.Microsecond<<min(d.stuck/16, 9))
 		d.stuck++
-	case d.passing || d.d.Again():
+	case d.passing || d.keeper.Again():
 		wait = min(wait, link.Millisecond)
 	}
 	if wait <= 0 {

@@ -179,7 +179,7 @@ func (d *Dispatcher) hello(p *peer, m *attach.Message) error {
 	if m.Version != attach.Version {
 		return p.Refuse(attach.CodeIncompatible, fmt.Sprintf("the dispatcher speaks version %d, the client %d; upgrade the older one", attach.Version, m.Version))
 	}
-	known, err := d.d.Store().Conditions()
+	known, err := d.keeper.Store().Conditions()
 	if err != nil && !errors.Is(err, shm.ErrCorrupt) {
 		return err
 	}

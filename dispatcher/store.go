@@ -8,7 +8,7 @@ import (
 // store presents the segment's records to the core. It notes in the segment
 // whose call a change is for, before the change.
 type store struct {
-	d        *ltdb.Dispatcher
+	keeper   *ltdb.Keeper
 	calls    *calls
 	dbs      map[uint32]*ltdb.DB
 	attended map[string]bool // keys with their database in front
@@ -16,8 +16,8 @@ type store struct {
 	name     []byte
 }
 
-func newStore(d *ltdb.Dispatcher, c *calls) *store {
-	return &store{d: d, calls: c, dbs: map[uint32]*ltdb.DB{}, attended: map[string]bool{}}
+func newStore(k *ltdb.Keeper, c *calls) *store {
+	return &store{keeper: k, calls: c, dbs: map[uint32]*ltdb.DB{}, attended: map[string]bool{}}
 }
 
 // database finds a database by its number; nil: there is none.
@@ -25,7 +25,7 @@ func (s *store) database(id uint32) *ltdb.DB {
 	if db := s.dbs[id]; db != nil {
 		return db
 	}
-	all, err := s.d.Store().Databases()
+	all, err := s.keeper.Store().Databases()
 	if err != nil {
 		return nil
 	}
@@ -55,7 +55,7 @@ func (s *store) hash(id uint32, key []byte) uint64 {
 // Check implements protocol.Conditions with the functions that the dispatcher
 // was given and the built-in ones.
 func (s *store) Check(id uint32, data, tags, piece []byte) (yes, known bool) {
-	c, ok := s.d.Store().Condition(ltdb.ConditionID(id))
+	c, ok := s.keeper.Store().Condition(ltdb.ConditionID(id))
 	if !ok {
 		return false, false
 	}
@@ -68,7 +68,7 @@ func (s *store) Check(id uint32, data, tags, piece []byte) (yes, known bool) {
 
 // Malformed implements protocol.Conditions.
 func (s *store) Malformed(id uint32, data, tags, piece []byte) bool {
-	c, ok := s.d.Store().Condition(ltdb.ConditionID(id))
+	c, ok := s.keeper.Store().Condition(ltdb.ConditionID(id))
 	mode := ltdb.KV
 	if len(tags) > 0 {
 		mode = ltdb.Pieces
@@ -78,7 +78,7 @@ func (s *store) Malformed(id uint32, data, tags, piece []byte) bool {
 
 // Find implements protocol.Conditions.
 func (s *store) Find(id uint32, data, what []byte) (off, n int, known bool) {
-	c, ok := s.d.Store().Condition(ltdb.ConditionID(id))
+	c, ok := s.keeper.Store().Condition(ltdb.ConditionID(id))
 	if !ok || c.Find == nil {
 		return 0, 0, false
 	}
@@ -88,7 +88,7 @@ func (s *store) Find(id uint32, data, what []byte) (off, n int, known bool) {
 
 func (s *store) Look(db uint32, key []byte, r *protocol.Record) bool {
 	h := &s.held
-	if !s.d.Look(db, key, h) {
+	if !s.keeper.Look(db, key, h) {
 		return false
 	}
 	*r = protocol.Record{RSN: h.RSN, LAccessor: protocol.PNN(h.LAccessor), LACount: h.LACount, Data: h.Data, Tags: h.Tags}
@@ -96,7 +96,7 @@ func (s *store) Look(db uint32, key []byte, r *protocol.Record) bool {
 }
 
 func (s *store) TryLock(db uint32, key []byte, arriving bool) protocol.LockResult {
-	return result(s.d.TryLock(db, key, arriving))
+	return result(s.keeper.TryLock(db, key, arriving))
 }
 
 func result(r ltdb.LockResult) protocol.LockResult {
@@ -110,48 +110,48 @@ func result(r ltdb.LockResult) protocol.LockResult {
 }
 
 func (s *store) Holder(db uint32, key []byte) protocol.ClientID {
-	return protocol.ClientID(s.d.Holder(db, key))
+	return protocol.ClientID(s.keeper.Holder(db, key))
 }
 
-func (s *store) Unlock(db uint32, key []byte) { s.d.Unlock(db, key) }
+func (s *store) Unlock(db uint32, key []byte) { s.keeper.Unlock(db, key) }
 
 func (s *store) UnlockTo(db uint32, key []byte, c protocol.ClientID, cookie uint64) {
 	st := s.calls.find(cookie)
 	if st == nil { // it has ended, so nobody asks for the lock
-		s.d.Unlock(db, key)
+		s.keeper.Unlock(db, key)
 		return
 	}
 	// The record is the dispatcher's until the lock is the client's: if we die
 	// in between, its holder tells whether it was given.
 	line := s.calls.intend(cookie, db, key, 0)
-	ok := s.d.UnlockTo(db, key, uint32(c), st.client.generation)
+	ok := s.keeper.UnlockTo(db, key, uint32(c), st.client.generation)
 	s.calls.did(cookie, line, ok)
 }
 
 func (s *store) Publish(db uint32, key []byte, r *protocol.Record, arriving bool) protocol.LockResult {
 	h := ltdb.Held{RSN: r.RSN, LAccessor: uint32(r.LAccessor), LACount: r.LACount, Data: r.Data, Tags: r.Tags}
 	if r.Cookie == 0 {
-		return result(s.d.Publish(db, key, &h, arriving))
+		return result(s.keeper.Publish(db, key, &h, arriving))
 	}
 	st, line := s.calls.find(r.Cookie), s.calls.intend(r.Cookie, db, key, r.RSN)
 	if line < 0 {
 		return protocol.NoSpace
 	}
-	got := result(s.d.PublishFor(db, key, &h, st.client.slot, st.client.generation))
+	got := result(s.keeper.PublishFor(db, key, &h, st.client.slot, st.client.generation))
 	s.calls.did(r.Cookie, line, got == protocol.Locked)
 	return got
 }
 
 // alive reports whether the client is the tenant of its slot still.
 func (s *store) alive(slot, generation uint32) bool {
-	g, ok := s.d.Store().Tenant(slot)
+	g, ok := s.keeper.Store().Tenant(slot)
 	return ok && uint32(g) == generation
 }
 
-func (s *store) Remove(db uint32, key []byte) { s.d.Remove(db, key) }
+func (s *store) Remove(db uint32, key []byte) { s.keeper.Remove(db, key) }
 
 func (s *store) Touch(db uint32, key []byte, accessor protocol.PNN, count uint32) {
-	s.d.Touch(db, key, uint32(accessor), count)
+	s.keeper.Touch(db, key, uint32(accessor), count)
 }
 
 // Attend asks the segment only for what changes: the core says it at each step.
@@ -160,18 +160,18 @@ func (s *store) Attend(db uint32, key []byte, on bool) {
 	if !on {
 		if s.attended[string(s.name)] {
 			delete(s.attended, string(s.name))
-			s.d.Attend(db, key, false)
+			s.keeper.Attend(db, key, false)
 		}
 		return
 	}
 	s.attended[string(s.name)] = true
-	s.d.Attend(db, key, true)
+	s.keeper.Attend(db, key, true)
 }
 
-func (s *store) Room() uint32 { return s.d.Room() }
+func (s *store) Room() uint32 { return s.keeper.Room() }
 
 func (s *store) Scan(db uint32, cursor uint64, f func(key []byte, r *protocol.Record) bool) uint64 {
-	return s.d.Scan(db, cursor, func(key []byte, h *ltdb.Held) bool {
+	return s.keeper.Scan(db, cursor, func(key []byte, h *ltdb.Held) bool {
 		return f(key, &protocol.Record{RSN: h.RSN, LAccessor: protocol.PNN(h.LAccessor), LACount: h.LACount, Data: h.Data, Tags: h.Tags})
 	})
 }
@@ -186,7 +186,7 @@ func (s *store) Each(func(db uint32, key []byte, rsn uint64)) {}
 func (s *store) Sweep(func(o protocol.OPID) bool) {}
 
 func (s *store) Provisional(db uint32, key []byte, o protocol.OPID, piece []byte, epoch protocol.Epoch) bool {
-	return s.d.Provisional(db, key, ltdb.OPID{PNN: uint32(o.PNN), Life: o.Life, Counter: o.Counter}, piece, uint64(epoch))
+	return s.keeper.Provisional(db, key, ltdb.OPID{PNN: uint32(o.PNN), Life: o.Life, Counter: o.Counter}, piece, uint64(epoch))
 }
 
 // DropProvisional has nothing to do: a recovery of a node that is alone makes no
@@ -197,7 +197,7 @@ func (s *store) DropProvisional() {}
 // them normal.
 func (s *store) OpenProvisional() {}
 
-func (s *store) IsProvisional(db uint32, key []byte) bool { return s.d.IsProvisional(db, key) }
+func (s *store) IsProvisional(db uint32, key []byte) bool { return s.keeper.IsProvisional(db, key) }
 
 // Reset is for a node that joins others without its data, which a single node
 // never does: Open gives the core a memory that is full.

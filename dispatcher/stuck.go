@@ -31,7 +31,7 @@ func (d *Dispatcher) evict() {
 	if d.opts.StallLimit < 0 {
 		return
 	}
-	d.d.Stuck(d.opts.StallLimit, slice(), func(c ltdb.Stuck) {
+	d.keeper.Stuck(d.opts.StallLimit, slice(), func(c ltdb.Stuck) {
 		if !d.victims.Stopped(c.Slot) {
 			return
 		}

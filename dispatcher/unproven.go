@@ -43,7 +43,7 @@ func (d *Dispatcher) unproven() {
 			d.undead[slot] = &undead{generation: generation, since: d.now, at: uint64(time.Now().Unix())}
 			continue
 		}
-		if n == len(words) || d.now-u.since < unprovenAfter || !d.d.Unproven(slot) {
+		if n == len(words) || d.now-u.since < unprovenAfter || !d.keeper.Unproven(slot) {
 			continue
 		}
 		words[n] = uint64(slot)<<40 | u.at&(1<<40-1)

@@ -321,8 +321,8 @@ func (a *actor) registerAll(conds []Condition) error {
 // Register adds conditions to those that the dispatcher was opened with. It does not
 // wait: put says that a client, which err names, has the latch of the table, so that
 // the caller is to try again. With put nothing has changed; any other error is final.
-func (d *Dispatcher) Register(conds []Condition) (put bool, err error) {
-	err = d.s.register(context.Background(), conds)
+func (k *Keeper) Register(conds []Condition) (put bool, err error) {
+	err = k.s.register(context.Background(), conds)
 	return errors.Is(err, errLatched), err
 }
 

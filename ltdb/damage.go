@@ -105,8 +105,8 @@ func (s *Store) dropList(c int, cl *classLine) {
 // Mend puts right what only the dispatcher and who has made it store, and what
 // the dispatcher has a copy of in private memory: lease, gate line, databases
 // with their hash tables' spans, conditions. Call it some times a second.
-func (d *Dispatcher) Mend() {
-	s := d.s
+func (k *Keeper) Mend() {
+	s := k.s
 	fix := func(w *shm.Word64, v uint64, kind damageKind, n int) {
 		if w.Load() != v {
 			s.noteDamage(kind, uint64(n))
@@ -119,7 +119,7 @@ func (d *Dispatcher) Mend() {
 			w.Store(v)
 		}
 	}
-	if m := &d.mapped; m.known {
+	if m := &k.mapped; m.known {
 		fix(&s.gate.Epoch, m.epoch, damagedLease, 0)
 		fix32(&s.gate.VNN, m.vnn, damagedLease, 0)
 		fix32(&s.gate.MapLen, m.members, damagedLease, 0)
@@ -131,10 +131,10 @@ func (d *Dispatcher) Mend() {
 	}
 	for i := range s.dbs {
 		if s.dbs[i].ready.Load() != 0 {
-			d.db(s.dbs[i].id.Load()) // so that there is a copy
+			k.db(s.dbs[i].id.Load()) // so that there is a copy
 		}
 	}
-	for _, db := range d.dbs {
+	for _, db := range k.dbs {
 		l, n := &s.dbs[db.place], db.place
 		fix32(&l.mode, uint32(db.mode), damagedLine, n)
 		fix32(&l.id, db.id, damagedLine, n)
@@ -153,17 +153,17 @@ func (d *Dispatcher) Mend() {
 			fix(&s.spans[at].word, bucketSpan|uint64(n)<<8, damagedSpan, at)
 		}
 	}
-	d.mendConditions()
+	k.mendConditions()
 }
 
-func (d *Dispatcher) mendConditions() {
-	s := d.s
+func (k *Keeper) mendConditions() {
+	s := k.s
 	for i := range s.condLines {
 		l := &s.condLines[i]
-		known, ok := d.conds[i]
+		known, ok := k.conds[i]
 		if !ok && l.ready.Load() == 1 {
 			if c, err := s.conditionAt(i); err == nil {
-				d.conds[i] = c
+				k.conds[i] = c
 			}
 			continue
 		}

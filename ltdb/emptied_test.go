@@ -133,7 +133,7 @@ func used(r *Report) int {
 // An attended record that is deleted stays as an empty one, which takes a block.
 func TestFullAttended(t *testing.T) {
 	db, files := fullStore(t, Config{Slots: 4, MaxValue: 3000, Size: 4 << 20}, 10)
-	d, err := db.s.JoinDispatcher(bg, Options{})
+	d, err := db.s.JoinKeeper(bg, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -235,7 +235,7 @@ func TestFullArrives(t *testing.T) {
 		}
 	}
 	db, _ := fullStore(t, Config{Slots: 4, MaxValue: 3000, Size: 4 << 20}, 10)
-	d, err := db.s.JoinDispatcher(bg, Options{})
+	d, err := db.s.JoinKeeper(bg, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -54,7 +54,7 @@ func (c *disp) appendFor(p Piece, slot, generation uint32) (got LockResult) {
 	return got
 }
 
-func appendHere(d *Dispatcher, id uint32, p Piece, slot, generation uint32) LockResult {
+func appendHere(d *Keeper, id uint32, p Piece, slot, generation uint32) LockResult {
 	key := []byte("k")
 	if got := d.TryLock(id, key, false); got != LockTaken {
 		return got
@@ -159,7 +159,7 @@ func givenLock(b bounds, leaves bool) *scenario {
 		gave = c.d.UnlockTo(id, key, slot, generation)
 		replyOf(c.s.seg).Swap(1)
 		replyOf(c.s.seg).Wake(shm.All)
-		c.until(func() bool { return len(c.d.watch) == 0 })
+		c.until(func() bool { return len(c.d.book.of) == 0 })
 		if err := c.d.Err(); err != nil {
 			c.t.Failf("dispatcher: %v", err)
 		}
@@ -258,7 +258,7 @@ type tenancy struct {
 	seg     *shm.Segment
 	a, r, c *Store
 	db      *DB // of c
-	d       *Dispatcher
+	d       *Keeper
 	key     []byte
 	slot    uint32 // of a
 	gen     uint32
@@ -283,7 +283,7 @@ func newTenancy(mode Mode, dispatched bool) *tenancy {
 }
 
 func (w *tenancy) dispatch() {
-	w.d = must(joinDispatcher(bg, w.seg, Options{}))
+	w.d = must(joinKeeper(bg, w.seg, Options{}))
 	w.d.s.guest = true
 }
 

@@ -39,8 +39,8 @@ func diedWith(t *testing.T, s *Store, mode Mode, key string, value bool) {
 
 func TestOwnerDied(t *testing.T) {
 	key := []byte("key")
-	dispatcher := func(t *testing.T, s *Store) *Dispatcher {
-		d, err := s.JoinDispatcher(bg, Options{})
+	dispatcher := func(t *testing.T, s *Store) *Keeper {
+		d, err := s.JoinKeeper(bg, Options{})
 		if err != nil {
 			t.Fatal(err)
 		}

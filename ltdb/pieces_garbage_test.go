@@ -184,7 +184,7 @@ func (w *wildPieces) use(ctx context.Context, db *DB, pieces []Piece) {
 }
 
 func (w *wildPieces) dispatch(ctx context.Context) {
-	d, err := w.a.JoinDispatcher(ctx, Options{})
+	d, err := w.a.JoinKeeper(ctx, Options{})
 	w.expect(err, "dispatcher")
 	if err != nil {
 		return

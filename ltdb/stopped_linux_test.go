@@ -85,7 +85,7 @@ func TestStoppedProcess(t *testing.T) {
 // the limit, ended, and what it held is free; one that runs is not.
 func TestStoppedIsEvicted(t *testing.T) {
 	dir := ramdisk(t)
-	d, err := OpenDispatcher(bg, dir, Options{Create: true, Config: small()})
+	d, err := OpenKeeper(bg, dir, Options{Create: true, Config: small()})
 	if err != nil {
 		t.Fatal(err)
 	}

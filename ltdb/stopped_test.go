@@ -128,7 +128,7 @@ func TestStoppedDispatcherWaitsForNoLatch(t *testing.T) {
 		// What a call can't give back stays in the handle, and is not lost.
 		n := newNode(t, KV)
 		n.s = heap(t, Config{Size: 16 << 20, Slots: 4, MaxValue: 1 << 16})
-		d, err := n.s.JoinDispatcher(bg, Options{})
+		d, err := n.s.JoinKeeper(bg, Options{})
 		wantErr(t, "join", err, nil)
 		db := database(t, n.s, "db", 10)
 		stopped, err := n.s.Join(bg, "stopped")
@@ -147,13 +147,13 @@ func TestStoppedDispatcherWaitsForNoLatch(t *testing.T) {
 				d.Remove(db.ID(), key)
 			}
 		})
-		if len(d.undone) == 0 || !d.Again() {
+		if len(d.book.undone) == 0 || !d.Again() {
 			t.Error("there was room for all")
 		}
 		release()
 		d.Rung(func(uint32, []byte) {})
-		if len(d.undone) != 0 {
-			t.Error(d.undone)
+		if len(d.book.undone) != 0 {
+			t.Error(d.book.undone)
 		}
 		wantErr(t, "close", errorsOf(d.Err(), d.Close(), stopped.Close()), nil)
 		if rep := mustCheck(t, n.s); rep.Records != 0 {
@@ -190,7 +190,7 @@ func TestStoppedDispatcherWaitsForNoLatch(t *testing.T) {
 		// somebody is stopped with the latch of its list.
 		n := newNode(t, KV)
 		n.s = heap(t, small())
-		d, err := n.s.JoinDispatcher(bg, Options{})
+		d, err := n.s.JoinKeeper(bg, Options{})
 		wantErr(t, "join", err, nil)
 		db := database(t, n.s, "db", 10)
 		if d.TryLock(db.ID(), []byte("k"), false) != LockTaken || d.Publish(db.ID(), []byte("k"), &Held{Data: []byte("v")}, false) != LockTaken {
@@ -203,7 +203,7 @@ func TestStoppedDispatcherWaitsForNoLatch(t *testing.T) {
 		}
 		release := holdClass(t, stopped, 0)
 		endsSoon(t, "the start", func() {
-			d, err = n.s.JoinDispatcher(bg, Options{})
+			d, err = n.s.JoinKeeper(bg, Options{})
 			wantErr(t, "join", err, nil)
 			d.ReleaseUnlisted(nil)
 		})

@@ -37,15 +37,15 @@ type stuckMark struct {
 // limit or longer. Each call looks at a part of the slots, until goOn returns false,
 // and begins where the last one stopped; after a look at all it is at the first
 // again. It is meant to be called every 100 ms or so.
-func (d *Dispatcher) Stuck(limit time.Duration, goOn func() bool, f func(c Stuck)) {
-	s := d.s
-	if d.stuck == nil {
-		d.stuck = map[shm.HandleID]stuckAt{}
+func (k *Keeper) Stuck(limit time.Duration, goOn func() bool, f func(c Stuck)) {
+	s := k.s
+	if k.stuck == nil {
+		k.stuck = map[shm.HandleID]stuckAt{}
 	}
 	now := time.Now()
 	for n := uint32(0); n < s.seg.Slots(); n++ {
-		slot := d.stuckSlot%s.seg.Slots() + 1
-		d.stuckSlot = slot
+		slot := k.stuckSlot%s.seg.Slots() + 1
+		k.stuckSlot = slot
 		if s.seg.Slot(slot).Live.Load() == 0 {
 			continue
 		}
@@ -55,15 +55,15 @@ func (d *Dispatcher) Stuck(limit time.Duration, goOn func() bool, f func(c Stuck
 			id := shm.HandleID(slot*shm.HandlesPerSlot + uint32(i))
 			latch, lock := s.inTheWay(id, &b.handles[i], &b.cells[i])
 			if !latch && !lock {
-				if len(d.stuck) > 0 {
-					delete(d.stuck, id)
+				if len(k.stuck) > 0 {
+					delete(k.stuck, id)
 				}
 				continue
 			}
 			mark := markOf(s.seg.Slot(slot), &b.handles[i], &b.cells[i])
-			seen, ok := d.stuck[id]
+			seen, ok := k.stuck[id]
 			if !ok || seen.mark != mark {
-				d.stuck[id] = stuckAt{mark, now}
+				k.stuck[id] = stuckAt{mark, now}
 				continue
 			}
 			if t := now.Sub(seen.since); t >= limit && t >= worst.For {
@@ -110,10 +110,10 @@ func markOf(sl *shm.Slot, h *handle, cell *shm.Word64) stuckMark {
 }
 
 // Stopped reports whether the process of a client is stopped, as the kernel says.
-func (d *Dispatcher) Stopped(slot uint32) bool { return d.s.c.Stopped(slot) }
+func (k *Keeper) Stopped(slot uint32) bool { return k.s.c.Stopped(slot) }
 
 // Evict kills a client that is stopped, if the kernel names it for that slot; it is
 // recovered like anybody dead. ErrPermission: this process may not.
-func (d *Dispatcher) Evict(slot uint32, generation uint64) (bool, error) {
-	return d.s.c.Evict(slot, generation)
+func (k *Keeper) Evict(slot uint32, generation uint64) (bool, error) {
+	return k.s.c.Evict(slot, generation)
 }

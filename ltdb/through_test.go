@@ -24,7 +24,7 @@ func TestScan(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	d, err := s.JoinDispatcher(ctx, Options{})
+	d, err := s.JoinKeeper(ctx, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,12 +11,12 @@ const (
 // it returns false, or for as many as one turn may take; it returns where to
 // go on, 0 at the end. A record that is there throughout comes once. What f is
 // given is valid during the call.
-func (d *Dispatcher) Scan(id uint32, cursor uint64, f func(key []byte, r *Held) bool) (next uint64) {
-	db := d.db(id)
+func (k *Keeper) Scan(id uint32, cursor uint64, f func(key []byte, r *Held) bool) (next uint64) {
+	db := k.db(id)
 	if db == nil {
 		return 0
 	}
-	s := d.s
+	s := k.s
 	n, from := cursor/scanPlaces, cursor%scanPlaces
 	for last := n + scanBuckets; n < uint64(len(db.buckets)); n, from = n+1, 0 {
 		if n == last {
@@ -25,19 +25,19 @@ func (d *Dispatcher) Scan(id uint32, cursor uint64, f func(key []byte, r *Held) 
 		c, at := s.chainOf(&db.buckets[n]), uint64(0)
 		for ; c.bk != nil && at < scanPlaces-entriesPerBucket; c.next() {
 			for i := range c.bk.entry {
-				if at++; at > from && d.scanEntry(&c.bk.entry[i]) && !f(d.scanKey, &d.scanned) {
+				if at++; at > from && k.scanEntry(&c.bk.entry[i]) && !f(k.scanKey, &k.scanned) {
 					return n*scanPlaces + at
 				}
 			}
 		}
-		d.fail(c.err)
+		k.fail(c.err)
 	}
 	return 0
 }
 
 // scanEntry copies the record at an entry; false if this node owns none there.
-func (d *Dispatcher) scanEntry(w *shm.Word64) bool {
-	s, a := d.s, d.a
+func (k *Keeper) scanEntry(w *shm.Word64) bool {
+	s, a := k.s, k.a
 	for range maxLooks {
 		e := w.Load()
 		if e == 0 {
@@ -45,15 +45,15 @@ func (d *Dispatcher) scanEntry(w *shm.Word64) bool {
 		}
 		b := s.blockAt(entryRef(e), entryClass(e))
 		if b == nil {
-			d.fail(errBadBlock)
+			k.fail(errBadBlock)
 			return false
 		}
 		at := spot{entry: w, e: e, b: b, seq: b.seq.Load(), meta: b.meta.Load()}
 		klen := metaKeyLen(at.meta)
 		fits := at.seq&1 == 0 && klen >= 1 && klen <= maxKey && blockHeaderSize+uint64(klen) <= uint64(classSizes[entryClass(e)])
 		if fits {
-			d.scanKey = room(d.scanKey[:0], klen)
-			s.r.CopyOut(d.scanKey, refOffset(entryRef(e))+blockHeaderSize)
+			k.scanKey = room(k.scanKey[:0], klen)
+			s.r.CopyOut(k.scanKey, refOffset(entryRef(e))+blockHeaderSize)
 			fits = a.copyRecord(klen, &at)
 		}
 		rsn, acc := b.rsn.Load(), b.acc.Load()
@@ -62,12 +62,12 @@ func (d *Dispatcher) scanEntry(w *shm.Word64) bool {
 			continue
 		}
 		if !fits {
-			d.fail(errBadBlock)
+			k.fail(errBadBlock)
 			return false
 		}
-		d.scanned = Held{rsn, uint32(acc), uint32(acc >> 32), a.look.data, a.look.tags}
+		k.scanned = Held{rsn, uint32(acc), uint32(acc >> 32), a.look.data, a.look.tags}
 		return metaFlags(at.meta)&flagOwn != 0
 	}
-	d.fail(errOddBlock)
+	k.fail(errOddBlock)
 	return false
 }

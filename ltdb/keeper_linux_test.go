@@ -17,7 +17,7 @@ import (
 // beside it, and the next one finds all that was there, also after a kill.
 func TestDispatcherOwns(t *testing.T) {
 	dir := ramdisk(t)
-	_, err := OpenDispatcher(bg, dir, Options{Config: small()})
+	_, err := OpenKeeper(bg, dir, Options{Config: small()})
 	wantErr(t, "there is no store", err, ErrNotRunning)
 	for round := range 3 {
 		cmd := exec.Command(os.Args[0], "-test.run=^TestDispatcherProcess$", "-test.timeout=0")
@@ -40,7 +40,7 @@ func TestDispatcherOwns(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		_, err = OpenDispatcher(bg, dir, Options{})
+		_, err = OpenKeeper(bg, dir, Options{})
 		wantErr(t, "second dispatcher", err, ErrInUse)
 		db := database(t, s, "db", 10)
 		if round == 0 {
@@ -65,7 +65,7 @@ func TestDispatcherOwns(t *testing.T) {
 		wantErr(t, "lock", err, ErrLocked)
 		wantErr(t, "close", s.Close(), nil)
 	}
-	d, err := OpenDispatcher(bg, dir, Options{})
+	d, err := OpenKeeper(bg, dir, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -93,7 +93,7 @@ func TestDispatcherProcess(t *testing.T) {
 	if dir == "" {
 		return // started by TestDispatcherOwns only
 	}
-	d, err := OpenDispatcher(bg, dir, Options{Create: true, Config: small()})
+	d, err := OpenKeeper(bg, dir, Options{Create: true, Config: small()})
 	if err != nil {
 		t.Fatal(err)
 	}

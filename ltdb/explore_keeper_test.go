@@ -38,17 +38,17 @@ func ringBell(seg *shm.Segment) func() {
 // disp is the dispatcher in a case.
 type disp struct {
 	*client
-	d  *Dispatcher
+	d  *Keeper
 	id uint32
 }
 
 // dispatcherDef makes the dispatcher a client of the scenario.
 func dispatcherDef(dies bool, mode Mode, do func(c *disp)) actorDef {
-	var d *Dispatcher
+	var d *Keeper
 	return actorDef{name: "D", dies: dies, do: func(c *client) {
 		do(&disp{c, d, databaseID(map[Mode]string{KV: worldDB, Pieces: piecesWorldDB}[mode])})
 	}, attach: func(c *client) {
-		d = must(joinDispatcher(bg, c.run.w.seg, Options{Name: "D"}))
+		d = must(joinKeeper(bg, c.run.w.seg, Options{Name: "D"}))
 		c.s = d.s
 		c.s.histMu.Lock()
 		d.db(databaseID(worldDB))
@@ -152,7 +152,7 @@ func successor(r *run, s *Store, mode Mode) error {
 			c.s = nil
 		}
 	}
-	d, err := joinDispatcher(bg, s.seg, Options{Name: "next"})
+	d, err := joinKeeper(bg, s.seg, Options{Name: "next"})
 	if err != nil {
 		return err
 	}
@@ -198,7 +198,7 @@ func leaves(h *Handle) {
 			panic(err)
 		}
 	}
-	d := must(joinDispatcher(bg, h.db.s.seg, Options{Name: "last"}))
+	d := must(joinKeeper(bg, h.db.s.seg, Options{Name: "last"}))
 	id := h.db.id
 	lock := func(k string) {
 		if d.TryLock(id, []byte(k), false) != LockTaken {
@@ -244,7 +244,7 @@ func inherits(b bounds) *scenario {
 	sc := dispatched("start beside clients", b, KV, start, nil, false,
 		func(c *disp) {
 			c.takeOver()
-			c.until(func() bool { return len(c.d.watch) == 0 })
+			c.until(func() bool { return len(c.d.book.of) == 0 })
 		},
 		func(c *client) { c.store("k", class(0, "A")) },
 		func(c *client) {

@@ -17,14 +17,14 @@ import (
 type node struct {
 	t    testing.TB
 	s    *Store
-	d    *Dispatcher
+	d    *Keeper
 	db   *DB
 	told []string
 }
 
 func newNode(t testing.TB, mode Mode) *node {
 	n := &node{t: t, s: heap(t, small())}
-	d, err := n.s.JoinDispatcher(bg, Options{})
+	d, err := n.s.JoinKeeper(bg, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -73,7 +73,7 @@ func (n *node) wantRung(want ...string) {
 func TestDispatcherLocks(t *testing.T) {
 	n := newNode(t, KV)
 	db := n.db
-	_, err := n.s.JoinDispatcher(bg, Options{})
+	_, err := n.s.JoinKeeper(bg, Options{})
 	wantErr(t, "second dispatcher", err, ErrInUse)
 	// A record that is not there is made, and goes with the lock.
 	n.wantLock("new", LockTaken)
@@ -234,8 +234,8 @@ func TestDispatcherAttends(t *testing.T) {
 		wantErr(t, "remove", n.db.RemoveAndTrigger(bg, key, p), nil)
 	}
 	n.wantRung()
-	if rep := mustCheck(t, n.s); rep.Empty != 0 || len(n.d.watch) != 0 {
-		t.Errorf("%+v, %d watches", rep, len(n.d.watch))
+	if rep := mustCheck(t, n.s); rep.Empty != 0 || len(n.d.book.of) != 0 {
+		t.Errorf("%+v, %d watches", rep, len(n.d.book.of))
 	}
 }
 
@@ -448,7 +448,7 @@ func TestRecoveryOfNode(t *testing.T) {
 // successor, unless that knows what for; its own steps are finished by anybody.
 func TestDispatcherRestarts(t *testing.T) {
 	n := &node{t: t, s: heap(t, small())}
-	d, err := n.s.JoinDispatcher(bg, Options{})
+	d, err := n.s.JoinKeeper(bg, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -470,7 +470,7 @@ func TestDispatcherRestarts(t *testing.T) {
 	_, err = n.db.FetchLocked(short, []byte("held"))
 	wantErr(t, "lock", err, context.DeadlineExceeded)
 	stop()
-	if n.d, err = n.s.JoinDispatcher(bg, Options{}); err != nil {
+	if n.d, err = n.s.JoinKeeper(bg, Options{}); err != nil {
 		t.Fatal(err)
 	}
 	n.d.ReleaseUnlisted(func(_ uint32, key []byte) bool { return bytes.Equal(key, []byte("kept")) })
@@ -637,7 +637,7 @@ func TestAnnounceWaitsForTheGate(t *testing.T) {
 }
 
 // recoverAll recovers the dead without a limit.
-func recoverAll(d *Dispatcher, f func(uint32)) error {
+func recoverAll(d *Keeper, f func(uint32)) error {
 	_, err := d.RecoverDead(f, nil)
 	return err
 }

@@ -41,20 +41,20 @@ var leftStride = [...]int{leftWords: 128, leftFlags: 8}
 // it is over. keep, if it is not nil, says of records that are locked by a
 // dispatcher which of them are locked for somebody and stay so. The walk asks
 // goOn after some microseconds each.
-func (d *Dispatcher) ReleaseLeft(l *Left, keep func(db uint32, key []byte) bool, goOn func() bool) (over bool) {
-	s := d.s
+func (k *Keeper) ReleaseLeft(l *Left, keep func(db uint32, key []byte) bool, goOn func() bool) (over bool) {
+	s := k.s
 	for ; l.round < leftOver; l.round, l.db, l.bucket = l.round+1, 0, 0 {
 		for ; l.db < len(s.dbs); l.db, l.bucket = l.db+1, 0 {
 			if s.dbs[l.db].ready.Load() == 0 {
 				continue
 			}
-			db := d.db(s.dbs[l.db].id.Load())
+			db := k.db(s.dbs[l.db].id.Load())
 			if db == nil {
 				continue
 			}
 			for l.bucket < len(db.buckets) {
 				for range min(leftStride[l.round], len(db.buckets)-l.bucket) {
-					d.releaseBucket(db, &db.buckets[l.bucket], l.round, keep)
+					k.releaseBucket(db, &db.buckets[l.bucket], l.round, keep)
 					l.bucket++
 				}
 				if !goOn() {
@@ -67,27 +67,26 @@ func (d *Dispatcher) ReleaseLeft(l *Left, keep func(db uint32, key []byte) bool,
 }
 
 // ReleaseUnlisted is the whole walk at once.
-func (d *Dispatcher) ReleaseUnlisted(keep func(db uint32, key []byte) bool) {
+func (k *Keeper) ReleaseUnlisted(keep func(db uint32, key []byte) bool) {
 	var l Left
-	d.ReleaseLeft(&l, keep, func() bool { return true })
+	k.ReleaseLeft(&l, keep, func() bool { return true })
 }
 
 // Leave releases what this dispatcher holds, waits for and attends: nobody is to
 // hand a record over to who is not there.
-func (d *Dispatcher) Leave() {
-	for _, w := range d.watch {
+func (k *Keeper) Leave() {
+	for _, w := range k.book.of {
 		if w.attended {
-			d.Attend(w.db.id, w.key, false)
+			k.Attend(w.db.id, w.key, false)
 		}
 	}
-	clear(d.watch)
-	d.bits, d.later = [rungBits][]*watch{}, nil
+	k.book.clear()
 	var l Left
-	d.ReleaseLeft(&l, nil, func() bool { return !l.Released() })
+	k.ReleaseLeft(&l, nil, func() bool { return !l.Released() })
 }
 
-func (d *Dispatcher) releaseBucket(db *DB, bk *bucket, round int, keep func(db uint32, key []byte) bool) {
-	s := d.s
+func (k *Keeper) releaseBucket(db *DB, bk *bucket, round int, keep func(db uint32, key []byte) bool) {
+	s := k.s
 	c := s.chainOf(bk)
 	for ; c.bk != nil; c.next() {
 		for i := range c.bk.entry {
@@ -97,26 +96,26 @@ func (d *Dispatcher) releaseBucket(db *DB, bk *bucket, round int, keep func(db u
 			case e == 0:
 			case round == leftWords:
 				if e&bitD != 0 || entryOwner(e) == DispatcherSlot {
-					d.releaseWord(db, w, keep)
+					k.releaseWord(db, w, keep)
 				}
-				if !s.isHeld(w, e) && !d.waitsFor(w) {
-					d.releaseNobodys(w)
+				if !s.isHeld(w, e) && !k.book.waited(shm.OffsetOf(s.r, w)) {
+					k.releaseNobodys(w)
 				}
 			default:
 				if b := s.blockAt(entryRef(e), entryClass(e)); b == nil {
-					d.fail(errBadBlock)
+					k.fail(errBadBlock)
 				} else if metaFlags(b.meta.Load())&(flagAttended|flagEmpty) != 0 {
-					d.releaseFlags(db, w)
+					k.releaseFlags(db, w)
 				}
 			}
 		}
 	}
-	d.fail(c.err)
+	k.fail(c.err)
 }
 
 // releaseWord takes the lock of a dead dispatcher off an entry, or its D bit.
-func (d *Dispatcher) releaseWord(db *DB, w *shm.Word64, keep func(db uint32, key []byte) bool) {
-	if d.waitsFor(w) {
+func (k *Keeper) releaseWord(db *DB, w *shm.Word64, keep func(db uint32, key []byte) bool) {
+	if k.book.waited(shm.OffsetOf(k.s.r, w)) {
 		return // the bit, or what came of it, is this dispatcher's
 	}
 	for {
@@ -127,7 +126,7 @@ func (d *Dispatcher) releaseWord(db *DB, w *shm.Word64, keep func(db uint32, key
 		}
 		if entryOwner(e) == DispatcherSlot {
 			if keep != nil {
-				if _, key, ok := d.spotAt(w, nil); ok && keep(db.id, key) {
+				if _, key, ok := k.spotAt(w, nil); ok && keep(db.id, key) {
 					return
 				}
 			}
@@ -151,8 +150,8 @@ func (d *Dispatcher) releaseWord(db *DB, w *shm.Word64, keep func(db uint32, key
 // cells are looked at one by one, and one lock after another, in different cells, might
 // be missed. D tells: a release hands the record over to this dispatcher then, so as long
 // as the owner stays, the lock is one and the same, and so is its cell.
-func (d *Dispatcher) releaseNobodys(w *shm.Word64) {
-	s := d.s
+func (k *Keeper) releaseNobodys(w *shm.Word64) {
+	s := k.s
 	e := w.Load()
 	if s.isHeld(w, e) || !w.CAS(e, e|bitD) {
 		return
@@ -190,25 +189,15 @@ func (s *Store) isHeld(w *shm.Word64, e uint64) bool {
 	return owner <= s.seg.Slots() && hasCell(s, owner, shm.OffsetOf(s.r, w))
 }
 
-// waitsFor reports whether this dispatcher has asked for the lock of an entry.
-func (d *Dispatcher) waitsFor(entry *shm.Word64) bool {
-	for _, w := range d.bits[rungBit(shm.OffsetOf(d.s.r, entry))] {
-		if w.entry == entry && w.waits {
-			return true
-		}
-	}
-	return false
-}
-
 // releaseFlags takes the flag of a dead dispatcher off a record, and drops an
 // empty one.
-func (d *Dispatcher) releaseFlags(db *DB, entry *shm.Word64) {
-	s := d.s
-	if !d.scanEntry(entry) {
+func (k *Keeper) releaseFlags(db *DB, entry *shm.Word64) {
+	s := k.s
+	if !k.scanEntry(entry) {
 		return
 	}
-	key := append([]byte(nil), d.scanKey...)
-	if w := d.watch[watchKey{db.id, string(key)}]; w != nil && w.attended {
+	key := append([]byte(nil), k.scanKey...)
+	if w := k.book.find(db.id, key); w != nil && w.attended {
 		return
 	}
 	// An empty record that a client has locked is dropped by that client.
@@ -217,22 +206,5 @@ func (d *Dispatcher) releaseFlags(db *DB, entry *shm.Word64) {
 	if entryOwner(e) != 0 && (b == nil || metaFlags(b.meta.Load())&flagAttended == 0) {
 		return
 	}
-	d.unattend(db, key)
-}
-
-// unattend takes the flag of a record off that this dispatcher does not attend,
-// and drops it if it is empty. What a client has locked is handed over first.
-func (d *Dispatcher) unattend(db *DB, key []byte) {
-	switch d.TryLock(db.id, key, false) {
-	case LockHeld:
-		d.watchOf(db, key).left = true // Rung comes back to it
-		return
-	case LockNoSpace:
-		return
-	}
-	var at spot
-	if d.held(db.id, key, &at) {
-		at.b.meta.Store(at.b.meta.Load() &^ (flagAttended << 24))
-	}
-	d.Unlock(db.id, key)
+	k.unattend(db, key)
 }
