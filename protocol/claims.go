@@ -69,6 +69,8 @@ func (n *Node) takeMap(leader PNN, ballot Epoch, mp Map, self wire.Member) {
 	n.state = stMapped
 	n.leaderAt = n.now
 	n.asks, n.walks, n.walkings = n.asks[:0], n.walks[:0], n.walkings[:0]
+	n.places.reset()
+	clear(n.hints)
 	clear(n.tokens) // acks of older epochs free nothing: the copies are claimed
 	if self.Joiner {
 		n.newLife(self.Life)
@@ -104,7 +106,7 @@ func (n *Node) keepLife(neverOpened bool) {
 		n.store.DropProvisional()
 	}
 	for r := n.s.recs.first; r != nil; r = r.next {
-		r.loc, r.cache, r.claim = location{}, wire.NoPNN, nil
+		r.claim = nil
 		for _, pk := range r.parked {
 			n.unpark(pk)
 		}
@@ -318,9 +320,9 @@ func (n *Node) settleClaims() {
 		}
 		switch {
 		case k.owner != wire.NoPNN && k.owner != n.cfg.Self:
-			r.loc = location{true, k.owner, 0, k.rsn}
+			n.setPlace(r, location{k.owner, 0, k.rsn})
 		case keep >= 0 && k.copies[keep].carrier != n.cfg.Self:
-			r.loc = location{true, k.copies[keep].carrier, 0, k.copies[keep].rsn}
+			n.setPlace(r, location{k.copies[keep].carrier, 0, k.copies[keep].rsn})
 		}
 		for i, c := range k.copies {
 			v := wire.Verdict{Token: c.token, Keep: i == keep}
@@ -436,7 +438,7 @@ func (n *Node) resupplied(rows []byte) {
 		var p wire.Piece
 		p, rows, _ = wire.NextPiece(rows)
 		r := n.rec(p.DBID, p.Key)
-		if r.loc.set {
+		if _, away := n.place(r); away {
 			continue
 		}
 		if n.store.Look(p.DBID, p.Key, &n.view) && !n.store.IsProvisional(p.DBID, p.Key) {

@@ -41,6 +41,8 @@ type Node struct {
 	again     map[call]*pending // from before the start, until they end
 	tokens    map[uint64]*rec   // of carried copies and done entries under way
 	nextToken uint64
+	places    *places // of the records of others, as their LMASTER
+	hints     hints   // of the records of other LMASTERs
 	peers     [wire.MaxNodes]peer
 	lead      leading
 	rv        recovery
@@ -110,7 +112,8 @@ type Counters struct {
 func New(now Instant, cfg Config, s *Stable, store Store) *Node {
 	cfg.defaults()
 	n := &Node{cfg: cfg, s: s, store: store, now: now, started: now, rng: cfg.Seed ^ uint64(cfg.Self)<<32, plant: plantByName(cfg.Plant),
-		byReq: map[ReqID]*pending{}, again: map[call]*pending{}, tokens: map[uint64]*rec{}, timersAt: Never}
+		byReq: map[ReqID]*pending{}, again: map[call]*pending{}, tokens: map[uint64]*rec{}, timersAt: Never,
+		places: &places{}, hints: make(hints, cfg.Hints)}
 	n.gate = Gate{State: GateFrozen, Epoch: s.Taken, Life: s.Life}
 	n.counter = max(s.Promised.Counter(), s.Taken.Counter())
 	for i := range n.peers {
@@ -141,7 +144,7 @@ func New(now Instant, cfg Config, s *Stable, store Store) *Node {
 		}
 	}
 	for r := s.recs.first; r != nil; r = r.next {
-		r.loc, r.cache, r.parked, r.dirty, r.claim = location{}, wire.NoPNN, r.parked[:0], false, nil
+		r.parked, r.dirty, r.claim = r.parked[:0], false, nil
 		for i := range r.dones {
 			r.dones[i].token = 0
 		}
@@ -218,6 +221,13 @@ func (n *Node) rec(db uint32, key []byte) *rec {
 	n.touch(r)
 	return r
 }
+
+// place is where a record of another node is, if this node is its LMASTER.
+func (n *Node) place(r *rec) (location, bool) { return n.places.get(r.hash, r.db, r.key) }
+
+func (n *Node) setPlace(r *rec, l location) { n.places.set(r.hash, r.db, r.key, l) }
+
+func (n *Node) noPlace(r *rec) { n.places.remove(r.hash, r.db, r.key) }
 
 // lmaster is the node that knows where a key is, in the map taken last.
 func (n *Node) lmaster(db uint32, key []byte) PNN {

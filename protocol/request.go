@@ -220,8 +220,7 @@ func (n *Node) backoff(p *pending, least Instant) {
 	p.backoffs++
 	p.state, p.hops = pendBackoff, 0
 	p.until = n.now + max(least, wait/2+n.jitter(wait/2))
-	r := n.rec(p.m.DBID, p.m.Key)
-	r.cache = wire.NoPNN
+	n.hints.drop(n.rec(p.m.DBID, p.m.Key).hash)
 	n.due(p.until)
 }
 
@@ -239,10 +238,10 @@ func (n *Node) redirected(m *Message) {
 		n.backoff(p, 0)
 		return
 	}
-	if to == n.lmaster(p.m.DBID, p.m.Key) {
-		r.cache = wire.NoPNN
+	if to == n.s.Map.lmaster(r.hash) {
+		n.hints.drop(r.hash)
 	} else if to != n.cfg.Self {
-		r.cache = to
+		n.hints.put(r.hash, to)
 	}
 	p.state = pendLocal
 	if to == n.cfg.Self {
@@ -266,7 +265,14 @@ func (n *Node) redirected(m *Message) {
 
 // mine: this node owns the record, or is its LMASTER and nobody else does.
 func (n *Node) mine(r *rec) bool {
-	return n.store.Look(r.db, r.key, &n.view) || !r.loc.set && n.lmaster(r.db, r.key) == n.cfg.Self
+	if n.store.Look(r.db, r.key, &n.view) {
+		return true
+	}
+	if n.s.Map.lmaster(r.hash) != n.cfg.Self {
+		return false
+	}
+	_, away := n.place(r)
+	return !away
 }
 
 // replied: a reply or an error.
@@ -299,10 +305,10 @@ func (n *Node) replied(from PNN, m *Message) {
 func (n *Node) answered(p *pending, from PNN) {
 	n.endReq(p)
 	r := n.rec(p.m.DBID, p.m.Key)
-	if from != n.cfg.Self && from != n.lmaster(p.m.DBID, p.m.Key) {
-		r.cache = from
+	if from != n.cfg.Self && from != n.s.Map.lmaster(r.hash) {
+		n.hints.put(r.hash, from)
 	} else {
-		r.cache = wire.NoPNN
+		n.hints.drop(r.hash)
 	}
 }
 

@@ -131,7 +131,7 @@ func (n *Node) giveBack(r *rec) {
 	rsn := n.view.RSN
 	n.store.Remove(r.db, r.key)
 	r.dones = r.dones[:0]
-	if l := n.lmaster(r.db, r.key); l != n.cfg.Self {
+	if l := n.s.Map.lmaster(r.hash); l != n.cfg.Self {
 		n.data(l, &Message{Op: wire.RequestDMaster, DBID: r.db, Src: n.ownVNN(), DMaster: n.s.Map.vnn(l), Key: r.key, RSN: rsn + 1}, 0)
 	}
 }
@@ -140,8 +140,14 @@ func (n *Node) giveBack(r *rec) {
 // one of our own REQIDs or, if that is 0, for its record. pk: it waits already.
 func (n *Node) serve(r *rec, m *Message, src PNN, p *pending, deadline Instant, pk *parked) (behind ReqID, stay bool) {
 	own := n.store.Look(r.db, r.key, &n.view)
-	if !own && (n.lmaster(r.db, r.key) != n.cfg.Self || r.loc.set) {
-		return n.elsewhere(r, m, src, p)
+	if !own {
+		l := n.s.Map.lmaster(r.hash)
+		if l != n.cfg.Self {
+			return n.elsewhere(r, m, src, p, l, location{})
+		}
+		if at, away := n.place(r); away {
+			return n.elsewhere(r, m, src, p, l, at)
+		}
 	}
 	if !n.serving() {
 		return 0, true
@@ -167,17 +173,19 @@ func (n *Node) serve(r *rec, m *Message, src PNN, p *pending, deadline Instant, 
 	return 0, !n.execute(r, m, src, p, deadline, pk)
 }
 
-// elsewhere: the record is not here.
-func (n *Node) elsewhere(r *rec, m *Message, src PNN, p *pending) (behind ReqID, stay bool) {
-	l := n.lmaster(r.db, r.key)
+// elsewhere: the record is not here. l is its LMASTER; if that is this node, the record
+// is at at.
+func (n *Node) elsewhere(r *rec, m *Message, src PNN, p *pending, l PNN, at location) (behind ReqID, stay bool) {
 	if p != nil {
 		switch {
 		case l == n.cfg.Self:
-			n.dispatch(p, r.loc.pnn, r.loc.reqid)
-		case r.cache != wire.NoPNN:
-			n.dispatch(p, r.cache, 0)
+			n.dispatch(p, at.pnn, at.reqid)
 		default:
-			n.dispatch(p, l, 0)
+			to := n.hints.get(r.hash)
+			if to == wire.NoPNN {
+				to = l
+			}
+			n.dispatch(p, to, 0)
 		}
 		return 0, false
 	}
@@ -194,14 +202,14 @@ func (n *Node) elsewhere(r *rec, m *Message, src PNN, p *pending) (behind ReqID,
 		n.redirect(m, src, l, 0)
 		return 0, false
 	}
-	if r.loc.pnn == src || m.Hops >= n.cfg.MaxHops {
-		n.redirect(m, src, r.loc.pnn, r.loc.reqid)
+	if at.pnn == src || m.Hops >= n.cfg.MaxHops {
+		n.redirect(m, src, at.pnn, at.reqid)
 		return 0, false
 	}
 	n.stats.Forwards++
 	f := *m
-	f.Via, f.Hops = r.loc.reqid, m.Hops+1
-	n.data(r.loc.pnn, &f, 0)
+	f.Via, f.Hops = at.reqid, m.Hops+1
+	n.data(at.pnn, &f, 0)
 	return 0, false
 }
 
@@ -512,8 +520,8 @@ func (n *Node) handover(r *rec, m *Message, to PNN, pk *parked) bool {
 	}
 	r.dones = r.dones[:0]
 	n.store.Remove(r.db, r.key)
-	if l := n.lmaster(r.db, r.key); l == n.cfg.Self {
-		r.loc = location{true, to, m.ReqID, c.rsn}
+	if l := n.s.Map.lmaster(r.hash); l == n.cfg.Self {
+		n.setPlace(r, location{to, m.ReqID, c.rsn})
 		n.sendRecord(wire.ReplyDMaster, to, r, c, to)
 	} else {
 		n.sendRecord(wire.RequestDMaster, l, r, c, to)
@@ -565,7 +573,8 @@ func (n *Node) sendRecord(op wire.Op, dest PNN, r *rec, c *carried, bound PNN) {
 func (n *Node) requestDMaster(from PNN, m *Message) Verdict {
 	r := n.rec(m.DBID, m.Key)
 	to, ok := n.s.Map.pnn(m.DMaster)
-	if !ok || n.lmaster(m.DBID, m.Key) != n.cfg.Self || !r.loc.set || r.loc.pnn != from || m.RSN < r.loc.rsn && m.ReqID != 0 {
+	at, away := n.place(r)
+	if !ok || n.s.Map.lmaster(r.hash) != n.cfg.Self || !away || at.pnn != from || m.RSN < at.rsn && m.ReqID != 0 {
 		n.fault(fmt.Sprintf("node %d passes on %s, and is not where that is", from, what(m.DBID, m.Key)))
 		return NotYet // and then of an older epoch: its copy is claimed
 	}
@@ -583,13 +592,13 @@ func (n *Node) requestDMaster(from PNN, m *Message) Verdict {
 		return NotYet
 	}
 	if m.ReqID == 0 && len(m.Data) == 0 { // given back, empty
-		r.loc = location{}
+		n.noPlace(r)
 		return Handled
 	}
 	if to == n.cfg.Self {
 		return n.become(r, m)
 	}
-	r.loc = location{true, to, m.ReqID, m.RSN}
+	n.setPlace(r, location{to, m.ReqID, m.RSN})
 	acc, _ := n.s.Map.pnn(m.LAccessor)
 	c := n.carry(r, to, m.ReqID, &Record{RSN: m.RSN, LAccessor: acc, LACount: m.LACount, Data: m.Data, Tags: m.Tags})
 	c.dones = append(c.dones, m.Dones...)
@@ -624,7 +633,8 @@ func (n *Node) become(r *rec, m *Message) Verdict {
 		return NotYet
 	}
 	n.note(r, rsn, m.Data)
-	r.cache, r.loc = wire.NoPNN, location{}
+	n.hints.drop(r.hash)
+	n.noPlace(r)
 	r.dones = r.dones[:0]
 	for rest := m.Dones; len(rest) > 0; {
 		var d wire.Done

@@ -185,9 +185,7 @@ type rec struct {
 	lock  remoteLock
 	carry []carried
 
-	loc    location // volatile from here on
-	cache  PNN
-	parked []*parked
+	parked []*parked // volatile from here on
 	dirty  bool
 	claim  *claim
 }
@@ -217,14 +215,6 @@ type carried struct {
 	data      []byte
 	tags      []byte
 	dones     []byte
-}
-
-// location is where the LMASTER believes a record to be.
-type location struct {
-	set   bool
-	pnn   PNN
-	reqid ReqID
-	rsn   uint64
 }
 
 // parked is a request that waits at this node.
@@ -263,7 +253,7 @@ func (t *recTable) get(hash uint64, db uint32, key []byte) *rec {
 	} else {
 		r = &rec{}
 	}
-	*r = rec{hash: hash, db: db, key: append(r.key[:0], key...), cache: wire.NoPNN, dones: r.dones[:0], carry: r.carry[:0], parked: r.parked[:0]}
+	*r = rec{hash: hash, db: db, key: append(r.key[:0], key...), dones: r.dones[:0], carry: r.carry[:0], parked: r.parked[:0]}
 	b := hash % uint64(len(t.buckets))
 	r.chain, t.buckets[b] = t.buckets[b], r
 	if r.prev = t.last; r.prev != nil {
@@ -308,7 +298,7 @@ func (t *recTable) drop(r *rec) {
 }
 
 func (r *rec) idle() bool {
-	return len(r.dones) == 0 && !r.lock.held && len(r.carry) == 0 && !r.loc.set && r.cache == wire.NoPNN && len(r.parked) == 0 && !r.dirty && r.claim == nil
+	return len(r.dones) == 0 && !r.lock.held && len(r.carry) == 0 && len(r.parked) == 0 && !r.dirty && r.claim == nil
 }
 
 // EachCarried calls f for every carried copy: for tools and checkers.

@@ -94,6 +94,7 @@ type Config struct {
 	MaxMoved   int // bytes that a traverse notes of records that move: 1 MiB
 	MaxDone    int // entries of a record's done list: 64
 	ClaimBytes int // bytes of a CLAIM, VERDICT or RESUPPLY batch: 1,200
+	Hints      int // locations of other LMASTERs' records that are remembered, a power of two: 4,096
 	// RoomShare is how many bytes of the store's reserve one request promises to the
 	// record that may come for it: 65,536. Larger records stay where they are.
 	RoomShare int
@@ -131,6 +132,10 @@ func (c *Config) defaults() {
 	num(&c.MaxDone, 64)
 	num(&c.ClaimBytes, 1200)
 	num(&c.RoomShare, 65536)
+	num(&c.Hints, 4096)
+	if c.Hints&(c.Hints-1) != 0 {
+		panic("protocol: Hints has to be a power of two")
+	}
 	if c.MaxHops == 0 {
 		c.MaxHops = 8
 	}
