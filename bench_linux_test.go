@@ -45,7 +45,7 @@ func BenchmarkRing(b *testing.B) {
 			b.Run("nop", func(b *testing.B) {
 				b.ReportAllocs()
 				for b.Loop() {
-					if err := c.ring.nop(ctx); err != nil {
+					if err := c.ring.Nop(ctx); err != nil {
 						b.Fatal(err)
 					}
 				}

@@ -194,7 +194,7 @@ func limit(ctx context.Context) uint32 {
 //
 // late is called if the call ends when nobody waits for it any more; it may be
 // nil.
-func (db *DB) through(ctx context.Context, m *wire.Message, late func(*pending)) (*pending, error) {
+func (db *DB) through(ctx context.Context, m *wire.Message, late func(*call.Pending)) (*call.Pending, error) {
 	if ctx == nil {
 		return nil, errNoContext
 	}
@@ -211,31 +211,31 @@ func (db *DB) through(ctx context.Context, m *wire.Message, late func(*pending))
 		return nil, err
 	}
 	m.DBID = db.l.ID()
-	p, err := db.c.ring.call(ctx, m, late)
+	p, err := db.c.ring.Call(ctx, m, late)
 	if err != nil {
 		return nil, err
 	}
-	return p, failed(ctx, p.status)
+	return p, failed(ctx, p.Status)
 }
 
 // giveBack ends the use of what through has returned.
-func (db *DB) giveBack(p *pending) {
+func (db *DB) giveBack(p *call.Pending) {
 	if p != nil {
-		db.c.ring.done(p)
+		db.c.ring.Done(p)
 	}
 }
 
 // change is through for what changes a record, and waits for its lock. A request
 // without a time limit may wait for a false condition as well, so one that must
 // not is asked again and again.
-func (db *DB) change(ctx context.Context, m *wire.Message, once bool, late func(*pending)) error {
+func (db *DB) change(ctx context.Context, m *wire.Message, once bool, late func(*call.Pending)) error {
 	m.Timeout = limit(ctx)
 	for wait := 50 * time.Microsecond; ; wait = min(2*wait, 5*time.Millisecond) {
 		if once {
 			m.Timeout = 0
 		}
 		p, err := db.through(ctx, m, late)
-		again := once && p != nil && p.status == wire.Timeout
+		again := once && p != nil && p.Status == wire.Timeout
 		db.giveBack(p)
 		if !again {
 			return err
@@ -261,7 +261,7 @@ func (db *DB) fetch(ctx context.Context, dst, key []byte) ([]byte, error) {
 		}
 		return dst, err
 	}
-	_, data, ok := call.DecodeReply(p.reply)
+	_, data, ok := call.DecodeReply(p.Reply)
 	switch {
 	case !ok:
 		return dst, ErrIncompatible
@@ -287,7 +287,7 @@ func (db *DB) lock(ctx context.Context, key []byte, wait bool) (Record, error) {
 	}
 	key = bytes.Clone(key) // the announcement may outlive the call
 	if wait {
-		leave, err := db.c.ring.stand(ctx, record{db.l.ID(), string(key)})
+		leave, err := db.c.ring.Stand(ctx, db.l.ID(), string(key))
 		if err != nil {
 			return Record{}, db.l.Blocked(key, err)
 		}
@@ -301,19 +301,19 @@ func (db *DB) lock(ctx context.Context, key []byte, wait bool) (Record, error) {
 	if wait {
 		m.Timeout = limit(ctx)
 	}
-	p, err := db.c.ring.call(ctx, &m, func(end *pending) { _ = db.l.Withdraw(n, !end.abandoned && end.status == wire.OK) })
-	defer db.c.ring.done(p)
-	if err == nil && p.status == wire.OK {
+	p, err := db.c.ring.Call(ctx, &m, func(end *call.Pending) { _ = db.l.Withdraw(n, !end.Abandoned && end.Status == wire.OK) })
+	defer db.c.ring.Done(p)
+	if err == nil && p.Status == wire.OK {
 		return db.l.Redeem(n)
 	}
 	if !errors.Is(err, ErrUnknown) && !errors.Is(err, ErrClosed) {
 		err = errors.Join(err, db.l.Withdraw(n, false))
 	}
 	if err == nil {
-		if p.status == wire.Timeout && !wait {
+		if p.Status == wire.Timeout && !wait {
 			return Record{}, ErrLocked
 		}
-		err = failed(ctx, p.status)
+		err = failed(ctx, p.Status)
 	}
 	return Record{}, db.l.Blocked(key, err)
 }
@@ -336,13 +336,13 @@ func (db *DB) append(ctx context.Context, cond ConditionID, key, piece []byte, w
 	}
 	m.Piece = opid(p)
 	key = bytes.Clone(key)
-	err = db.change(ctx, &m, !wait, func(end *pending) {
-		if end.abandoned || end.status != wire.OK {
+	err = db.change(ctx, &m, !wait, func(end *call.Pending) {
+		if end.Abandoned || end.Status != wire.OK {
 			_ = db.l.DropPiece(p)
 			return
 		}
 		db.l.KeepPiece(p)
-		go func() { _ = db.remove(db.c.ring.ctx, key, p) }() // nobody wants it
+		go func() { _ = db.remove(db.c.ring.Context(), key, p) }() // nobody wants it
 	})
 	switch {
 	case err == nil:
@@ -394,8 +394,8 @@ func (db *DB) remove(ctx context.Context, key []byte, p Piece) error {
 	if err := db.l.MarkRemoving(key, p); err != nil {
 		return err
 	}
-	err := db.change(ctx, &wire.Message{Op: wire.ReqRemoveTrigger, Key: key, Piece: opid(p)}, false, func(end *pending) {
-		if end.abandoned || end.status != wire.OK && end.status != wire.NotFound {
+	err := db.change(ctx, &wire.Message{Op: wire.ReqRemoveTrigger, Key: key, Piece: opid(p)}, false, func(end *call.Pending) {
+		if end.Abandoned || end.Status != wire.OK && end.Status != wire.NotFound {
 			db.l.KeepPiece(p)
 			return
 		}
@@ -487,7 +487,7 @@ func (db *DB) await(ctx context.Context, key []byte, seen uint64, event Event) (
 	if event == Armed {
 		m.RSN = ^uint64(0) // a number that no record has: the answer is the present one
 	}
-	until, end := db.c.ring.watch(ctx)
+	until, end := db.c.ring.Watch(ctx)
 	p, err := db.through(until, &m, nil)
 	recovered := end()
 	defer db.giveBack(p)
@@ -501,11 +501,11 @@ func (db *DB) await(ctx context.Context, key []byte, seen uint64, event Event) (
 	case err != nil:
 		return 0, 0, err
 	}
-	rsn, _, ok := call.DecodeReply(p.reply)
+	rsn, _, ok := call.DecodeReply(p.Reply)
 	switch {
 	case !ok:
 		return 0, 0, ErrIncompatible
-	case p.why == wire.WatchTimeout:
+	case p.Why == wire.WatchTimeout:
 		return 0, 0, nil
 	}
 	return rsn, event, nil

@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/mainzdb/mainz/internal/attach"
+	"github.com/mainzdb/mainz/internal/call"
 	"github.com/mainzdb/mainz/ltdb"
 	"github.com/mainzdb/mainz/protocol/wire"
 )
@@ -37,7 +38,7 @@ var (
 	ErrMisuse       = ltdb.ErrMisuse
 
 	// ErrUnknown: nobody can say whether the operation has happened.
-	ErrUnknown = errors.New("mainz: outcome unknown")
+	ErrUnknown = call.ErrUnknown
 )
 
 // wrong is an ErrMisuse that says what is wrong.

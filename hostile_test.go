@@ -34,8 +34,14 @@ func TestHostileClient(t *testing.T) {
 	for range 60 {
 		c, err := Attach(ctx, n.dir, WithName("hostile"))
 		want(t, err, nil)
+		seg := c.store.Segment()
+		off, _, _ := call.Rings(seg, c.store.Slot())
+		out, err := ring.OpenProducer(seg.Region(), off, call.RequestCells, ring.Options{Bell: c.bell})
+		want(t, err, nil)
+		node, _, err := call.NodeOf(seg)
+		want(t, err, nil)
 		for range 1 + rnd.IntN(30) {
-			claim, err := c.ring.out.TryClaim()
+			claim, err := out.TryClaim()
 			if err != nil {
 				break
 			}
@@ -50,7 +56,7 @@ func TestHostileClient(t *testing.T) {
 				for range rnd.IntN(3) {
 					payload[rnd.IntN(min(len(payload), 12))] = byte(rnd.Uint32())
 				}
-				h := call.Head{Kind: call.Kind(rnd.IntN(6)), Call: rnd.Uint32N(4), Total: uint32(len(payload)), Dispatcher: c.ring.dispatcher}
+				h := call.Head{Kind: call.Kind(rnd.IntN(6)), Call: rnd.Uint32N(4), Total: uint32(len(payload)), Dispatcher: node.Incarnation.Load()}
 				if rnd.IntN(8) == 0 {
 					h.Total = rnd.Uint32N(1 << 25)
 				}
@@ -59,9 +65,8 @@ func TestHostileClient(t *testing.T) {
 			claim.Commit(&m)
 		}
 		if rnd.IntN(4) == 0 { // the ring's own words
-			off, _, _ := call.Rings(c.store.Segment(), c.store.Slot())
 			for range 4 {
-				shm.At[shm.Word64](c.store.Segment().Region(), off+shm.Offset(8*rnd.IntN(2000))).Store(rnd.Uint64())
+				shm.At[shm.Word64](seg.Region(), off+shm.Offset(8*rnd.IntN(2000))).Store(rnd.Uint64())
 			}
 		}
 		got, err := good.Fetch(ctx, key)

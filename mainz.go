@@ -88,7 +88,7 @@ type Client struct {
 	conn  *attach.Conn
 	door  *shm.Doorbell
 	bell  *ring.Bell
-	ring  *callRing     // nil for an observer
+	ring  *call.Client  // nil for an observer
 	watch chan struct{} // closed when watchNode has ended; nil: it never began
 	shut  atomic.Bool
 }
@@ -218,7 +218,7 @@ func (c *Client) attach(ctx context.Context, dir string) error {
 	if err := c.ask(ctx, &attach.Message{Kind: attach.Joined, Version: attach.Version, Segment: seg.Header().ID, Slot: c.store.Slot(), Generation: generation}, &answer); err != nil {
 		return err
 	}
-	if c.ring, err = openRing(seg, c.store.Slot(), c.bell, node.Spin.Load(), c.opts.events); err != nil {
+	if c.ring, err = call.Open(seg, c.store.Slot(), c.bell, node.Spin.Load(), c.opts.teller()); err != nil {
 		return fmt.Errorf("mainz: %w", err)
 	}
 	c.watch = make(chan struct{})
@@ -248,7 +248,7 @@ func (c *Client) watchNode(seg *shm.Segment, node *call.Node) {
 	}
 	c.store.Alarm(c.conn.FD(), alarm)
 	defer c.store.Alarm(-1, nil)
-	ctx, cancel := context.WithCancel(c.ring.ctx)
+	ctx, cancel := context.WithCancel(c.ring.Context())
 	var dialled chan *attach.Conn // the answer of dialAgain, while it runs
 	defer func() {
 		cancel()
@@ -261,10 +261,10 @@ func (c *Client) watchNode(seg *shm.Segment, node *call.Node) {
 	retry := backoff{}
 	for {
 		select {
-		case <-c.ring.ctx.Done():
+		case <-c.ring.Ended():
 			return
 		case <-seg.Done():
-			c.ring.end(fmt.Errorf("mainz: %w", seg.Ended()))
+			c.ring.End(fmt.Errorf("mainz: %w", seg.Ended()))
 			return
 		case conn := <-dialled:
 			dialled = nil
@@ -365,7 +365,7 @@ func (c *Client) Ping(ctx context.Context) error {
 	if c.ring == nil {
 		return errObserver
 	}
-	return c.ring.nop(ctx)
+	return c.ring.Nop(ctx)
 }
 
 // Dir is the directory that the client has attached to.
@@ -379,7 +379,7 @@ func (c *Client) Close() error {
 	}
 	var errs []error
 	if c.ring != nil {
-		c.ring.close()
+		c.ring.Close(ErrClosed)
 	}
 	if c.watch != nil {
 		<-c.watch // it uses what is closed now
@@ -478,7 +478,7 @@ type Stats struct {
 func (c *Client) Stats() Stats {
 	s := Stats{Stats: c.store.Stats()}
 	if c.ring != nil {
-		s.Ring = c.ring.count.Load()
+		s.Ring = c.ring.Count()
 	}
 	return s
 }

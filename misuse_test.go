@@ -202,24 +202,6 @@ func TestCloseWithOpenHandle(t *testing.T) {
 	}
 }
 
-// A handler of events that panics is told of the next epoch, and no call waits for it.
-func TestEventHandlerPanics(t *testing.T) {
-	r := &callRing{tell: func(Epoch) { panic("boom") }}
-	for i := range uint64(2) {
-		r.untold.Add(1)
-		r.opened = append(r.opened, Epoch{Number: i})
-	}
-	for range 2 {
-		if p := panicOf(r.deliver); p != "boom" {
-			t.Errorf("panic %q", p)
-		}
-	}
-	within(t, "the next call", r.deliver)
-	if n := r.untold.Load(); n != 0 {
-		t.Error(n, " epochs are untold")
-	}
-}
-
 // Panics of the caller's functions, as many as an HTTP server recovers from, leave the
 // client as it was.
 func TestPanicsRecovered(t *testing.T) {

@@ -54,7 +54,7 @@ func (d *killable) boot(b *testing.B, size string) {
 // ping makes a call that the dispatcher answers, also one that is yet to start.
 func ping(b *testing.B, c *Client) {
 	b.Helper()
-	if err := c.ring.nop(context.Background()); err != nil {
+	if err := c.ring.Nop(context.Background()); err != nil {
 		b.Fatal(err)
 	}
 }

@@ -2,13 +2,9 @@ package mainz
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"testing"
 	"time"
-
-	"github.com/mainzdb/mainz/internal/call"
-	"github.com/mainzdb/mainz/protocol/wire"
 )
 
 // An append that waits ends as its context does, also if the dispatcher's clock
@@ -73,48 +69,5 @@ func TestSlotTakenOver(t *testing.T) {
 		want(t, err, nil)
 		want(t, watcher.RemoveAndTrigger(ctx, key, p), nil)
 		want(t, next.Close(), nil)
-	}
-}
-
-// A call is abandoned at a dispatcher that has it, and not before: then it has
-// not run, and will not.
-func TestAbandonedBehindTheCall(t *testing.T) {
-	n := startNode(t)
-	ctx := minute(t)
-	c := n.attach(ThroughRing())
-	db := c.open(t, "db", KV)
-	key := []byte("k")
-	n.end()
-	r, ended := c.ring, make(chan bool, 1)
-	p := r.fresh()
-	p.payload = call.AppendRequest(nil, &wire.Message{Op: wire.ReqConditionalAppend, DBID: db.l.ID(), Cond: uint32(Always), Key: key, Data: []byte("x"), Timeout: call.NoLimit})
-	p.late = func(end *pending) { ended <- end.abandoned }
-	p.undone, p.orphan = true, true
-	dispatcher, err := r.register(p)
-	want(t, err, nil)
-	r.mu.Lock()
-	r.undone, r.orphans = []uint32{p.id}, 1
-	r.mu.Unlock()
-	r.abandon()
-	if len(r.undone) != 1 {
-		t.Error("it is abandoned at a dispatcher that has never heard of it")
-	}
-	want(t, r.send(ctx, p.id, dispatcher, p.payload, false), nil)
-	r.sent(p.id, dispatcher)
-	r.abandon()
-	if len(r.undone) != 0 {
-		t.Error("it is not abandoned when the dispatcher has it")
-	}
-	n.start() // which asks for it again, and has it abandoned again
-	go r.linger()
-	var abandoned bool
-	select {
-	case abandoned = <-ended:
-	case <-ctx.Done():
-		t.Fatal("the call does not end")
-	}
-	v, err := db.Fetch(ctx, key)
-	if abandoned != errors.Is(err, ErrNotFound) {
-		t.Errorf("abandoned: %v; the record is %q, %v", abandoned, v, err)
 	}
 }

@@ -1,7 +1,10 @@
-// Package call is the format of what passes between a client and the dispatcher
-// of its node, and of what the dispatcher keeps in the segment: which ring is
-// where, what stands in a cell, and the tables that a restarted dispatcher finds
-// again. It has no state.
+// Package call is what passes between a client and the dispatcher of its node: the
+// format of the cells, which ring is where, the tables in the segment that a restarted
+// dispatcher finds again, and the client's half of the calls, [Client]. The other half
+// is package dispatcher's.
+//
+// A Client may be used by many goroutines. Its calls wait for the dispatcher; they end
+// with their contexts, with the client, or with the segment. The formats have no state.
 //
 // # Calls
 //

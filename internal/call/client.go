@@ -1,4 +1,4 @@
-package mainz
+package call
 
 import (
 	"bytes"
@@ -9,16 +9,15 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/mainzdb/mainz/internal/call"
 	"github.com/mainzdb/mainz/protocol/wire"
 	"github.com/mainzdb/mainz/ring"
 	"github.com/mainzdb/mainz/shm"
 )
 
-// callRing is the client's way to the dispatcher. Of the goroutines that wait for
+// Client is the client's half of the calls: what it has under way, and its two rings. Of the goroutines that wait for
 // a reply one takes all replies, for itself and for the others: the leader, which
 // holds recv. When it has its own, another one leads.
-type callRing struct {
+type Client struct {
 	out   *ring.Producer
 	in    *ring.Consumer // the leader's
 	take  func(*ring.Message)
@@ -36,12 +35,12 @@ type callRing struct {
 	recv    sync.Mutex
 	waiting atomic.Int32  // goroutines that lead, or want to
 	lead    chan struct{} // somebody else has to
-	spare   sync.Pool     // of *pending
+	spare   sync.Pool     // of *Pending
 
 	mu         sync.Mutex
 	dispatcher uint32 // incarnation
 	next       uint32
-	calls      map[uint32]*pending
+	calls      map[uint32]*Pending
 	queues     map[record]*queue
 	orphans    int      // calls that nobody waits for
 	undone     []uint32 // calls to be abandoned when there is room in the ring
@@ -62,8 +61,10 @@ type queue struct {
 	n    int
 }
 
-// stand waits for the first place of a record's queue; leave gives it up.
-func (r *callRing) stand(ctx context.Context, of record) (leave func(), err error) {
+// Stand waits for the first place in the queue of a database's record; leave gives it
+// up.
+func (r *Client) Stand(ctx context.Context, db uint32, key string) (leave func(), err error) {
+	of := record{db, key}
 	r.mu.Lock()
 	q := r.queues[of]
 	if q == nil {
@@ -89,9 +90,15 @@ func (r *callRing) stand(ctx context.Context, of record) (leave func(), err erro
 	}, nil
 }
 
-// pending is a call under way. Its fields are the caller's before it is
+// Pending is a call under way. Its fields are the caller's before it is
 // registered and when ended is set, and belong to mu in between.
-type pending struct {
+type Pending struct {
+	// How the call has ended.
+	Status    wire.Status
+	Why       uint32
+	Reply     []byte
+	Abandoned bool // it has not run and will not: the rest says nothing
+
 	id         uint32
 	dispatcher uint32 // whom it is sent to
 	asked      uint32 // the last dispatcher that has all of it in its ring
@@ -99,47 +106,50 @@ type pending struct {
 	nop        bool
 	ended      atomic.Bool
 	wake       chan struct{} // a hint to look at ended
-	status     wire.Status
-	why        uint32
 	total      uint32
-	reply      []byte
-	abandoned  bool           // it has not run and will not
 	undone     bool           // it is to be abandoned
 	orphan     bool           // nobody waits
-	late       func(*pending) // called then, when it ends; may be nil
+	late       func(*Pending) // called then, when it ends; may be nil
 }
 
 const (
 	largeRequest = 4 << 10 // bytes; of these only a few are under way at a time
 	largeCalls   = 16
-	maxCalls     = call.MaxCalls - 64
+	maxCalls     = MaxCalls - 64
 	// abandonWait is how long a call whose context has ended waits to be told
 	// whether it has run.
 	abandonWait = 200 * time.Millisecond
 )
 
-func openRing(seg *shm.Segment, slot uint32, bell *ring.Bell, spin uint64, tell func(Epoch)) (*callRing, error) {
-	out, in, ok := call.Rings(seg, slot)
+// ErrUnknown: nobody can say whether the operation has happened.
+var ErrUnknown = errors.New("mainz: outcome unknown")
+
+// Open opens the rings of a slot that the dispatcher serves. bell wakes the
+// dispatcher; spin is how long to look before a wait, in ticks of the CPU's counter.
+// tell is called once for each recovery, by one goroutine at a time; with nil nobody
+// is told. It fails with shm.ErrIncompatible if the segment has no rings for the slot.
+func Open(seg *shm.Segment, slot uint32, bell *ring.Bell, spin uint64, tell func(Epoch)) (*Client, error) {
+	out, in, ok := Rings(seg, slot)
 	if !ok {
-		return nil, fmt.Errorf("the segment has no rings for slot %d: %w", slot, ErrIncompatible)
+		return nil, fmt.Errorf("the segment has no rings for slot %d: %w", slot, shm.ErrIncompatible)
 	}
-	r := &callRing{lead: make(chan struct{}, 1), room: make(chan struct{}, maxCalls), large: make(chan struct{}, largeCalls), calls: map[uint32]*pending{}, queues: map[record]*queue{},
+	r := &Client{lead: make(chan struct{}, 1), room: make(chan struct{}, maxCalls), large: make(chan struct{}, largeCalls), calls: map[uint32]*Pending{}, queues: map[record]*queue{},
 		watches: map[*watching]struct{}{}}
 	r.ctx, r.end = context.WithCancelCause(context.Background())
 	var err error
-	if r.out, err = ring.OpenProducer(seg.Region(), out, call.RequestCells, ring.Options{Bell: bell, Wait: r.wait, Spin: spin}); err != nil {
+	if r.out, err = ring.OpenProducer(seg.Region(), out, RequestCells, ring.Options{Bell: bell, Wait: r.wait, Spin: spin}); err != nil {
 		return nil, err
 	}
-	if r.in, err = ring.OpenConsumer(seg.Region(), in, call.ReplyCells, ring.Options{Wait: r.wait, Spin: spin}); err != nil {
+	if r.in, err = ring.OpenConsumer(seg.Region(), in, ReplyCells, ring.Options{Wait: r.wait, Spin: spin}); err != nil {
 		return nil, err
 	}
 	r.take = r.cell
-	r.spare.New = func() any { return &pending{wake: make(chan struct{}, 1)} }
+	r.spare.New = func() any { return &Pending{wake: make(chan struct{}, 1)} }
 	r.epoch.Store(seg.Gate().Epoch.Load())
 	// The dispatcher has said who it is before it said that we may come.
 	r.in.Poll(1, func(m *ring.Message) {
-		var h call.Head
-		if h.Get(m) != nil && h.Kind == call.Started {
+		var h Head
+		if h.Get(m) != nil && h.Kind == Started {
 			r.dispatcher = h.Dispatcher
 		}
 	})
@@ -151,7 +161,7 @@ func openRing(seg *shm.Segment, slot uint32, bell *ring.Bell, spin uint64, tell 
 
 // wait is a wait for the dispatcher: in slices, as the client may end meanwhile, or
 // the segment, in which nobody wakes anybody then.
-func (r *callRing) wait(w shm.Watch, cancel *shm.Word32) error {
+func (r *Client) wait(w shm.Watch, cancel *shm.Word32) error {
 	shm.WaitAny(ringSlice, w, shm.Watch{W: cancel, Val: 0})
 	return context.Cause(r.ctx)
 }
@@ -159,23 +169,37 @@ func (r *callRing) wait(w shm.Watch, cancel *shm.Word32) error {
 // ringSlice is that of shm's waits.
 const ringSlice = 20 * time.Millisecond
 
-// over is why the client's calls end.
-func (r *callRing) over() error { return context.Cause(r.ctx) }
+// Ended is done when the calls have ended, with the client or with the segment.
+func (r *Client) Ended() <-chan struct{} { return r.ctx.Done() }
 
-// close ends all calls with ErrClosed.
-func (r *callRing) close() {
-	r.end(ErrClosed)
-	r.recv.Lock() // nobody reads the ring any more
+// Context ends when the calls do.
+func (r *Client) Context() context.Context { return r.ctx }
+
+// Count is how many calls there were.
+func (r *Client) Count() uint64 { return r.count.Load() }
+
+// End ends all calls, those to come as well, with this error, unless they have ended.
+func (r *Client) End(cause error) { r.end(cause) }
+
+// over is why the client's calls end.
+func (r *Client) over() error { return context.Cause(r.ctx) }
+
+// Close is End for a segment that is about to be unmapped: when it returns, nobody
+// reads the ring any more.
+func (r *Client) Close(cause error) {
+	r.end(cause)
+	r.recv.Lock()
 	r.in.Stop()
 }
 
-// call sends a request and waits for its reply. late is called, by another
-// goroutine, if the call ends when nobody waits for it any more. What is
-// returned is given back by done.
-func (r *callRing) call(ctx context.Context, m *wire.Message, late func(*pending)) (*pending, error) {
+// Call sends a request and waits for its reply. late is called, by another
+// goroutine, if the call ends when nobody waits for it any more; it may be nil. What
+// is returned is given back by Done. If ctx ends first, the dispatcher is asked
+// whether the call has run; the error is joined with ErrUnknown if it can't say.
+func (r *Client) Call(ctx context.Context, m *wire.Message, late func(*Pending)) (*Pending, error) {
 	p := r.fresh()
 	p.late = late
-	p.payload = call.AppendRequest(p.payload, m)
+	p.payload = AppendRequest(p.payload, m)
 	if len(p.payload) > largeRequest {
 		if err := r.enter(ctx, r.large); err != nil {
 			return nil, err
@@ -185,29 +209,29 @@ func (r *callRing) call(ctx context.Context, m *wire.Message, late func(*pending
 	return r.do(ctx, p)
 }
 
-// nop is a call that does nothing.
-func (r *callRing) nop(ctx context.Context) error {
+// Nop is a call that does nothing.
+func (r *Client) Nop(ctx context.Context) error {
 	p := r.fresh()
 	p.nop = true
 	p, err := r.do(ctx, p)
-	r.done(p)
+	r.Done(p)
 	return err
 }
 
-func (r *callRing) fresh() *pending {
-	p := r.spare.Get().(*pending)
-	*p = pending{wake: p.wake, payload: p.payload[:0], reply: p.reply[:0]}
+func (r *Client) fresh() *Pending {
+	p := r.spare.Get().(*Pending)
+	*p = Pending{wake: p.wake, payload: p.payload[:0], Reply: p.Reply[:0]}
 	return p
 }
 
-// done gives back what call has returned; nil is nothing.
-func (r *callRing) done(p *pending) {
-	if p != nil && cap(p.payload) <= 64<<10 && cap(p.reply) <= 64<<10 {
+// Done gives back what Call has returned; nil is nothing.
+func (r *Client) Done(p *Pending) {
+	if p != nil && cap(p.payload) <= 64<<10 && cap(p.Reply) <= 64<<10 {
 		r.spare.Put(p)
 	}
 }
 
-func (r *callRing) enter(ctx context.Context, room chan struct{}) error {
+func (r *Client) enter(ctx context.Context, room chan struct{}) error {
 	select {
 	case room <- struct{}{}:
 		return nil
@@ -223,7 +247,7 @@ func (r *callRing) enter(ctx context.Context, room chan struct{}) error {
 	}
 }
 
-func (r *callRing) do(ctx context.Context, p *pending) (*pending, error) {
+func (r *Client) do(ctx context.Context, p *Pending) (*Pending, error) {
 	if err := r.enter(ctx, r.room); err != nil {
 		return nil, err
 	}
@@ -249,7 +273,7 @@ func (r *callRing) do(ctx context.Context, p *pending) (*pending, error) {
 }
 
 // register names the call.
-func (r *callRing) register(p *pending) (dispatcher uint32, err error) {
+func (r *Client) register(p *Pending) (dispatcher uint32, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.ctx.Err() != nil {
@@ -269,7 +293,7 @@ func (r *callRing) register(p *pending) (dispatcher uint32, err error) {
 // sent notes that a dispatcher has the call, or what there will be of it: it may
 // be told now that nobody waits. Told before, it would know of no such call, say
 // that it has not run, and run it when it comes.
-func (r *callRing) sent(id, dispatcher uint32) {
+func (r *Client) sent(id, dispatcher uint32) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if p := r.calls[id]; p != nil && p.dispatcher == dispatcher {
@@ -279,7 +303,7 @@ func (r *callRing) sent(id, dispatcher uint32) {
 
 // await waits until the call has ended, and takes replies meanwhile if nobody
 // else does.
-func (r *callRing) await(ctx context.Context, p *pending) error {
+func (r *Client) await(ctx context.Context, p *Pending) error {
 	for !p.ended.Load() {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -310,7 +334,7 @@ func (r *callRing) await(ctx context.Context, p *pending) error {
 }
 
 // pass lets somebody else lead, if anybody wants to.
-func (r *callRing) pass() {
+func (r *Client) pass() {
 	if r.waiting.Load() > 0 {
 		select {
 		case r.lead <- struct{}{}:
@@ -322,7 +346,7 @@ func (r *callRing) pass() {
 // takeReplies leads until enough says so.
 //
 // Preconditions: the caller holds recv.
-func (r *callRing) takeReplies(ctx context.Context, enough func() bool) error {
+func (r *Client) takeReplies(ctx context.Context, enough func() bool) error {
 	for !enough() {
 		if r.in.Poll(64, r.take) > 0 {
 			continue
@@ -339,7 +363,7 @@ func (r *callRing) takeReplies(ctx context.Context, enough func() bool) error {
 }
 
 // linger takes replies as long as there are calls that nobody waits for.
-func (r *callRing) linger() {
+func (r *Client) linger() {
 	r.leadUntil(func() bool {
 		r.mu.Lock()
 		defer r.mu.Unlock()
@@ -349,7 +373,7 @@ func (r *callRing) linger() {
 
 // leadUntil takes replies, for nobody in particular, until enough says so or the
 // client ends. Another goroutine may lead at any time.
-func (r *callRing) leadUntil(enough func() bool) {
+func (r *Client) leadUntil(enough func() bool) {
 	for !enough() && r.ctx.Err() == nil {
 		r.waiting.Add(1)
 		if r.recv.TryLock() {
@@ -369,10 +393,10 @@ func (r *callRing) leadUntil(enough func() bool) {
 
 // send puts the call's cells into the ring, for a dispatcher. Another one that
 // starts meanwhile drops them, and then they are sent again.
-func (r *callRing) send(ctx context.Context, id, dispatcher uint32, payload []byte, nop bool) error {
-	h := call.Head{Kind: call.Request, Call: id, Total: uint32(len(payload)), Dispatcher: dispatcher}
+func (r *Client) send(ctx context.Context, id, dispatcher uint32, payload []byte, nop bool) error {
+	h := Head{Kind: Request, Call: id, Total: uint32(len(payload)), Dispatcher: dispatcher}
 	if nop {
-		h.Kind = call.Nop
+		h.Kind = Nop
 	}
 	var m ring.Message
 	for {
@@ -390,7 +414,7 @@ func (r *callRing) send(ctx context.Context, id, dispatcher uint32, payload []by
 
 // giveUp ends the waiting for a call whose context has ended. The dispatcher
 // says whether it has run; if it is not there to say so, nobody knows.
-func (r *callRing) giveUp(p *pending, err error) (*pending, error) {
+func (r *Client) giveUp(p *Pending, err error) (*Pending, error) {
 	r.mu.Lock()
 	if r.calls[p.id] == p {
 		p.undone = true
@@ -405,7 +429,7 @@ func (r *callRing) giveUp(p *pending, err error) (*pending, error) {
 	defer r.mu.Unlock()
 	switch {
 	case r.calls[p.id] != p: // it has ended
-		if p.abandoned {
+		if p.Abandoned {
 			return nil, err
 		}
 		return p, nil
@@ -421,7 +445,7 @@ func (r *callRing) giveUp(p *pending, err error) (*pending, error) {
 
 // abandon says which calls nobody waits for, as far as there is room, and the
 // dispatcher has them.
-func (r *callRing) abandon() {
+func (r *Client) abandon() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	later := r.undone[:0]
@@ -440,7 +464,7 @@ func (r *callRing) abandon() {
 			break
 		}
 		var m ring.Message
-		h := call.Head{Kind: call.Abandon, Call: id, Dispatcher: r.dispatcher}
+		h := Head{Kind: Abandon, Call: id, Dispatcher: r.dispatcher}
 		h.Put(&m, nil)
 		claim.Commit(&m)
 	}
@@ -448,39 +472,39 @@ func (r *callRing) abandon() {
 }
 
 // cell takes one cell of the dispatcher's.
-func (r *callRing) cell(m *ring.Message) {
-	var h call.Head
+func (r *Client) cell(m *ring.Message) {
+	var h Head
 	part := h.Get(m)
 	if part == nil {
 		return
 	}
 	switch h.Kind {
-	case call.Started:
+	case Started:
 		r.again(h.Dispatcher)
 		return
-	case call.Opened:
+	case Opened:
 		r.recovered(part)
 		return
 	}
 	r.mu.Lock()
 	p := r.calls[h.Call]
-	if p == nil || h.Kind != call.Reply && h.Kind != call.Abandoned {
+	if p == nil || h.Kind != Reply && h.Kind != Abandoned {
 		r.mu.Unlock()
 		return
 	}
-	if h.Kind == call.Reply {
-		if int(h.Offset) != len(p.reply) || h.Offset != 0 && h.Total != p.total {
+	if h.Kind == Reply {
+		if int(h.Offset) != len(p.Reply) || h.Offset != 0 && h.Total != p.total {
 			r.mu.Unlock()
 			return // the rest of a reply that a dispatcher has died over
 		}
 		p.total = h.Total
-		if p.reply = append(p.reply, part...); len(p.reply) < int(h.Total) {
+		if p.Reply = append(p.Reply, part...); len(p.Reply) < int(h.Total) {
 			r.mu.Unlock()
 			return
 		}
-		p.status, p.why = h.Status, h.Why
+		p.Status, p.Why = h.Status, h.Why
 	} else {
-		p.abandoned = true
+		p.Abandoned = true
 	}
 	delete(r.calls, p.id)
 	if !p.orphan {
@@ -501,7 +525,7 @@ func (r *callRing) cell(m *ring.Message) {
 }
 
 // again asks all calls again that have no answer: another dispatcher is there.
-func (r *callRing) again(dispatcher uint32) {
+func (r *Client) again(dispatcher uint32) {
 	r.mu.Lock()
 	r.dispatcher = dispatcher
 	type again struct {
@@ -511,7 +535,7 @@ func (r *callRing) again(dispatcher uint32) {
 	}
 	var ask []again
 	for _, p := range r.calls {
-		p.reply = p.reply[:0]
+		p.Reply = p.Reply[:0]
 		if p.dispatcher != dispatcher {
 			p.dispatcher = dispatcher
 			ask = append(ask, again{p.id, bytes.Clone(p.payload), p.nop}) // p may end before it is asked
@@ -533,7 +557,7 @@ func (r *callRing) again(dispatcher uint32) {
 			return
 		}
 		var m ring.Message
-		h := call.Head{Kind: call.Synced, Dispatcher: dispatcher}
+		h := Head{Kind: Synced, Dispatcher: dispatcher}
 		h.Put(&m, nil)
 		claim.Commit(&m)
 		r.abandon()
