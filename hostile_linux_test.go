@@ -1,6 +1,7 @@
 package mainz
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/binary"
@@ -10,6 +11,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -47,7 +49,6 @@ func wildWords(seg *shm.Segment, rnd *rand.Rand) shm.Offset {
 func wildClient() {
 	seed, _ := strconv.ParseUint(os.Args[2], 10, 64)
 	n, _ := strconv.Atoi(os.Args[3])
-	pid, _ := strconv.ParseUint(os.Args[4], 10, 32)
 	seg, err := shm.Attach(context.Background(), os.Args[1], "*")
 	if err != nil {
 		fmt.Println(err)
@@ -83,6 +84,7 @@ func wildClient() {
 			if i == 0 {
 				i = shm.DispatcherSlot
 			}
+			pid, _ := strconv.ParseUint(os.Args[4+rnd.IntN(len(os.Args)-4)], 10, 32)
 			sl := seg.Slot(i)
 			sl.PID.Store(uint32(pid))
 			sl.Start.Store(startOf(uint32(pid)))
@@ -128,10 +130,95 @@ func (d *killable) answers(t *testing.T, limit time.Duration) (time.Duration, er
 	return time.Since(began), err
 }
 
+// member is what a hostile member runs as, and what it can reach.
+type member struct {
+	program string // that it may execute
+	group   string // of the node, "" for the test's own
+	cred    *syscall.Credential
+}
+
+func (m *member) command(what string, args ...string) *exec.Cmd {
+	cmd := exec.Command(m.program, args...)
+	cmd.Env = append(os.Environ(), "MAINZ_TEST_CHILD="+what)
+	cmd.Stderr = os.Stderr
+	if m.cred != nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: m.cred}
+	}
+	return cmd
+}
+
+// sentinel is a process that has nothing to do with the node. It says which signal it
+// has got, if any, and ends then.
+func sentinel() {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals)
+	fmt.Println("here")
+	for s := range signals {
+		if s != syscall.SIGURG { // the Go runtime's own
+			fmt.Println("signalled:", s)
+			os.Exit(1)
+		}
+	}
+}
+
+// guard starts a sentinel, which ends with the test. alive is an error if it was
+// signalled.
+func (m *member) guard(t *testing.T) (pid int, alive func() error) {
+	t.Helper()
+	cmd := m.command("sentinel")
+	out, err := cmd.StdoutPipe()
+	want(t, err, nil)
+	want(t, cmd.Start(), nil)
+	lines := bufio.NewScanner(out)
+	if !lines.Scan() || lines.Text() != "here" {
+		t.Fatalf("the sentinel says %q", lines.Text())
+	}
+	end := make(chan error, 1)
+	go func() {
+		lines.Scan()
+		end <- fmt.Errorf("process %d of user %d: %q, %w", cmd.Process.Pid, cmd.SysProcAttr.Credential.Uid, lines.Text(), errors.Join(cmd.Wait(), errSignalled))
+	}()
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		<-end
+	})
+	return cmd.Process.Pid, func() error {
+		select {
+		case err := <-end:
+			end <- err
+			return err
+		default:
+			return nil
+		}
+	}
+}
+
+var errSignalled = errors.New("a bystander was signalled")
+
 // Whatever a member writes, mainzd neither ends nor hangs nor grows, no process is
 // signalled, and a restart succeeds. MAINZ_KILLS makes it longer, as in torture.
 func TestTortureHostileMember(t *testing.T) {
 	testenv.Need(t, testenv.Linux, testenv.Ramdisk)
+	t.Run("of the same user", func(t *testing.T) {
+		m := &member{program: os.Args[0]}
+		hostileMember(t, m, []*member{{program: os.Args[0], cred: &syscall.Credential{Uid: uint32(os.Getuid()), Gid: uint32(os.Getgid()), NoSetGroups: true}}})
+	})
+	// mainzd is root's, as are the honest clients: it could kill anybody.
+	t.Run("of another user", func(t *testing.T) {
+		testenv.Need(t, testenv.Root)
+		const group, hostile, stranger = 54321, 54322, 54323
+		program := testenv.Program(t, "program")
+		of := func(uid uint32, groups ...uint32) *member {
+			return &member{program: program, cred: &syscall.Credential{Uid: uid, Gid: uid, Groups: groups}}
+		}
+		m := of(hostile, group)
+		m.group = fmt.Sprint(group)
+		hostileMember(t, m, []*member{of(stranger), of(0), of(hostile)})
+	})
+}
+
+// hostileMember lets m write into nodes, with the PIDs of others among it.
+func hostileMember(t *testing.T, m *member, others []*member) {
 	seed := uint64(time.Now().UnixNano())
 	if s, err := strconv.ParseUint(os.Getenv("MAINZ_SEED"), 10, 64); err == nil {
 		seed = s
@@ -144,15 +231,16 @@ func TestTortureHostileMember(t *testing.T) {
 	if k, err := strconv.Atoi(os.Getenv("MAINZ_KILLS")); err == nil {
 		bouts = max(bouts, k/50)
 	}
-	// Somebody who has nothing to do with it, and whom the slots will name.
-	bystander := exec.Command("sleep", "100000")
-	want(t, bystander.Start(), nil)
-	gone := make(chan error, 1)
-	go func() { gone <- bystander.Wait() }()
-	defer func() { _ = bystander.Process.Kill() }()
+	// Those who have nothing to do with it, and whom the slots will name.
+	var pids []string
+	var alive []func() error
+	for _, o := range others {
+		pid, f := o.guard(t)
+		pids, alive = append(pids, fmt.Sprint(pid)), append(alive, f)
+	}
 	var longest time.Duration
 	for bout := range bouts {
-		d := startKillable(t)
+		d := startKillable(t, m.group)
 		attachTo(t, d.dir).Close()
 		ended := make(chan error, 1)
 		cmd := d.cmd
@@ -160,7 +248,7 @@ func TestTortureHostileMember(t *testing.T) {
 		fill(t, d.dir, 300)
 		before := privateKiB(t, cmd.Process.Pid)
 		for round := range 4 {
-			wild := child(t, "wild", d.dir, fmt.Sprint(seed+uint64(100*bout+round)), "3000", fmt.Sprint(bystander.Process.Pid))
+			wild := m.command("wild", append([]string{d.dir, fmt.Sprint(seed + uint64(100*bout+round)), "3000"}, pids...)...)
 			out, err := wild.Output()
 			if err != nil || !strings.HasSuffix(string(out), "done\n") {
 				t.Fatalf("the hostile member: %v %s", err, out)
@@ -175,9 +263,12 @@ func TestTortureHostileMember(t *testing.T) {
 			select {
 			case e := <-ended:
 				t.Fatalf("bout %d round %d: mainzd ended: %v", bout, round, e)
-			case e := <-gone:
-				t.Fatalf("bout %d round %d: the bystander was killed: %v", bout, round, e)
 			default:
+			}
+			for _, f := range alive {
+				if err := f(); err != nil {
+					t.Fatalf("bout %d round %d: %v", bout, round, err)
+				}
 			}
 			if err != nil {
 				_ = cmd.Process.Signal(syscall.SIGQUIT) // with all stacks

@@ -33,6 +33,8 @@ func TestMain(m *testing.M) {
 		tortureClient()
 	case "pieces":
 		piecesClient()
+	case "sentinel":
+		sentinel()
 	case "wild":
 		wildClient()
 	case "fill":
@@ -59,13 +61,21 @@ type killable struct {
 	t   *testing.T
 	dir string
 	cmd *exec.Cmd
+
+	more []string // arguments
 }
 
-func startKillable(t *testing.T) *killable {
+func startKillable(t *testing.T, group ...string) *killable {
 	t.Helper()
 	base, err := os.MkdirTemp("/dev/shm", "mainz-test-*")
 	want(t, err, nil)
+	want(t, os.Chmod(base, 0o755), nil)
 	d := &killable{t: t, dir: filepath.Join(base, "v1")}
+	for _, g := range group {
+		if g != "" {
+			d.more = append(d.more, "--group", g)
+		}
+	}
 	t.Cleanup(func() {
 		d.kill()
 		os.RemoveAll(base)
@@ -76,7 +86,8 @@ func startKillable(t *testing.T) *killable {
 
 func (d *killable) start() {
 	d.t.Helper()
-	d.cmd = child(d.t, "mainzd", "--config", os.DevNull, "--dir", d.dir, "--size", "64MiB", "--slots", "32", "--log-level", "warn")
+	args := []string{"--config", os.DevNull, "--dir", d.dir, "--size", "64MiB", "--slots", "32", "--log-level", "warn"}
+	d.cmd = child(d.t, "mainzd", append(args, d.more...)...)
 	want(d.t, d.cmd.Start(), nil)
 }
 
