@@ -19,6 +19,9 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/mainzdb/mainz/dispatcher"
 	"github.com/mainzdb/mainz/internal/attach"
 	"github.com/mainzdb/mainz/internal/testenv"
 	"github.com/mainzdb/mainz/shm"
@@ -301,6 +304,103 @@ func hostileMember(t *testing.T, m *member, others []*member) {
 		<-again
 	}
 	t.Logf("longest answer %v", longest)
+}
+
+// The dispatcher's liveness word says anything. It goes on, nobody recovers its slot or
+// takes its place, and the word is right again soon; a restart finds it wrong and
+// succeeds.
+func TestForgedDispatcher(t *testing.T) {
+	testenv.Need(t, testenv.Linux, testenv.NoRace)
+	n := startNode(t)
+	n.end()
+	n.opts.Store.LookEvery = 5 * time.Millisecond
+	n.start()
+	ctx := minute(t)
+	c := n.attach()
+	through := n.attach(ThroughRing())
+	db, ringDB := c.open(t, "db", KV), through.open(t, "db", KV)
+	sl := c.store.Segment().Slot(shm.DispatcherSlot)
+	for i, v := range []uint32{0, 1 << 30, 1<<31 | 1<<30, 1<<31 | 1, 7, ^uint32(0)} {
+		live := sl.Live.Load()
+		for _, pid := range []uint32{sl.PID.Load(), 0, 1 << 21} { // the last is nobody's, mostly
+			sl.PID.Store(pid)
+			sl.Live.Store(v)
+			key := fmt.Append(nil, i)
+			want(t, db.Store(ctx, key, key), nil)
+			want(t, ringDB.Store(ctx, key, key), nil)
+			if did, err := c.store.Recover(ctx); did != 0 || err != nil {
+				t.Fatalf("recovered %d slots, %v", did, err)
+			}
+			d, err := dispatcher.Open(ctx, n.opts)
+			if !errors.Is(err, shm.ErrInUse) {
+				t.Fatalf("a second dispatcher beside the word %#x: %v", v, err)
+			}
+			if d != nil {
+				_ = d.Close()
+			}
+		}
+		until(t, "the word is right again", func() bool { return sl.Live.Load() == live && sl.PID.Load() == uint32(os.Getpid()) })
+		n.end()
+		sl.Live.Store(v)
+		n.start()
+		want(t, ringDB.Store(ctx, []byte("k"), []byte("v")), nil)
+	}
+}
+
+// Somebody punches a hole into the file, in each part of it: what was there is zeroes.
+// mainzd answers all the while, a restart succeeds, and honest clients can attach. In
+// the page of the gate and in the header it ends the segment's life.
+func TestPunchedHoles(t *testing.T) {
+	testenv.Need(t, testenv.Linux, testenv.Ramdisk, testenv.NoRace)
+	for area := -1; area <= int(shm.AreaData); area++ {
+		d := startKillable(t)
+		c := attachTo(t, d.dir)
+		fill(t, d.dir, 10)
+		off, size := shm.Offset(0), uint64(8192)
+		if area >= 0 {
+			off, size = c.store.Segment().Area(shm.AreaID(area))
+		}
+		ended := make(chan error, 1)
+		cmd := d.cmd
+		go func() { ended <- cmd.Wait() }()
+		f, err := os.OpenFile(filepath.Join(d.dir, "segment"), os.O_RDWR, 0)
+		want(t, err, nil)
+		want(t, unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, int64(off), int64(size)), nil)
+		want(t, f.Close(), nil)
+		if area < 0 {
+			select {
+			case <-ended:
+			case <-time.After(time.Minute):
+				t.Fatal("mainzd goes on without a header")
+			}
+			if code := cmd.ProcessState.ExitCode(); code <= 0 {
+				t.Errorf("mainzd ended with %d", code)
+			}
+			_, err := c.Open(minute(t), "more", KV)
+			want(t, err, ErrClosed)
+			_ = c.Close()
+			continue
+		}
+		for range 2 {
+			honest := child(t, "fill", d.dir, "10")
+			honest.Stderr = io.Discard
+			want(t, honest.Start(), nil)
+			_ = waitOrKill(honest, time.Second)
+			if _, err := d.answers(t, 30*time.Second); err != nil {
+				t.Fatalf("a hole in area %d: mainzd does not answer: %v", area, err)
+			}
+		}
+		select {
+		case err := <-ended:
+			t.Fatalf("a hole in area %d: mainzd ended: %v", area, err)
+		default:
+		}
+		_ = cmd.Process.Kill()
+		<-ended
+		_ = c.Close()
+		d.start()
+		until(t, "mainzd is there again", func() bool { _, err := d.answers(t, time.Minute); return err == nil })
+	}
 }
 
 // waitOrKill waits for the end of a process, and ends it after a while.
