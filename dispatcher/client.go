@@ -31,6 +31,7 @@ const (
 	maxBytes   = 64 << 20 // of its requests under way
 	maxQueue   = 256      // replies that it does not take: then nothing more is taken from it
 	ringBudget = 256      // cells of one client in a turn
+	turnBudget = 512      // cells of all clients in a turn: less than a millisecond's work
 )
 
 var errGarbage = errors.New("it wrote what is no cell of a call")

@@ -87,6 +87,7 @@ type Dispatcher struct {
 	tidying     bool             // a walk over them is under way
 	victims     victims
 	complained  uint32 // slot of a stopped client of which the log has spoken
+	first       int    // of clients, whose ring comes first
 	stuck       int    // sleeps since a client that is behind with its replies took some
 	rung        func(db uint32, key []byte)
 	polls       pollSet
@@ -400,19 +401,34 @@ func (d *Dispatcher) turn() bool {
 	return did || d.Stats.Rung != rung || d.Stats.Replies != replies
 }
 
-// rings takes what the clients ask, a bounded number of cells of each.
+// rings takes what the clients ask: a bounded number of cells of each, and of all
+// together, so that a turn is short however many there are. The next turn begins with
+// who comes after the last one.
 func (d *Dispatcher) rings() bool {
-	n := 0
-	for _, c := range d.clients {
+	n, left := 0, d.turnCells()
+	for i := range d.clients {
+		at := (d.first + i) % len(d.clients)
+		c := d.clients[at]
 		if len(c.queue) > 0 && d.pump(c) {
 			d.stuck = 0
 			n++
 		}
 		if !c.broken && len(c.queue) < maxQueue && c.in.Ready() {
-			n += c.in.Poll(ringBudget, c.take)
+			did := c.in.Poll(min(ringBudget, left), c.take)
+			n += did
+			if left -= did; left <= 0 {
+				d.first = at + 1
+				return true
+			}
 		}
 	}
 	return n > 0
+}
+
+// turnCells is how many cells are taken in a turn. One that abandons a call has the core
+// look through all that are under way, so it is fewer when these are very many.
+func (d *Dispatcher) turnCells() int {
+	return max(turnBudget/16, turnBudget*call.MaxCalls/max(call.MaxCalls, len(d.calls.states)))
 }
 
 // taken carries out what the core wants done.

@@ -97,7 +97,7 @@ func (n *Node) newLife(life uint64) {
 	clear(n.byReq)
 	clear(n.again)
 	n.freePend, n.pendN, n.parkedN, n.roomOut, n.copies, n.through = nil, 0, 0, 0, 0, 0
-	n.dirty = n.dirty[:0]
+	n.dirty, n.unfinished = n.dirty[:0], n.unfinished[:0]
 }
 
 // keepLife: what is volatile goes, and what belongs to nodes that are gone.
@@ -111,6 +111,7 @@ func (n *Node) keepLife(neverOpened bool) {
 			n.unpark(pk)
 		}
 		r.parked = r.parked[:0]
+		r.untry()
 		r.dones = slices.DeleteFunc(r.dones, func(d doneEntry) bool { return !n.alive(d.OPID) })
 		for i := range r.dones {
 			r.dones[i].token = 0

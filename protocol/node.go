@@ -53,6 +53,8 @@ type Node struct {
 	leadDelay Instant
 
 	dirty      []*rec
+	unfinished []*rec // have parked requests that were to be tried, for which there was no time
+	tries      int    // of parked requests, since the last Tick
 	parkedN    int
 	pendN      int
 	freePend   []*pending
@@ -129,6 +131,7 @@ func New(now Instant, cfg Config, s *Stable, store Store) *Node {
 	for i := range s.pend {
 		if p := s.pend[i]; p != nil {
 			n.pendN++
+			p.parked = nil
 			if p.state != pendDone {
 				p.state = pendNew
 			}
@@ -145,6 +148,8 @@ func New(now Instant, cfg Config, s *Stable, store Store) *Node {
 	}
 	for r := s.recs.first; r != nil; r = r.next {
 		r.parked, r.dirty, r.claim = r.parked[:0], false, nil
+		r.listed = false
+		r.untry()
 		for i := range r.dones {
 			r.dones[i].token = 0
 		}
@@ -207,8 +212,14 @@ func (n *Node) finish() {
 	n.dirty = n.dirty[:0]
 }
 
-// touch looks at a record again before the step ends.
+// touch looks at a record again before the step ends, and at all that waits for it.
 func (n *Node) touch(r *rec) {
+	r.again = true
+	n.look(r)
+}
+
+// look is touch after which nothing but what is due is tried of what waits.
+func (n *Node) look(r *rec) {
 	if !r.dirty {
 		r.dirty = true
 		n.dirty = append(n.dirty, r)
@@ -315,6 +326,9 @@ func (n *Node) nextDeadline() Instant {
 		}
 	} else {
 		next = min(next, n.now+2*ms)
+	}
+	if len(n.unfinished) > 0 && n.serving() {
+		next = n.now
 	}
 	return max(next, n.now+1)
 }
@@ -491,6 +505,7 @@ func (n *Node) Frozen(now Instant, pass uint64) {
 // Tick does what is due.
 func (n *Node) Tick(now Instant) {
 	n.begin(now)
+	n.tries = 0
 	if n.now >= n.nextPing {
 		n.ping()
 		n.prune()
@@ -503,6 +518,7 @@ func (n *Node) Tick(now Instant) {
 	if n.leave.on {
 		n.drainTick()
 	}
+	n.goOn()
 	n.finish()
 }
 
@@ -545,7 +561,7 @@ func (n *Node) timers() {
 		}
 		for _, pk := range r.parked {
 			if pk.deadline <= n.now {
-				n.touch(r)
+				n.tryNow(r, pk)
 			} else {
 				n.due(pk.deadline)
 			}

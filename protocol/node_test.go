@@ -120,6 +120,7 @@ type couple struct {
 	tb      testing.TB
 	nodes   []*protocol.Node
 	stores  []*flat
+	stable  []*protocol.Stable
 	eff     []protocol.Effects
 	now     protocol.Instant
 	replies int
@@ -142,6 +143,7 @@ func newCouple(tb testing.TB, n int, policy protocol.Policy) *couple {
 	c := &couple{tb: tb, now: link.Second}
 	for i := range n {
 		c.stores = append(c.stores, &flat{recs: map[string]*flatRecord{}})
+		c.stable = append(c.stable, protocol.NewStable())
 		c.nodes = append(c.nodes, protocol.New(c.now, protocol.Config{Self: protocol.PNN(i), Nodes: n, Incarnation: uint64(i + 1), Start: c.now, WallMS: 1e9,
 			Hash: func(_ uint32, k []byte) uint64 {
 				h := uint64(14695981039346656037)
@@ -150,7 +152,7 @@ func newCouple(tb testing.TB, n int, policy protocol.Policy) *couple {
 				}
 				return h
 			},
-			Mode: func(db uint32) protocol.Mode { return protocol.Mode(db) }, Conditions: yes{}, Policy: policy}, protocol.NewStable(), c.stores[i]))
+			Mode: func(db uint32) protocol.Mode { return protocol.Mode(db) }, Conditions: yes{}, Policy: policy}, c.stable[i], c.stores[i]))
 		c.eff = append(c.eff, protocol.Effects{})
 	}
 	for i := 0; i < 1000 && !c.open(); i++ {

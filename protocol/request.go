@@ -171,10 +171,14 @@ func (n *Node) route(p *pending) {
 
 // serveLocal tries p here; it ends, is parked, or is sent out by elsewhere.
 func (n *Node) serveLocal(p *pending) {
-	r := n.rec(p.m.DBID, p.m.Key)
-	if behind, stay := n.serve(r, &p.m, n.cfg.Self, p, p.deadline, nil); stay {
-		n.park(r, &p.m, n.cfg.Self, p, p.deadline, behind)
+	r := n.s.recs.get(n.cfg.Hash(p.m.DBID, p.m.Key), p.m.DBID, p.m.Key)
+	behind, stay := n.serve(r, &p.m, n.cfg.Self, p, p.deadline, nil)
+	if !stay {
+		n.touch(r)
+		return
 	}
+	n.look(r)
+	n.park(r, &p.m, n.cfg.Self, p, p.deadline, behind)
 }
 
 // dispatch sends a pending operation to the node that should have the record.
@@ -419,10 +423,19 @@ func (n *Node) Abandon(now Instant, c ClientID, cookie uint64) {
 				n.dropEnded(p)
 				continue
 			}
-			n.rec(p.m.DBID, p.m.Key) // it ends now if it is parked here
+			n.leaves(p)
 		}
 	}
 	n.finish()
+}
+
+// leaves has p, which nobody waits for any more, end now if it is parked here.
+func (n *Node) leaves(p *pending) {
+	r := n.s.recs.get(n.cfg.Hash(p.m.DBID, p.m.Key), p.m.DBID, p.m.Key)
+	n.look(r)
+	if p.parked != nil {
+		n.tryNow(r, p.parked)
+	}
 }
 
 // ClientGone: a client has died; its handles and locks are recovered already. Its
@@ -442,7 +455,7 @@ func (n *Node) ClientGone(now Instant, c ClientID) {
 			ended = append(ended, p)
 			continue
 		}
-		n.rec(p.m.DBID, p.m.Key)
+		n.leaves(p)
 		switch p.m.Op {
 		case wire.ReqConditionalAppend:
 			appends[p.opid] = true

@@ -17,9 +17,11 @@ func (n *Node) request(m *Message) Verdict {
 		n.replyError(m, src, wire.VNNMap)
 		return Handled
 	}
-	r := n.rec(m.DBID, m.Key)
+	r := n.s.recs.get(n.cfg.Hash(m.DBID, m.Key), m.DBID, m.Key)
 	deadline := n.now + Instant(m.Timeout)*ms
-	if behind, stay := n.serve(r, m, src, nil, deadline, nil); stay {
+	behind, stay := n.serve(r, m, src, nil, deadline, nil)
+	if stay {
+		n.look(r)
 		if n.parkedN >= n.cfg.MaxParked && behind != 0 {
 			return NotYet // it may have run already, so it can't be refused here
 		}
@@ -28,7 +30,9 @@ func (n *Node) request(m *Message) Verdict {
 			return Handled
 		}
 		n.park(r, m, src, nil, deadline, behind)
+		return Handled
 	}
+	n.touch(r)
 	return Handled
 }
 
@@ -46,14 +50,21 @@ func (n *Node) park(r *rec, m *Message, src PNN, p *pending, deadline Instant, b
 		pk.kbuf, pk.dbuf = append(pk.kbuf[:0], m.Key...), append(pk.dbuf[:0], m.Data...)
 		pk.m.Key, pk.m.Data = pk.kbuf, pk.dbuf
 	} else {
-		p.state = pendLocal
+		p.state, p.parked = pendLocal, pk
 	}
 	r.parked = append(r.parked, pk)
 	n.parkedN++
+	if !n.serving() {
+		r.again = true // it was not tried
+	}
 	n.due(deadline)
 }
 
 func (n *Node) unpark(pk *parked) {
+	if pk.p != nil && pk.p.parked == pk {
+		pk.p.parked = nil
+	}
+	pk.due = false
 	pk.p, pk.m = nil, Message{}
 	n.freeParked = append(n.freeParked, pk)
 	n.parkedN--
@@ -71,40 +82,128 @@ func (n *Node) settleRec(r *rec) {
 	}
 }
 
-// drain tries what is parked, in order.
+// drain tries what is parked: what is due, and if the record may have changed all, in
+// order. It stops after MaxTries between two Ticks, and the next one goes on: requests
+// for other records come in between. A change meanwhile makes it begin anew when it is
+// at the end, so everybody's turn comes.
 func (n *Node) drain(r *rec) {
-	for i := 0; i < len(r.parked); {
+	emptied, gone := r.emptied, false
+	try := func(i int) (more bool) {
+		if n.tries >= n.cfg.MaxTries {
+			n.goOnWith(r)
+			return false
+		}
+		n.tries++
 		pk := r.parked[i]
-		if pk.behind != 0 && n.byReq[pk.behind] == nil {
-			pk.behind = 0
-			pk.m.Via = 0
+		if pk.due {
+			pk.due = false
+			r.due--
 		}
-		// Whoever waits for the record waits till it comes, REQTIMEOUT or not: what is
-		// sent again after a recovery may have run, and only the record's done list knows.
-		if pk.behind != 0 && (pk.deadline > n.now || n.plant != plantTimeoutBehind) && !n.store.Look(r.db, r.key, &n.view) {
-			i++
-			continue
+		if n.try(r, pk) {
+			return true
 		}
-		m := &pk.m
-		if pk.p != nil {
-			m = &pk.p.m
-		}
-		if pk.behind != 0 && pk.deadline <= n.now && !n.store.Look(r.db, r.key, &n.view) {
-			r.parked = append(r.parked[:i], r.parked[i+1:]...)
-			n.answer(m, pk.src, pk.p, wire.Timeout, nil, 0, 0)
+		if r.emptied != emptied { // a handover has emptied the queue
 			n.unpark(pk)
-			continue
+			return false
 		}
-		_, stay := n.serve(r, m, pk.src, pk.p, pk.deadline, pk)
-		if stay {
-			i++
-			continue
-		}
-		if i < len(r.parked) && r.parked[i] == pk { // a handover has emptied the queue
-			r.parked = append(r.parked[:i], r.parked[i+1:]...)
-		}
+		r.parked[i], gone = nil, true
 		n.unpark(pk)
+		return true
 	}
+	for i := 0; r.due > 0 && i < len(r.parked); i++ {
+		if pk := r.parked[i]; pk != nil && pk.due && !try(i) {
+			break
+		}
+	}
+	for r.emptied == emptied && !r.listed {
+		if !r.owed {
+			if !r.again {
+				break
+			}
+			r.owed, r.again, r.at = true, false, 0
+		}
+		for ; r.at < len(r.parked); r.at++ {
+			if r.parked[r.at] != nil && !try(r.at) {
+				break
+			}
+		}
+		r.owed = r.at < len(r.parked)
+	}
+	if r.emptied != emptied {
+		// What is there came after the handover, or waits for the record to come.
+		if r.again || len(r.parked) > 0 {
+			n.touch(r)
+		}
+		return
+	}
+	if gone {
+		kept := r.parked[:0]
+		at := r.at
+		for i, pk := range r.parked {
+			if pk != nil {
+				kept = append(kept, pk)
+			} else if i < at {
+				r.at--
+			}
+		}
+		clear(r.parked[len(kept):])
+		r.parked = kept
+	}
+}
+
+// try tries a request that is parked; false: it has ended, or is on its way elsewhere.
+func (n *Node) try(r *rec, pk *parked) (stay bool) {
+	if pk.behind != 0 && n.byReq[pk.behind] == nil {
+		pk.behind = 0
+		pk.m.Via = 0
+	}
+	// Whoever waits for the record waits till it comes, REQTIMEOUT or not: what is
+	// sent again after a recovery may have run, and only the record's done list knows.
+	if pk.behind != 0 && (pk.deadline > n.now || n.plant != plantTimeoutBehind) && !n.store.Look(r.db, r.key, &n.view) {
+		return true
+	}
+	m := &pk.m
+	if pk.p != nil {
+		m = &pk.p.m
+	}
+	if pk.behind != 0 && pk.deadline <= n.now && !n.store.Look(r.db, r.key, &n.view) {
+		n.answer(m, pk.src, pk.p, wire.Timeout, nil, 0, 0)
+		return false
+	}
+	_, stay = n.serve(r, m, pk.src, pk.p, pk.deadline, pk)
+	return stay
+}
+
+// tryNow has a parked request tried at the end of the step.
+func (n *Node) tryNow(r *rec, pk *parked) {
+	if !pk.due {
+		pk.due = true
+		r.due++
+	}
+	n.look(r)
+}
+
+// untry: nothing is parked any more.
+func (r *rec) untry() { r.owed, r.again, r.at, r.due = false, false, 0, 0 }
+
+// goOnWith has the rest of what is parked tried by a Tick.
+func (n *Node) goOnWith(r *rec) {
+	if !r.listed {
+		r.listed = true
+		n.unfinished = append(n.unfinished, r)
+	}
+}
+
+// goOn tries what there was no time for.
+func (n *Node) goOn() {
+	if !n.serving() {
+		return
+	}
+	for _, r := range n.unfinished {
+		r.listed = false
+		n.look(r)
+	}
+	n.unfinished = n.unfinished[:0]
 }
 
 // giveBack: an empty record goes back to its LMASTER, but not before its done list
@@ -529,7 +628,7 @@ func (n *Node) handover(r *rec, m *Message, to PNN, pk *parked) bool {
 	// The queue follows its record; redirecting it would let all who wait race
 	// after the record, seven redirects an operation on a hot one.
 	for _, q := range r.parked {
-		if q == pk {
+		if q == pk || q == nil { // nil: it has just ended
 			continue
 		}
 		switch {
@@ -545,6 +644,8 @@ func (n *Node) handover(r *rec, m *Message, to PNN, pk *parked) bool {
 		n.unpark(q)
 	}
 	r.parked = r.parked[:0]
+	r.untry()
+	r.emptied++
 	return true
 }
 

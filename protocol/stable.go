@@ -161,6 +161,7 @@ type pending struct {
 	backoffs  uint32
 	until     Instant
 	room      uint32 // promised to what may come for reqid
+	parked    *parked
 }
 
 // recTable finds what the core knows about a key. Entries stand in the order they
@@ -188,6 +189,13 @@ type rec struct {
 	parked []*parked // volatile from here on
 	dirty  bool
 	claim  *claim
+
+	// What is to be tried of parked, and has not been for want of time: all from place
+	// at on (owed), the whole queue after that (again), those that are due.
+	owed, again bool
+	at, due     int
+	listed      bool // in Node.unfinished
+	emptied     int  // how often parked has moved on with the record
 }
 
 type doneEntry struct {
@@ -226,6 +234,7 @@ type parked struct {
 	p        *pending // of a local client
 	deadline Instant
 	behind   ReqID // waits for this REQID of ours, not for a record of ours
+	due      bool  // to be tried whatever happens to the record: its time is over, or nobody waits
 }
 
 func (t *recTable) find(hash uint64, db uint32, key []byte) *rec {
@@ -298,7 +307,7 @@ func (t *recTable) drop(r *rec) {
 }
 
 func (r *rec) idle() bool {
-	return len(r.dones) == 0 && !r.lock.held && len(r.carry) == 0 && len(r.parked) == 0 && !r.dirty && r.claim == nil
+	return len(r.dones) == 0 && !r.lock.held && len(r.carry) == 0 && len(r.parked) == 0 && !r.dirty && !r.listed && r.claim == nil
 }
 
 // EachCarried calls f for every carried copy: for tools and checkers.

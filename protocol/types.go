@@ -93,6 +93,7 @@ type Config struct {
 	MaxWalks   int // traverses, of this node's clients and of all nodes' here: 64
 	MaxMoved   int // bytes that a traverse notes of records that move: 1 MiB
 	MaxDone    int // entries of a record's done list: 64
+	MaxTries   int // parked requests that are tried until a Tick goes on with the others: 256
 	ClaimBytes int // bytes of a CLAIM, VERDICT or RESUPPLY batch: 1,200
 	Hints      int // locations of other LMASTERs' records that are remembered, a power of two: 4,096
 	// RoomShare is how many bytes of the store's reserve one request promises to the
@@ -127,6 +128,7 @@ func (c *Config) defaults() {
 	num(&c.MaxPending, 65536)
 	num(&c.MaxParked, 65536)
 	num(&c.MaxDBs, 1024)
+	num(&c.MaxTries, 256)
 	num(&c.MaxWalks, 64)
 	num(&c.MaxMoved, 1<<20)
 	num(&c.MaxDone, 64)

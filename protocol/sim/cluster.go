@@ -205,7 +205,7 @@ func (h *host) begin() {
 	}
 	cfg := drive.Config{
 		Node: protocol.Config{Self: h.pnn, Nodes: len(h.c.hosts), Incarnation: h.inc, Seed: h.c.rng.Uint64(), WallMS: int64(1_699_999_999_000 + (h.c.now+h.wall)/ms), Start: h.now(),
-			Hash: hashKey, Mode: h.c.mode(), NodesFile: h.file, Unused: h.c.files[h.file], Arbiter: h.c.mix.Arbiter, RoomShare: h.c.mix.share(), Hints: [...]int{64, 8, 1}[h.c.opt.Seed%3], Conditions: h.c.conf, Policy: policyByName(h.c.mix.Policy), Plant: plant, MaxPending: 4096, MaxParked: 4096,
+			Hash: hashKey, Mode: h.c.mode(), NodesFile: h.file, Unused: h.c.files[h.file], Arbiter: h.c.mix.Arbiter, RoomShare: h.c.mix.share(), Hints: [...]int{64, 8, 1}[h.c.opt.Seed%3], Conditions: h.c.conf, Policy: policyByName(h.c.mix.Policy), Plant: plant, MaxPending: 4096, MaxParked: 4096, MaxTries: h.c.tries(),
 			Fault: func(what string) {
 				if !h.c.faulty {
 					h.c.check.fail("fault", "node %d: %s", h.pnn, what)
@@ -226,6 +226,15 @@ func (h *host) begin() {
 	for _, cl := range h.clients {
 		cl.again()
 	}
+}
+
+// tries is how many parked requests a node tries at a time: half of the seeds interrupt
+// it after one or two.
+func (c *Cluster) tries() int {
+	if c.figures || c.fixed {
+		return 0
+	}
+	return []int{1, 2, 0, 0}[c.opt.Seed%4]
 }
 
 // mode is the fixed table of databases, if they are not opened.
