@@ -217,6 +217,20 @@ func TestStoppedDispatcherWaitsForNoLatch(t *testing.T) {
 	})
 }
 
+// TestDispatcherWaitsForNoGate: somebody overwrites the gate's word while the dispatcher
+// changes a record. Nobody but itself would open the gate again: it does not wait, and
+// what it has changed counts.
+func TestDispatcherWaitsForNoGate(t *testing.T) {
+	n := newNode(t, KV)
+	gate := &n.d.s.gate.Gate
+	was := gate.Load()
+	gate.Store(was&^3 | shm.GateFrozen)
+	wantErr(t, "a change", n.d.s.validate(), nil)
+	gate.Store(was&^3 | shm.GateDead)
+	wantErr(t, "a change of what has ended", n.d.s.validate(), ErrClosed)
+	gate.Store(was)
+}
+
 func errorsOf(errs ...error) error {
 	for _, err := range errs {
 		if err != nil {
