@@ -553,8 +553,11 @@ func (h *host) resume() {
 	if !h.paused {
 		return
 	}
-	h.c.trace("node %d resumes", h.pnn)
 	h.paused = false
+	if !h.up {
+		return // it has crashed meanwhile
+	}
+	h.c.trace("node %d resumes", h.pnn)
 	h.tickAt = 0
 	h.step("resume", h.flush)
 	h.workOff()
