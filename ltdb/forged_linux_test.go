@@ -16,7 +16,7 @@ import (
 // names who would have to come to an end, and is over when the clients are gone.
 func TestForgedBusy(t *testing.T) {
 	dir := ramdisk(t)
-	d, err := OpenDispatcher(bg, dir, Options{Create: true, Config: small()})
+	d, err := OpenKeeper(bg, dir, Options{Create: true, Config: small()})
 	wantErr(t, "open", err, nil)
 	d.Open()
 	s, err := Open(bg, dir, Options{})
@@ -86,7 +86,7 @@ func TestHeldForEver(t *testing.T) {
 	} {
 		t.Run(what, func(t *testing.T) {
 			dir := ramdisk(t)
-			d, err := OpenDispatcher(bg, dir, Options{Create: true, Config: small()})
+			d, err := OpenKeeper(bg, dir, Options{Create: true, Config: small()})
 			wantErr(t, "open", err, nil)
 			d.Open()
 			greedy, err := Open(bg, dir, Options{Name: "greedy"})
