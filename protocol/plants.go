@@ -57,6 +57,7 @@ const (
 	plantColdStartClock
 	plantColdOwnClock
 	plantFaultOpens
+	plantUnnamedPiece
 	plantCount
 )
 
@@ -113,6 +114,7 @@ var Plants = [plantCount]Plant{
 	plantTimeoutBehind:     {"timeout-behind", "a request that waits for a record to come is not given up"},
 	plantAbandonFirst:      {"abandon-first", "an abandoned operation is looked for in the done list before it is dropped"},
 	plantColdCounter:       {"cold-counter", "a cold start takes its ballot from the clock"},
+	plantUnnamedPiece:      {"unnamed-piece", "a piece has the name that its client gave it"},
 	plantFaultOpens:        {"fault-opens", "a recovery that meets a broken promise between nodes does not open"},
 	plantColdStartClock:    {"cold-start-clock", "each cold start draws its ballot from the clock as it is then"},
 	plantColdOwnClock:      {"cold-own-clock", "a cold start's ballot is above the clocks of all who promise"},

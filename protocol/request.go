@@ -35,7 +35,7 @@ func (n *Node) Submit(now Instant, c ClientID, cookie uint64, m *Message) (OPID,
 	o := p.opid
 	switch {
 	case m.Op == wire.ReqConditionalAppend && m.Piece != (OPID{}):
-		// The client has the piece in its index already, under a name of its own.
+		// The client has the piece in its journal already, under a name of its own.
 	case m.Op == wire.ReqConditionalAppend && n.mode(m.DBID) == Pieces:
 		n.s.Prepare(o, c, m.DBID, m.Key, m.Data)
 	case m.Op == wire.ReqRemoveTrigger:
@@ -343,8 +343,8 @@ func (n *Node) complete(p *pending, st wire.Status, data []byte, rsn uint64, loc
 		return
 	case p.abandoned && st == wire.OK && p.m.Op == wire.ReqFetchLocked && lock != 0:
 		n.undo(p, &Message{Op: wire.ReqUnlock, DBID: p.m.DBID, Key: p.m.Key, LockID: lock, Timeout: 1000})
-	case p.abandoned && st == wire.OK && p.m.Op == wire.ReqConditionalAppend && j != nil:
-		n.removePiece(j)
+	case p.abandoned && st == wire.OK && p.m.Op == wire.ReqConditionalAppend && (j != nil || p.m.Piece != (OPID{})):
+		n.removePiece(&Piece{OPID: p.piece(), DB: p.m.DBID, Key: p.m.Key, Data: p.m.Data})
 	}
 	switch {
 	case n.unasked(p) && !p.abandoned:
@@ -361,11 +361,19 @@ func (n *Node) unasked(p *pending) bool {
 	return len(n.again) > 0 && p.client != 0 && n.again[call{p.client, p.cookie}] == p
 }
 
+// piece is the name of what an append adds: its client's, or the operation's.
+func (p *pending) piece() OPID {
+	if p.m.Op == wire.ReqConditionalAppend && p.m.Piece != (OPID{}) {
+		return p.m.Piece
+	}
+	return p.opid
+}
+
 // reply to the local client that waits.
 func (n *Node) reply(p *pending, st wire.Status, data []byte, rsn uint64, lock ReqID, why uint32) {
 	from := len(n.eff.buf)
 	n.eff.buf = append(n.eff.buf, data...)
-	n.eff.Replies = append(n.eff.Replies, Reply{Client: p.client, Cookie: p.cookie, Op: p.m.Op, Status: st, RSN: rsn, OPID: p.opid, LockID: lock, Why: why, at: [2]int{from, len(n.eff.buf)}})
+	n.eff.Replies = append(n.eff.Replies, Reply{Client: p.client, Cookie: p.cookie, Op: p.m.Op, Status: st, RSN: rsn, OPID: p.piece(), LockID: lock, Why: why, at: [2]int{from, len(n.eff.buf)}})
 }
 
 // journal brings the client's journal up to date, before the reply is
@@ -373,7 +381,7 @@ func (n *Node) reply(p *pending, st wire.Status, data []byte, rsn uint64, lock R
 func (n *Node) journal(p *pending, st *wire.Status) *Piece {
 	switch p.m.Op {
 	case wire.ReqConditionalAppend:
-		j := n.s.Piece(p.opid)
+		j := n.s.Piece(p.piece())
 		if j == nil {
 			return nil
 		}
@@ -383,7 +391,7 @@ func (n *Node) journal(p *pending, st *wire.Status) *Piece {
 			}
 			return j
 		}
-		n.s.Erase(p.opid)
+		n.s.Erase(p.piece())
 	case wire.ReqRemoveTrigger:
 		j := n.s.Piece(p.m.Piece)
 		if j == nil {
@@ -408,8 +416,11 @@ func (n *Node) undo(p *pending, m *Message) {
 	n.start(u)
 }
 
+// removePiece takes a piece out of its record, on the dispatcher's own account.
 func (n *Node) removePiece(j *Piece) {
-	j.State = PieceRemoving
+	if own := n.s.Piece(j.OPID); own != nil {
+		own.State = PieceRemoving
+	}
 	n.undo(nil, &Message{Op: wire.ReqRemoveTrigger, DBID: j.DB, Key: j.Key, Data: j.Data, Piece: j.OPID, Timeout: 1000})
 }
 
@@ -458,7 +469,7 @@ func (n *Node) ClientGone(now Instant, c ClientID) {
 		n.leaves(p)
 		switch p.m.Op {
 		case wire.ReqConditionalAppend:
-			appends[p.opid] = true
+			appends[p.piece()] = true
 		case wire.ReqRemoveTrigger:
 			removes[p.m.Piece] = true // goes on by itself
 		}

@@ -502,6 +502,14 @@ func (n *Node) plan(r *rec, m *Message, src PNN, mode Mode) (st wire.Status, dat
 		}
 		return wire.OK, nil, nil
 	case wire.ReqConditionalAppend:
+		if mode == Pieces && m.Piece != (OPID{}) {
+			if src != n.cfg.Self && (m.Piece.PNN != src || !n.s.Map.alive(m.Piece)) {
+				return wire.Mode, nil, nil // somebody else's name: the piece would go with them
+			}
+			if hasPiece(n.view.Tags, m.Piece) { // asked again under another OPID: it has run
+				return wire.OK, n.view.Data, n.view.Tags
+			}
+		}
 		yes, known := n.cfg.Conditions.Check(m.Cond, n.view.Data, n.view.Tags, m.Data)
 		if !known {
 			return wire.NoCondition, nil, nil
@@ -519,7 +527,7 @@ func (n *Node) plan(r *rec, m *Message, src PNN, mode Mode) (st wire.Status, dat
 		n.tagbuf = n.tagbuf[:0]
 		if mode == Pieces {
 			piece := m.OPID
-			if m.Piece != (OPID{}) {
+			if m.Piece != (OPID{}) && n.plant != plantUnnamedPiece {
 				piece = m.Piece
 			}
 			n.tagbuf = wire.AppendTag(append(n.tagbuf, n.view.Tags...), wire.Tag{OPID: piece, Len: uint32(len(m.Data))})
@@ -559,6 +567,18 @@ func (n *Node) plan(r *rec, m *Message, src PNN, mode Mode) (st wire.Status, dat
 		return wire.OK, n.scratch, n.tagbuf
 	}
 	return wire.BadPacket, nil, nil
+}
+
+// hasPiece tells whether a piece is in a record of these tags.
+func hasPiece(tags []byte, o OPID) bool {
+	for len(tags) > 0 {
+		t, rest, _ := wire.NextTag(tags)
+		if t.OPID == o {
+			return true
+		}
+		tags = rest
+	}
+	return false
 }
 
 // commit publishes a new value and releases the lock; false: it can't yet, and

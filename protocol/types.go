@@ -197,7 +197,7 @@ type Reply struct {
 	Status wire.Status
 	Data   []byte
 	RSN    uint64
-	OPID   OPID
+	OPID   OPID  // of the operation; of an append to a pieces database: its piece's name
 	LockID ReqID // FETCH_LOCKED, if the lock is at another node; 0: the client's slot holds it here
 	Why    uint32
 	at     [2]int

@@ -322,6 +322,7 @@ type operation struct {
 	opid   protocol.OPID
 	asked  protocol.OPID // the dispatcher's
 	ended  bool
+	named  bool // a script wants the client to name the piece
 	hist   *histOp
 	met    map[string]bool // keys: TRAVERSE
 	began  instant
@@ -398,7 +399,13 @@ func (o *operation) ask() {
 				o.unknown()
 				cl.next(ms)
 			}
+			if cl.seg == h.seg && o.asked == (protocol.OPID{}) && o.m.Op == wire.ReqConditionalAppend {
+				h.stable.Erase(o.m.Piece) // it never went out
+			}
 			return
+		}
+		if o.m.Op == wire.ReqConditionalAppend && o.db == dbPieces && o.asked == (protocol.OPID{}) && o.m.Piece == (protocol.OPID{}) && (o.named || !cl.manual && c.chance(0.5)) {
+			o.prepare()
 		}
 		opid, err := h.node.Submit(h.now(), cl.id, o.cookie, &o.m)
 		if err != nil {
@@ -408,8 +415,10 @@ func (o *operation) ask() {
 		if o.asked != (protocol.OPID{}) && o.asked != opid {
 			c.check.fail("again", "%s of %q by client %d.%d is asked again and gets another OPID: %v after %v, cookie %d", o.m.Op, o.key, h.pnn, cl.id, opid, o.asked, o.cookie)
 		}
-		o.opid, o.asked = opid, opid
-		c.check.piecesOwner(o, opid)
+		if o.asked = opid; o.m.Op != wire.ReqConditionalAppend || o.m.Piece == (protocol.OPID{}) {
+			o.opid = opid
+			c.check.piecesOwner(o, opid)
+		}
 	})
 }
 
@@ -628,14 +637,12 @@ func (o *operation) bypassUpdate() {
 	s, c := cl.seg, cl.h.c
 	var j *protocol.Piece
 	if o.m.Op == wire.ReqConditionalAppend && o.db == dbPieces {
-		cl.opid++
-		o.opid = protocol.OPID{PNN: cl.h.pnn, Life: s.life, Counter: 1<<63 | uint64(cl.id)<<40 | cl.opid}
-		j = cl.h.stable.Prepare(o.opid, cl.id, o.db, []byte(o.key), o.m.Data)
-		c.check.piecesOwner(o, o.opid)
+		j = o.prepare()
 	}
 	slow := func() {
-		if j != nil && cl.seg == cl.h.seg {
-			cl.h.stable.Erase(o.opid)
+		if j != nil && cl.seg == cl.h.seg && c.chance(0.5) {
+			cl.h.stable.Erase(o.opid) // and the dispatcher names the piece
+			o.m.Piece = protocol.OPID{}
 		}
 		o.submit()
 	}
@@ -710,6 +717,16 @@ func (o *operation) bypassUpdate() {
 			})
 		})
 	})
+}
+
+// prepare names the piece that an append brings, and notes it in the journal.
+func (o *operation) prepare() *protocol.Piece {
+	cl := o.cl
+	cl.opid++
+	o.opid = protocol.OPID{PNN: cl.h.pnn, Life: cl.seg.life, Counter: 1<<63 | uint64(cl.id)<<40 | cl.opid}
+	o.m.Piece = o.opid
+	cl.h.c.check.piecesOwner(o, o.opid)
+	return cl.h.stable.Prepare(o.opid, cl.id, o.db, []byte(o.key), o.m.Data)
 }
 
 func (cl *client) setBusy(on bool) {

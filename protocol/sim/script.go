@@ -23,7 +23,7 @@ import (
 //	do 2 store a hello        a client of node 2, through the dispatcher, until it is answered
 //	go 2.2 lock a timeout=500 the node's second client; does not wait
 //	bypass 2 fetch a          the same by bypass, until it is answered
-//	    fetch, store V, delete, append V, piece S|X, remove, lock, unlock, storeunlock V, watch RSN
+//	    fetch, store V, delete, append V, piece S|X, named S|X (the client names it), remove, lock, unlock, storeunlock V, watch RSN
 //	    do 0 fetch a is=v1    what it must return
 //	    bypass 0 fetch a slow=20ms  each of its steps takes that long; does not wait
 //	run 20ms
@@ -458,7 +458,8 @@ func (o *operation) build(verb, arg string) (rec *record, err error) {
 		o.m.Op = wire.ReqDelete
 	case "append":
 		o.m.Op, o.m.Cond, o.m.Data = wire.ReqConditionalAppend, condAlways, []byte(arg)
-	case "piece":
+	case "piece", "named":
+		o.named = verb == "named"
 		o.m.Op, o.m.Cond, o.m.Data = wire.ReqConditionalAppend, condShare, cl.h.c.check.piece(arg == "X")
 	case "remove":
 		if len(cl.pieces) == 0 {

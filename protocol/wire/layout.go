@@ -87,7 +87,7 @@ var layouts = [128][]field{
 	ReplyDelete:            join(replyHead),
 	ReqUnlock:              join(lockHead, []field{fKey}, trailer),
 	ReplyUnlock:            join(replyHead),
-	ReqConditionalAppend:   join(reqHead, []field{fCond, fKey, fData}, trailer),
+	ReqConditionalAppend:   join(reqHead, []field{fCond, fKey, fData, fPiece}, trailer),
 	ReplyConditionalAppend: join(replyHead),
 	ReqRemoveTrigger:       join(reqHead, []field{fCond, fKey, fData, fPiece}, trailer),
 	ReplyRemoveTrigger:     join(replyHead),

@@ -59,7 +59,7 @@ type Message struct {
 	Via   ReqID
 	Hops  uint32
 	Room  uint32 // bytes the requester's node can take now
-	Piece OPID   // REMOVE_TRIGGER
+	Piece OPID   // REMOVE_TRIGGER; CONDITIONAL_APPEND: the piece's name, if it is not the operation's
 
 	RSN       uint64
 	LAccessor VNN

@@ -168,7 +168,7 @@ func (s Status) String() string {
 }
 
 // Valid tells whether s is in the table.
-func (s Status) Valid() bool { return s <= NotLocked || s >= Condition && s <= Unknown }
+func (s Status) Valid() bool { return s <= NotLocked || s >= Condition && s <= Malformed }
 
 func utoa(v uint64) string {
 	var b [20]byte

@@ -135,6 +135,20 @@ func golden(t *testing.T) string {
 	return out.String()
 }
 
+// TestStatuses: every status of the table can be sent, or who waits for it would wait
+// for ever.
+func TestStatuses(t *testing.T) {
+	for s := range statusNames {
+		if s == OK {
+			continue
+		}
+		var m Message
+		if err := Decode(Append(nil, &Message{Op: ReplyError, Status: s, Data: []byte("why")}), &m); err != nil || m.Status != s {
+			t.Errorf("%v: %v, %v", s, m.Status, err)
+		}
+	}
+}
+
 func TestGolden(t *testing.T) {
 	const name = "testdata/golden.txt"
 	got := golden(t)
@@ -175,7 +189,7 @@ func TestPlanBytes(t *testing.T) {
 		{8, []any{u(11), u(12), u(13)}, 0},
 		{9, []any{u(11), u(12), u(15), u(14)}, 4 + 3 + trailer}, // REQID: that of the FETCH_LOCKED
 		{10, []any{u(11), u(12), u(13)}, 0},
-		{11, []any{u(11), u(12), u(13), u(14), u(17), "key", "data"}, trailer},
+		{11, []any{u(11), u(12), u(13), u(14), u(17), "key", "data"}, 20 + trailer},
 		{12, []any{u(11), u(12), u(13)}, 0},
 		{13, []any{u(11), u(12), u(13), u(14), u(17), "key", "data"}, 20 + trailer},
 		{14, []any{u(11), u(12), u(13)}, 0},
@@ -286,7 +300,7 @@ func TestBadValues(t *testing.T) {
 	bad("done with no such status", ReplyDMaster, u32(16+14+14+16+4+20, 9))
 	bad("STATUS of no error", ReplyError, u32(16, 0))
 	bad("no such STATUS", ReplyError, u32(16, 7))
-	bad("no such STATUS, ours", ReplyError, u32(16, 73))
+	bad("no such STATUS, ours", ReplyError, u32(16, 74))
 	bad("no such why", ReplyWatch, u32(-4, 4))
 	bad("OPID of a node that can't be", ReqFetch, u32(-36, MaxNodes))
 	bad("database of no mode", ReplyDBInfo, u32(20, 0))
