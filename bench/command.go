@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/mainzdb/mainz/internal/histogram"
 )
 
 // The runner leads each process of a contestant by lines on its standard
@@ -268,14 +270,14 @@ type answer struct {
 	Error string `json:"error,omitempty"`
 
 	// of run
-	Ops       uint64  `json:"ops,omitempty"`     // records touched in the measured part
-	NS        uint64  `json:"ns,omitempty"`      // how long that took
-	AllOps    uint64  `json:"all_ops,omitempty"` // with the part that was not measured
-	LateNS    uint64  `json:"late_ns,omitempty"` // how long after START it began
-	Errors    uint64  `json:"errors,omitempty"`  // wrong values and failed calls
-	Why       string  `json:"why,omitempty"`     // the first of them
-	MaxNS     uint64  `json:"max_ns,omitempty"`
-	Histogram buckets `json:"histogram,omitempty"`
+	Ops       uint64            `json:"ops,omitempty"`     // records touched in the measured part
+	NS        uint64            `json:"ns,omitempty"`      // how long that took
+	AllOps    uint64            `json:"all_ops,omitempty"` // with the part that was not measured
+	LateNS    uint64            `json:"late_ns,omitempty"` // how long after START it began
+	Errors    uint64            `json:"errors,omitempty"`  // wrong values and failed calls
+	Why       string            `json:"why,omitempty"`     // the first of them
+	MaxNS     uint64            `json:"max_ns,omitempty"`
+	Histogram histogram.Buckets `json:"histogram,omitempty"`
 
 	// of sum
 	Sum uint64 `json:"sum,omitempty"`

@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/mainzdb/mainz/internal/histogram"
 )
 
 // Names of the contestants that the runner itself has to know.
@@ -237,7 +239,7 @@ type series struct {
 	peer string
 	mops []float64
 	p99  []float64
-	hist histogram
+	hist histogram.Histogram
 }
 
 func (r *runner) warn(text string) {
@@ -410,8 +412,8 @@ func (r *runner) slices(g *group, cmd runCommand, keep bool) error {
 		}
 		s := g.series[i]
 		if cmd.latency {
-			s.p99 = append(s.p99, hist.quantile(0.99))
-			err = s.hist.merge(hist.buckets(), hist.max)
+			s.p99 = append(s.p99, hist.Quantile(0.99))
+			err = s.hist.Merge(hist.Buckets(), hist.Max)
 		} else {
 			s.mops = append(s.mops, mops)
 		}
@@ -432,7 +434,7 @@ const attempts = 5
 // slice runs one slice on one contestant. A slice whose processes did not
 // start together is repeated, if it is limited by time. On a machine so busy
 // that they never do, the last attempt counts, and the report says so.
-func (r *runner) slice(c *contestant, procs int, cmd runCommand) (mops float64, hist *histogram, err error) {
+func (r *runner) slice(c *contestant, procs int, cmd runCommand) (mops float64, hist *histogram.Histogram, err error) {
 	for range attempts {
 		var late time.Duration
 		mops, hist, late, err = r.trySlice(c, procs, cmd)
@@ -444,8 +446,8 @@ func (r *runner) slice(c *contestant, procs int, cmd runCommand) (mops float64, 
 	return mops, hist, nil
 }
 
-func (r *runner) trySlice(c *contestant, procs int, cmd runCommand) (mops float64, hist *histogram, late time.Duration, err error) {
-	hist = &histogram{}
+func (r *runner) trySlice(c *contestant, procs int, cmd runCommand) (mops float64, hist *histogram.Histogram, late time.Duration, err error) {
+	hist = &histogram.Histogram{}
 	if procs > 1 {
 		cmd.start = monotonicNS() + startDelay.Nanoseconds()
 	}
@@ -470,7 +472,7 @@ func (r *runner) trySlice(c *contestant, procs int, cmd runCommand) (mops float6
 		c.ops += a.AllOps
 		mops += float64(a.Ops) * 1000 / float64(a.NS)
 		late = max(late, time.Duration(a.LateNS))
-		if err := hist.merge(a.Histogram, a.MaxNS); err != nil {
+		if err := hist.Merge(a.Histogram, a.MaxNS); err != nil {
 			return 0, nil, 0, fmt.Errorf("%s: %w", c.name, err)
 		}
 	}
@@ -591,7 +593,7 @@ func (s *series) result(g *group) Result {
 	return Result{
 		Suite: "local", Op: g.op.String(), Peer: s.peer, ValueBytes: g.format.bytes(), Keys: keysName(g.hot), Procs: g.procs,
 		Mops: round(median), MopsMin: round(slices.Min(s.mops)), MopsMax: round(slices.Max(s.mops)),
-		P50: s.hist.quantile(0.5), P99: s.hist.quantile(0.99), P999: s.hist.quantile(0.999), Max: float64(s.hist.max),
+		P50: s.hist.Quantile(0.5), P99: s.hist.Quantile(0.99), P999: s.hist.Quantile(0.999), Max: float64(s.hist.Max),
 		Reps: len(s.mops),
 	}
 }

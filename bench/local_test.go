@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/mainzdb/mainz/internal/histogram"
 	"github.com/mainzdb/mainz/internal/testenv"
 )
 
@@ -212,7 +213,7 @@ func TestWrongWorkEndsTheRun(t *testing.T) {
 		"lost record":   {answer{Ops: 10, AllOps: 10, NS: 1000}, []answer{{}, {Sum: 10, Bad: 1}}, "1 of 0 records are wrong"},
 		"no work":       {answer{NS: 1000}, []answer{{}, {}}, "did 0 operations"},
 		"no time":       {answer{Ops: 10, AllOps: 10}, []answer{{}, {}}, "in 0 ns"},
-		"bad histogram": {answer{Ops: 10, AllOps: 10, NS: 1000, Histogram: buckets{{bucketsAll, 1}}}, []answer{{}, {}}, "histogram"},
+		"bad histogram": {answer{Ops: 10, AllOps: 10, NS: 1000, Histogram: histogram.Buckets{{histogram.Size, 1}}}, []answer{{}, {}}, "histogram"},
 		"refusal":       {answer{Error: "no"}, []answer{{}, {}}, "no"},
 	} {
 		r := &runner{Options: Options{Progress: io.Discard}, cpus: []int{0}}

@@ -24,6 +24,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mainzdb/mainz/bench/drive"
+	"github.com/mainzdb/mainz/internal/histogram"
 	"github.com/mainzdb/mainz/internal/netns"
 	"github.com/mainzdb/mainz/transport"
 	"github.com/mainzdb/mainz/transport/xdp"
@@ -446,7 +447,7 @@ func goNet(ctx context.Context, o NetWorkerOptions, listen, to netip.AddrPort, o
 		}
 	}
 	var s netSlice
-	var h histogram
+	var h histogram.Histogram
 	msg := make([]byte, o.Size)
 	// A first answer, so that addresses are resolved.
 	for end := time.Now().Add(netPatience); ; {
@@ -484,12 +485,12 @@ func goNet(ctx context.Context, o NetWorkerOptions, listen, to netip.AddrPort, o
 		if sent == 0 {
 			continue
 		}
-		h.add(uint64(time.Since(start)) - sent)
+		h.Add(uint64(time.Since(start)) - sent)
 		underWay--
 		s.Recv++
 	}
 	s.PerSec = float64(s.Recv) / time.Since(start).Seconds()
-	s.P50, s.P99, s.P999, s.Max = h.quantile(0.5), h.quantile(0.99), h.quantile(0.999), float64(h.max)
+	s.P50, s.P99, s.P999, s.Max = h.Quantile(0.5), h.Quantile(0.99), h.Quantile(0.999), float64(h.Max)
 	return json.NewEncoder(out).Encode(s)
 }
 

@@ -86,7 +86,7 @@ func sampleReport() *Report {
 			s.mops = append(s.mops, mops/slow)
 			s.p99 = append(s.p99, 2*ns*slow)
 			for range 100 {
-				s.hist.add(uint64(ns * slow))
+				s.hist.Add(uint64(ns * slow))
 			}
 		}
 		return s

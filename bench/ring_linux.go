@@ -18,6 +18,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/mainzdb/mainz/internal/histogram"
 	"github.com/mainzdb/mainz/ring"
 	"github.com/mainzdb/mainz/shm"
 )
@@ -341,14 +342,14 @@ func measureTrips(slice time.Duration, trip func() error) (s netSlice, err error
 	}
 	s.PerSec = float64(n) / took.Seconds()
 	ticks.calibrate()
-	h := new(histogram)
+	h := new(histogram.Histogram)
 	_, _, err = during(slice/2, func() error {
 		from := shm.FencedTicks()
 		err := trip()
-		h.add(ticks.ns(shm.FencedTicks() - from))
+		h.Add(ticks.ns(shm.FencedTicks() - from))
 		return err
 	})
 	s.Sent, s.Recv = trips, trips
-	s.P50, s.P99, s.P999, s.Max = h.quantile(0.5), h.quantile(0.99), h.quantile(0.999), float64(h.max)
+	s.P50, s.P99, s.P999, s.Max = h.Quantile(0.5), h.Quantile(0.99), h.Quantile(0.999), float64(h.Max)
 	return s, err
 }

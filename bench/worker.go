@@ -10,6 +10,7 @@ import (
 	"io"
 	"runtime"
 
+	"github.com/mainzdb/mainz/internal/histogram"
 	"github.com/mainzdb/mainz/ltdb"
 	"github.com/mainzdb/mainz/shm"
 )
@@ -48,7 +49,7 @@ type worker struct {
 	fetched []byte
 
 	clock clock
-	hist  histogram
+	hist  histogram.Histogram
 }
 
 // opener gives the store and the database that an open command names.
@@ -174,7 +175,7 @@ func (w *worker) run(c runCommand) answer {
 	w.clock.calibrate()
 	w.random, w.hot = seeded(c.seed), c.hot
 	w.errors, w.why = 0, ""
-	w.hist = histogram{}
+	w.hist = histogram.Histogram{}
 	if w.format != growing {
 		w.value = w.value[:w.format]
 		fillValue(w.value, c.seed)
@@ -200,7 +201,7 @@ func (w *worker) run(c runCommand) answer {
 	a.AllOps *= c.op.keysPerCall()
 	a.Errors, a.Why = w.errors, w.why
 	if c.latency {
-		a.MaxNS, a.Histogram = w.hist.max, w.hist.buckets()
+		a.MaxNS, a.Histogram = w.hist.Max, w.hist.Buckets()
 	}
 	return a
 }
@@ -217,7 +218,7 @@ func (w *worker) runFor(c runCommand, late uint64) (calls, all, ns uint64) {
 		all += chunk
 	}
 	if c.latency {
-		w.hist = histogram{}
+		w.hist = histogram.Histogram{}
 	}
 	from := shm.Ticks()
 	for {
@@ -294,7 +295,7 @@ func (w *worker) callsTimed(o op, n uint64) {
 		case opAppend:
 			w.append()
 		}
-		w.hist.add(w.clock.ns(shm.FencedTicks() - from))
+		w.hist.Add(w.clock.ns(shm.FencedTicks() - from))
 	}
 }
 
@@ -439,7 +440,7 @@ func sample(c sampleCommand) answer {
 	a := answer{
 		Key:    string(key[:]),
 		Value:  hex.EncodeToString(preloaded(make([]byte, maxValueBytes), c.index, &key, c.format)),
-		Bucket: bucketOf(mix(c.index) >> (c.index & 63)),
+		Bucket: histogram.Bucket(mix(c.index) >> (c.index & 63)),
 	}
 	r := seeded(c.seed)
 	for range 8 {

@@ -16,6 +16,7 @@ import (
 
 	"github.com/mainzdb/mainz"
 	"github.com/mainzdb/mainz/bench/trace"
+	"github.com/mainzdb/mainz/internal/histogram"
 )
 
 // GiveUp is how long an open that conflicts waits for its trigger.
@@ -149,7 +150,7 @@ var operationNames = [2 * operations]string{"open", "fetch", "close", "wait", "r
 
 // tally is what one goroutine counts for itself, and its buffers.
 type tally struct {
-	times      [2 * operations]histogram
+	times      [2 * operations]histogram.Histogram
 	buf, piece []byte
 	pieces     map[uint32]mainz.Piece // of the opens of this run that were granted
 }
@@ -203,14 +204,17 @@ func (c *client) counts() counts {
 	return n
 }
 
-func (c *client) latency() map[string][]uint64 {
-	all := map[string][]uint64{}
+func (c *client) latency() map[string]times {
+	all := map[string]times{}
 	for op, name := range operationNames {
-		var h histogram
+		var h histogram.Histogram
 		for _, t := range c.idle {
-			h.merge(&t.times[op])
+			of := &t.times[op]
+			if err := h.Merge(of.Buckets(), of.Max); err != nil {
+				panic(err) // of this program's own buckets
+			}
 		}
-		all[name] = h.sparse()
+		all[name] = times{h.Max, h.Buckets()}
 	}
 	return all
 }
@@ -312,7 +316,7 @@ func (c *client) openFile(ctx context.Context, l *lane, t *tally, e *trace.Event
 	}
 	t.pieces[e.Open] = p
 	c.journal[e.Open] = journalOpened
-	t.times[op+l.ring].add(uint64(time.Since(start)))
+	t.times[op+l.ring].Add(uint64(time.Since(start)))
 	if op == opWait {
 		c.triggered.Add(1)
 	}
@@ -329,7 +333,7 @@ func (c *client) closeFile(ctx context.Context, l *lane, t *tally, e *trace.Even
 	start := time.Now()
 	l.calls.Add(1)
 	t.buf, err = l.db.AppendFetch(ctx, t.buf[:0], key[:])
-	t.times[opFetch+l.ring].add(uint64(time.Since(start)))
+	t.times[opFetch+l.ring].Add(uint64(time.Since(start)))
 	if err != nil && !errors.Is(err, mainz.ErrNotFound) {
 		return err
 	}
@@ -354,7 +358,7 @@ func (c *client) closeFile(ctx context.Context, l *lane, t *tally, e *trace.Even
 		c.send(reply{Is: isTrouble, Text: fmt.Sprintf("acknowledged open %d of file %d is lost", e.Open, e.File)})
 	}
 	c.journal[e.Open] = journalClosed
-	t.times[opClose+l.ring].add(uint64(time.Since(start)))
+	t.times[opClose+l.ring].Add(uint64(time.Since(start)))
 	c.events.Add(1)
 	return nil
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/mainzdb/mainz"
 	"github.com/mainzdb/mainz/bench/trace"
+	"github.com/mainzdb/mainz/internal/histogram"
 	"github.com/mainzdb/mainz/mainztest"
 )
 
@@ -210,10 +211,12 @@ func TestReplay(t *testing.T) {
 	timed := map[string]uint64{}
 	for _, c := range h.all {
 		c.in.Encode(command{Do: doEnd})
-		for name, sparse := range h.await(c, isEnded).Latency {
-			var times histogram
-			times.addSparse(sparse)
-			timed[name] += times.n
+		for name, got := range h.await(c, isEnded).Latency {
+			var times histogram.Histogram
+			if err := times.Merge(got.Buckets, got.Max); err != nil {
+				t.Fatal(err)
+			}
+			timed[name] += times.N
 		}
 		for open, state := range h.journal(c) {
 			if state != journalOpening && state != journalClosed {

@@ -3,7 +3,6 @@ package demo
 import (
 	"bytes"
 	"errors"
-	"math/rand/v2"
 	"reflect"
 	"slices"
 	"testing"
@@ -166,41 +165,5 @@ func TestShare(t *testing.T) {
 	slices.SortFunc(events, byTime)
 	if !reflect.DeepEqual(events, tr.Events) {
 		t.Error("the shares together are not the trace")
-	}
-}
-
-func TestHistogram(t *testing.T) {
-	for b := range histogramSize - 1 {
-		if h := highest(b); bucket(h) != b || bucket(h+1) != b+1 {
-			t.Fatalf("bucket %d ends at %d, which is in %d, and %d in %d", b, h, bucket(h), h+1, bucket(h+1))
-		}
-	}
-	if b := bucket(1<<64 - 1); b != histogramSize-1 {
-		t.Errorf("the longest time is in bucket %d", b)
-	}
-	if (&histogram{}).quantile(0.5) != 0 {
-		t.Error("an empty histogram has a median")
-	}
-
-	rng := rand.New(rand.NewPCG(newSeed(t), 0))
-	var all []uint64
-	var half, other, sum histogram
-	for range 10_000 {
-		v := rng.Uint64() >> (24 + rng.IntN(40))
-		all = append(all, v)
-		if rng.IntN(2) == 0 {
-			half.add(v)
-		} else {
-			other.add(v)
-		}
-	}
-	sum.addSparse(half.sparse())
-	sum.merge(&other)
-	slices.Sort(all)
-	for _, q := range []float64{0, 0.5, 0.99, 0.999, 1} {
-		want := all[min(int(q*float64(len(all))), len(all)-1)]
-		if got := sum.quantile(q); got < want || got > want+want/31+1 {
-			t.Errorf("quantile %v is %d, want %d", q, got, want)
-		}
 	}
 }

@@ -1,5 +1,7 @@
 package demo
 
+import "github.com/mainzdb/mainz/internal/histogram"
+
 // command is what the parent tells a client.
 type command struct {
 	Do string `json:"do"`
@@ -13,10 +15,16 @@ const (
 
 // reply is what a client tells the parent.
 type reply struct {
-	Is      string              `json:"is"`
-	Counts  counts              `json:"counts,omitzero"`
-	Latency map[string][]uint64 `json:"latency,omitempty"` // ended: histograms
-	Text    string              `json:"text,omitempty"`    // trouble, failed
+	Is      string           `json:"is"`
+	Counts  counts           `json:"counts,omitzero"`
+	Latency map[string]times `json:"latency,omitempty"` // ended
+	Text    string           `json:"text,omitempty"`    // trouble, failed
+}
+
+// times is a histogram on its way.
+type times struct {
+	Max     uint64            `json:"max"`
+	Buckets histogram.Buckets `json:"buckets"`
 }
 
 const (

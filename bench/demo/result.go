@@ -7,6 +7,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/mainzdb/mainz/internal/histogram"
 	"github.com/mainzdb/mainz/ltdb"
 )
 
@@ -63,12 +64,12 @@ type Quantiles struct {
 	P999 uint64 `json:"p999"`
 }
 
-func quantiles(h *histogram) Quantiles {
-	return Quantiles{h.n, h.quantile(0.5), h.quantile(0.99), h.quantile(0.999)}
+func quantiles(h *histogram.Histogram) Quantiles {
+	return Quantiles{h.N, uint64(h.Quantile(0.5)), uint64(h.Quantile(0.99)), uint64(h.Quantile(0.999))}
 }
 
 // count takes what the clients have counted.
-func (r *Result) count(total *counts, times map[string]*histogram) {
+func (r *Result) count(total *counts, times map[string]*histogram.Histogram) {
 	r.Events, r.Conflicts, r.Triggered, r.GaveUp = total.Events, total.Conflicts, total.Triggered, total.GaveUp
 	r.Waits, r.LateWakes = total.Waits, total.Late
 	r.AckedLost += total.Lost

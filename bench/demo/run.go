@@ -16,6 +16,7 @@ import (
 
 	"github.com/mainzdb/mainz"
 	"github.com/mainzdb/mainz/bench/trace"
+	"github.com/mainzdb/mainz/internal/histogram"
 	"github.com/mainzdb/mainz/ltdb"
 )
 
@@ -122,7 +123,7 @@ type run struct {
 	draining bool
 
 	gone  counts // of killed clients, as last heard
-	times map[string]*histogram
+	times map[string]*histogram.Histogram
 	res   Result
 }
 
@@ -147,7 +148,7 @@ func Run(ctx context.Context, o Options) (_ *Result, err error) {
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(tmp)) }()
 
-	r := &run{Options: o, dir: filepath.Join(tmp, "v1"), launch: newLauncher(), events: make(chan event), plan: kills, looksAtMost: manyLooks, times: map[string]*histogram{}}
+	r := &run{Options: o, dir: filepath.Join(tmp, "v1"), launch: newLauncher(), events: make(chan event), plan: kills, looksAtMost: manyLooks, times: map[string]*histogram.Histogram{}}
 	defer r.launch.close()
 	late := o.Duration + latestEnd
 	r.latest = time.After(late)
@@ -351,11 +352,13 @@ func (r *run) handle(ctx context.Context, e event) error {
 	case isEnded:
 		p.counts = e.reply.Counts
 		p.ended = true
-		for name, sparse := range e.reply.Latency {
+		for name, got := range e.reply.Latency {
 			if r.times[name] == nil {
-				r.times[name] = &histogram{}
+				r.times[name] = &histogram.Histogram{}
 			}
-			r.times[name].addSparse(sparse)
+			if err := r.times[name].Merge(got.Buckets, got.Max); err != nil {
+				return fmt.Errorf("client %d: %w", p.Client, err)
+			}
 		}
 	default:
 		return fmt.Errorf("client %d says %q, which means nothing", p.Client, e.reply.Is)

@@ -5,9 +5,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"math/bits"
+	"math"
 	"time"
 
+	"github.com/mainzdb/mainz/internal/histogram"
 	"github.com/mainzdb/mainz/transport"
 )
 
@@ -38,22 +39,23 @@ const MinSize = 16
 
 // Pinged is what came of a load.
 type Pinged struct {
-	Size     int           `json:"size"`
-	Window   int           `json:"window"`
-	Sent     uint64        `json:"sent"`
-	Received uint64        `json:"received"`
-	Lost     uint64        `json:"lost"`
-	Late     uint64        `json:"late"` // came after they were given up, or twice
-	Seconds  float64       `json:"seconds"`
-	PerSec   float64       `json:"per_second"`
-	Min      float64       `json:"min_ns"`
-	P50      float64       `json:"p50_ns"`
-	P90      float64       `json:"p90_ns"`
-	P99      float64       `json:"p99_ns"`
-	P999     float64       `json:"p999_ns"`
-	Max      float64       `json:"max_ns"`
-	hist     *histogram    // of round trips
-	elapsed  time.Duration // of the load
+	Size     int                  `json:"size"`
+	Window   int                  `json:"window"`
+	Sent     uint64               `json:"sent"`
+	Received uint64               `json:"received"`
+	Lost     uint64               `json:"lost"`
+	Late     uint64               `json:"late"` // came after they were given up, or twice
+	Seconds  float64              `json:"seconds"`
+	PerSec   float64              `json:"per_second"`
+	Min      float64              `json:"min_ns"`
+	P50      float64              `json:"p50_ns"`
+	P90      float64              `json:"p90_ns"`
+	P99      float64              `json:"p99_ns"`
+	P999     float64              `json:"p999_ns"`
+	Max      float64              `json:"max_ns"`
+	hist     *histogram.Histogram // of round trips
+	shortest uint64               // of them
+	elapsed  time.Duration        // of the load
 }
 
 func (o *PingOptions) check(t transport.Transport) error {
@@ -89,7 +91,7 @@ func Ping(ctx context.Context, t transport.Transport, o PingOptions) (*Pinged, e
 	if err := o.check(t); err != nil {
 		return nil, err
 	}
-	r := &Pinged{Size: o.Size, Window: o.Window, hist: new(histogram)}
+	r := &Pinged{Size: o.Size, Window: o.Window, hist: new(histogram.Histogram), shortest: math.MaxUint64}
 	if err := answers(ctx, t, o); err != nil {
 		return nil, err
 	}
@@ -121,7 +123,8 @@ func Ping(ctx context.Context, t transport.Transport, o PingOptions) (*Pinged, e
 			return
 		}
 		heard = turnTime()
-		r.hist.add(heard - sent)
+		r.hist.Add(heard - sent)
+		r.shortest = min(r.shortest, heard-sent)
 		r.Received++
 		underWay--
 	}
@@ -215,50 +218,10 @@ func (r *Pinged) sum() {
 	if r.Seconds > 0 {
 		r.PerSec = float64(r.Received) / r.Seconds
 	}
-	h := r.hist
-	r.Min, r.Max = float64(h.min), float64(h.max)
-	r.P50, r.P90, r.P99, r.P999 = h.quantile(0.5), h.quantile(0.9), h.quantile(0.99), h.quantile(0.999)
-}
-
-// histogram counts nanoseconds, 128 buckets for each power of two.
-type histogram struct {
-	n, min, max uint64
-	count       [(41 - subBits) << subBits]uint64
-}
-
-const subBits = 7
-
-func (h *histogram) add(ns uint64) {
-	ns = min(ns, 1<<40-1)
-	if h.n == 0 || ns < h.min {
-		h.min = ns
+	if r.hist.N == 0 {
+		return
 	}
-	h.n++
-	h.max = max(h.max, ns)
-	shift := max(0, bits.Len64(ns)-1-subBits)
-	h.count[shift<<subBits+int(ns>>shift)]++
-}
-
-// quantile is the middle of the bucket that the share q of all lies below, and
-// never outside of what was measured.
-func (h *histogram) quantile(q float64) float64 {
-	return min(max(h.bucketAt(q), float64(h.min)), float64(h.max))
-}
-
-func (h *histogram) bucketAt(q float64) float64 {
-	want := uint64(q * float64(h.n))
-	for i, c := range h.count {
-		if c == 0 {
-			continue
-		}
-		if want < c {
-			if i < 2<<subBits {
-				return float64(i)
-			}
-			shift := i>>subBits - 1
-			return float64(uint64(i-shift<<subBits)<<shift) + float64(uint64(1)<<shift-1)/2
-		}
-		want -= c
-	}
-	return float64(h.max)
+	r.Min, r.Max = float64(r.shortest), float64(r.hist.Max)
+	quantile := func(q float64) float64 { return max(r.hist.Quantile(q), r.Min) }
+	r.P50, r.P90, r.P99, r.P999 = quantile(0.5), quantile(0.9), quantile(0.99), quantile(0.999)
 }

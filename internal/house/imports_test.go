@@ -80,36 +80,38 @@ var rules = map[string]rule{
 
 	"bench":               {ours: []string{"*"}, other: []string{sys, term}},
 	"bench/*":             {ours: []string{"*"}, other: []string{sys, term, mmap}},
-	"bench/drive":         {ours: []string{"transport"}, other: []string{sys}},
+	"bench/drive":         {ours: []string{"transport", "internal/histogram"}, other: []string{sys}},
 	"bench/trace":         {}, // a format of its own, which knows nothing of stores
 	"bench/trace/capture": {ours: []string{"bench/trace"}},
 	"cmd/mainz":           {ours: []string{"*"}, other: []string{cobra, sys, term}},
 	"cmd/mainzd":          {ours: []string{"daemon"}},
 
-	"internal/testenv": {ours: []string{"shm", "ltdb"}, other: []string{sys}},
-	"internal/explore": {ours: []string{"shm", "ltdb"}},
-	"internal/netns":   {other: []string{sys, netlink}},
-	"internal/script":  {},
-	"internal/version": {},
-	"internal/gotest":  {},
-	"internal/house":   {},
+	"internal/testenv":   {ours: []string{"shm", "ltdb"}, other: []string{sys}},
+	"internal/explore":   {ours: []string{"shm", "ltdb"}},
+	"internal/netns":     {other: []string{sys, netlink}},
+	"internal/histogram": {},
+	"internal/script":    {},
+	"internal/version":   {},
+	"internal/gotest":    {},
+	"internal/house":     {},
 }
 
 // importers says who alone may import a package; the tests of the package
 // itself may as well. Packages that are not named here may be imported by whom
 // rules allow it.
 var importers = map[string][]string{
-	"daemon":           {"cmd/mainz", "cmd/mainzd", "mainztest"},
-	"mainztest":        {},
-	"bench":            {"cmd/mainz", "bench/*"},
-	"bench/*":          {"cmd/mainz", "bench", "bench/*"},
-	"bench/trace":      {"cmd/mainz", "bench", "bench/*", "bench/trace/capture"},
-	"cmd/mainz":        {},
-	"cmd/mainzd":       {},
-	"internal/gotest":  {},
-	"internal/house":   {},
-	"internal/explore": {"internal/*"}, // and tests, which are not held to this
-	"internal/testenv": {"internal/*"},
+	"daemon":             {"cmd/mainz", "cmd/mainzd", "mainztest"},
+	"mainztest":          {},
+	"bench":              {"cmd/mainz", "bench/*"},
+	"bench/*":            {"cmd/mainz", "bench", "bench/*"},
+	"bench/trace":        {"cmd/mainz", "bench", "bench/*", "bench/trace/capture"},
+	"cmd/mainz":          {},
+	"cmd/mainzd":         {},
+	"internal/gotest":    {},
+	"internal/house":     {},
+	"internal/histogram": {"bench", "bench/*"},
+	"internal/explore":   {"internal/*"}, // and tests, which are not held to this
+	"internal/testenv":   {"internal/*"},
 }
 
 // What a process that uses the store links besides the standard library.

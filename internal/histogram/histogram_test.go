@@ -1,4 +1,4 @@
-package bench
+package histogram
 
 import (
 	"math"
@@ -24,17 +24,17 @@ func TestHistogramBucketsHoldTheirValues(t *testing.T) {
 	slices.Sort(values)
 	before := 0
 	for _, v := range values {
-		i := bucketOf(v)
-		if i < before || i >= bucketsAll {
-			t.Fatalf("%d is in bucket %d, behind one in %d, of %d", v, i, before, bucketsAll)
+		i := Bucket(v)
+		if i < before || i >= Size {
+			t.Fatalf("%d is in bucket %d, behind one in %d, of %d", v, i, before, Size)
 		}
 		before = i
-		if off := math.Abs(bucketValue(i) - float64(v)); off > float64(v)/256 || v < 256 && off != 0 {
-			t.Fatalf("%d is told as %v", v, bucketValue(i))
+		if off := math.Abs(Middle(i) - float64(v)); off > float64(v)/256 || v < 256 && off != 0 {
+			t.Fatalf("%d is told as %v", v, Middle(i))
 		}
 	}
-	if got := bucketOf(math.MaxUint64); got != bucketsAll-1 {
-		t.Errorf("the largest value is in bucket %d, not the last (%d)", got, bucketsAll-1)
+	if got := Bucket(math.MaxUint64); got != Size-1 {
+		t.Errorf("the largest value is in bucket %d, not the last (%d)", got, Size-1)
 	}
 }
 
@@ -42,50 +42,62 @@ func TestHistogramBucketsHoldTheirValues(t *testing.T) {
 func TestHistogramQuantiles(t *testing.T) {
 	r := newRand(t)
 	for range 20 {
-		var h histogram
+		var h Histogram
 		var values []uint64
 		for range 1 + r.IntN(5000) {
 			v := uint64(math.Exp(r.Float64() * 20))
 			values = append(values, v)
-			h.add(v)
+			h.Add(v)
 		}
 		slices.Sort(values)
 		for _, q := range []float64{0, 0.5, 0.99, 0.999, 1} {
 			want := float64(values[min(int(q*float64(len(values))), len(values)-1)])
-			if got := h.quantile(q); math.Abs(got-want) > want/128+1 {
+			if got := h.Quantile(q); math.Abs(got-want) > want/128+1 {
 				t.Errorf("quantile %v of %d values is %v, not %v", q, len(values), got, want)
 			}
 		}
-		if h.max != values[len(values)-1] {
-			t.Errorf("max is %d, not %d", h.max, values[len(values)-1])
+		if h.Max != values[len(values)-1] {
+			t.Errorf("max is %d, not %d", h.Max, values[len(values)-1])
 		}
 	}
-	if got := new(histogram).quantile(0.5); got != 0 {
+	if got := new(Histogram).Quantile(0.5); got != 0 {
 		t.Errorf("the median of nothing is %v", got)
 	}
 }
 
 func TestHistogramMerges(t *testing.T) {
 	r := newRand(t)
-	var one, two, both, merged histogram
+	var one, two, both, merged Histogram
 	for i := range 10_000 {
 		v := r.Uint64N(1 << 30)
-		both.add(v)
+		both.Add(v)
 		if i%3 == 0 {
-			one.add(v)
+			one.Add(v)
 		} else {
-			two.add(v)
+			two.Add(v)
 		}
 	}
-	for _, h := range []*histogram{&one, &two} {
-		if err := merged.merge(h.buckets(), h.max); err != nil {
+	for _, h := range []*Histogram{&one, &two} {
+		if err := merged.Merge(h.Buckets(), h.Max); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if merged != both {
 		t.Error("two halves merged differ from the whole")
 	}
-	if err := merged.merge(buckets{{bucketsAll, 1}}, 0); err == nil {
+	if err := merged.Merge(Buckets{{Size, 1}}, 0); err == nil {
 		t.Error("a bucket behind the last one was taken")
+	}
+}
+
+// What is behind the largest bucket is in it, and no quantile is above the longest.
+func TestHistogramOfLongTimes(t *testing.T) {
+	var h Histogram
+	for range 3 {
+		h.Add(math.MaxUint64)
+	}
+	h.Add(5)
+	if h.N != 4 || h.Max != math.MaxUint64 || h.Quantile(0) != 5 || h.Quantile(1) < 1<<39 {
+		t.Errorf("%d values up to %d, quantiles %v and %v", h.N, h.Max, h.Quantile(0), h.Quantile(1))
 	}
 }
