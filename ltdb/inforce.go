@@ -40,8 +40,9 @@ func (c Config) Differences(in Config) []Difference {
 			all = append(all, Difference{setting, configured, inForce})
 		}
 	}
-	// A segment has whole pages of its file system: it may be a little larger.
-	if in.Size < c.Size || in.Size-c.Size >= hugePage {
+	// A segment has whole pages of its file system, and the first for itself: it may
+	// be a little larger.
+	if in.Size < c.Size || in.Size-c.Size >= 2*hugePage {
 		add("size", bytesText(c.Size), bytesText(in.Size))
 	}
 	add("slots", strconv.Itoa(c.Slots), strconv.Itoa(in.Slots))
