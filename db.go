@@ -53,8 +53,9 @@ const (
 	ByteRanges = ltdb.ByteRanges // no conflict with the byte ranges of the other entries
 )
 
-// DB is one database. Safe for many goroutines; each call borrows a Handle. Keys
-// are 1 to 1,024 bytes.
+// DB is one database as a client of the node uses it: by bypass where it can, through
+// the ring where it must. It is safe for many goroutines; each call borrows a Handle.
+// Keys are 1 to 1,024 bytes.
 type DB struct {
 	c       *Client
 	l       *ltdb.DB
@@ -74,7 +75,7 @@ type Handle struct {
 	db      *DB
 
 	mu     sync.Mutex
-	ring   []Record // locked through the ring, which are no locks of l
+	byRing []Record // locked through the ring, which are no locks of l
 	closed bool
 }
 
@@ -147,12 +148,12 @@ func (h *Handle) Close() error {
 	defer h.mu.Unlock()
 	h.closed = true
 	var errs []error
-	for _, r := range h.ring {
+	for _, r := range h.byRing {
 		if err := r.Unlock(); err != ErrNotLocked && !errors.Is(err, ErrClosed) {
 			errs = append(errs, err)
 		}
 	}
-	h.ring = nil
+	h.byRing = nil
 	return errors.Join(append(errs, h.l.Close())...)
 }
 
@@ -167,13 +168,13 @@ func (h *Handle) lock(ctx context.Context, key []byte, wait bool) (Record, error
 	if h.closed {
 		return Record{}, errors.Join(errHandleClosed, r.Unlock())
 	}
-	h.ring = append(slices.DeleteFunc(h.ring, func(old Record) bool { return !old.Held() }), r)
+	h.byRing = append(slices.DeleteFunc(h.byRing, func(old Record) bool { return !old.Held() }), r)
 	return r, nil
 }
 
-// must reports whether an operation that the bypass refused can go through the
+// ringServes reports whether an operation that the bypass refused can go through the
 // ring. Nothing has happened then.
-func (db *DB) must(err error) bool {
+func (db *DB) ringServes(err error) bool {
 	return (errors.Is(err, ltdb.ErrNotHere) || errors.Is(err, ErrNoCondition)) && db.c.ring != nil
 }
 

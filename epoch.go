@@ -44,9 +44,9 @@ func (o *options) teller() func(call.Epoch) {
 	}
 }
 
-// told waits until the client knows of the epoch that a call may have seen.
-func (c *Client) told(ctx context.Context) {
+// catchUp waits until the client knows of the epoch that a call may have seen.
+func (c *Client) catchUp(ctx context.Context) {
 	if c.ring != nil {
-		c.ring.Told(ctx, c.store.Segment().Gate().Epoch.Load())
+		c.ring.CatchUp(ctx, c.store.Segment().Gate().Epoch.Load())
 	}
 }

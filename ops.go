@@ -17,10 +17,10 @@ func special[T any](ctx context.Context, db *DB, ring, bypass func() (T, error))
 		return ring()
 	}
 	v, err := bypass()
-	if err != nil && db.must(err) {
+	if err != nil && db.ringServes(err) {
 		v, err = ring()
 	}
-	db.c.told(ctx)
+	db.c.catchUp(ctx)
 	return v, err
 }
 
@@ -36,7 +36,7 @@ func (db *DB) Fetch(ctx context.Context, key []byte) ([]byte, error) {
 		return special(ctx, db, func() ([]byte, error) { return db.fetch(ctx, nil, key) }, func() ([]byte, error) { return db.l.Fetch(ctx, key) })
 	}
 	v, err := db.l.Fetch(ctx, key)
-	if err != nil && db.must(err) {
+	if err != nil && db.ringServes(err) {
 		return db.fetch(ctx, nil, key)
 	}
 	return v, err
@@ -48,7 +48,7 @@ func (db *DB) AppendFetch(ctx context.Context, dst, key []byte) ([]byte, error) 
 		return special(ctx, db, func() ([]byte, error) { return db.fetch(ctx, dst, key) }, func() ([]byte, error) { return db.l.AppendFetch(ctx, dst, key) })
 	}
 	v, err := db.l.AppendFetch(ctx, dst, key)
-	if err != nil && db.must(err) {
+	if err != nil && db.ringServes(err) {
 		return db.fetch(ctx, dst, key)
 	}
 	return v, err
@@ -60,7 +60,7 @@ func (db *DB) FetchLocked(ctx context.Context, key []byte) (Record, error) {
 		return special(ctx, db, func() (Record, error) { return db.lock(ctx, key, true) }, func() (Record, error) { return db.l.FetchLocked(ctx, key) })
 	}
 	v, err := db.l.FetchLocked(ctx, key)
-	if err != nil && db.must(err) {
+	if err != nil && db.ringServes(err) {
 		return db.lock(ctx, key, true)
 	}
 	return v, err
@@ -72,7 +72,7 @@ func (db *DB) TryFetchLocked(ctx context.Context, key []byte) (Record, error) {
 		return special(ctx, db, func() (Record, error) { return db.lock(ctx, key, false) }, func() (Record, error) { return db.l.TryFetchLocked(ctx, key) })
 	}
 	v, err := db.l.TryFetchLocked(ctx, key)
-	if err != nil && db.must(err) {
+	if err != nil && db.ringServes(err) {
 		return db.lock(ctx, key, false)
 	}
 	return v, err
@@ -84,7 +84,7 @@ func (db *DB) Store(ctx context.Context, key, data []byte) error {
 		return specialErr(ctx, db, func() error { return db.put(ctx, key, data) }, func() error { return db.l.Store(ctx, key, data) })
 	}
 	err := db.l.Store(ctx, key, data)
-	if err != nil && db.must(err) {
+	if err != nil && db.ringServes(err) {
 		return db.put(ctx, key, data)
 	}
 	return err
@@ -96,7 +96,7 @@ func (db *DB) Delete(ctx context.Context, key []byte) error {
 		return specialErr(ctx, db, func() error { return db.change(ctx, &wire.Message{Op: wire.ReqDelete, Key: key}, false, nil) }, func() error { return db.l.Delete(ctx, key) })
 	}
 	err := db.l.Delete(ctx, key)
-	if err != nil && db.must(err) {
+	if err != nil && db.ringServes(err) {
 		return db.change(ctx, &wire.Message{Op: wire.ReqDelete, Key: key}, false, nil)
 	}
 	return err
@@ -108,7 +108,7 @@ func (db *DB) ConditionalAppend(ctx context.Context, cond ConditionID, key, piec
 		return special(ctx, db, func() (Piece, error) { return db.append(ctx, cond, key, piece, false) }, func() (Piece, error) { return db.l.ConditionalAppend(ctx, cond, key, piece) })
 	}
 	v, err := db.l.ConditionalAppend(ctx, cond, key, piece)
-	if err != nil && db.must(err) {
+	if err != nil && db.ringServes(err) {
 		return db.append(ctx, cond, key, piece, false)
 	}
 	return v, err
@@ -120,7 +120,7 @@ func (db *DB) ConditionalAppendWait(ctx context.Context, cond ConditionID, key, 
 		return special(ctx, db, func() (Piece, error) { return db.append(ctx, cond, key, piece, true) }, func() (Piece, error) { return db.l.ConditionalAppendWait(ctx, cond, key, piece) })
 	}
 	v, err := db.l.ConditionalAppendWait(ctx, cond, key, piece)
-	if err != nil && db.must(err) {
+	if err != nil && db.ringServes(err) {
 		return db.append(ctx, cond, key, piece, true)
 	}
 	return v, err
@@ -132,7 +132,7 @@ func (db *DB) RemoveAndTrigger(ctx context.Context, key []byte, p Piece) error {
 		return specialErr(ctx, db, func() error { return db.remove(ctx, key, p) }, func() error { return db.l.RemoveAndTrigger(ctx, key, p) })
 	}
 	err := db.l.RemoveAndTrigger(ctx, key, p)
-	if err != nil && db.must(err) {
+	if err != nil && db.ringServes(err) {
 		return db.remove(ctx, key, p)
 	}
 	return err
@@ -144,7 +144,7 @@ func (db *DB) RemoveMatching(ctx context.Context, cond ConditionID, key, data []
 		return specialErr(ctx, db, func() error { return db.removeMatching(ctx, cond, key, data) }, func() error { return db.l.RemoveMatching(ctx, cond, key, data) })
 	}
 	err := db.l.RemoveMatching(ctx, cond, key, data)
-	if err != nil && db.must(err) {
+	if err != nil && db.ringServes(err) {
 		return db.removeMatching(ctx, cond, key, data)
 	}
 	return err
@@ -156,7 +156,7 @@ func (db *DB) FetchBatch(ctx context.Context, b *Batch) (int, error) {
 		return special(ctx, db, func() (int, error) { return db.batch(ctx, b) }, func() (int, error) { return db.l.FetchBatch(ctx, b) })
 	}
 	v, err := db.l.FetchBatch(ctx, b)
-	if err != nil && db.must(err) {
+	if err != nil && db.ringServes(err) {
 		return db.batch(ctx, b)
 	}
 	return v, err
@@ -168,7 +168,7 @@ func (h *Handle) Fetch(ctx context.Context, key []byte) ([]byte, error) {
 		return special(ctx, h.db, func() ([]byte, error) { return h.db.fetch(ctx, nil, key) }, func() ([]byte, error) { return h.l.Fetch(ctx, key) })
 	}
 	v, err := h.l.Fetch(ctx, key)
-	if err != nil && h.db.must(err) {
+	if err != nil && h.db.ringServes(err) {
 		return h.db.fetch(ctx, nil, key)
 	}
 	return v, err
@@ -191,7 +191,7 @@ func (h *Handle) quickMissed(ctx context.Context, dst, key []byte, why int) ([]b
 		return special(ctx, h.db, func() ([]byte, error) { return h.db.fetch(ctx, dst, key) }, func() ([]byte, error) { return h.l.AppendFetch(ctx, dst, key) })
 	}
 	v, err := h.l.QuickMissed(ctx, dst, key, why)
-	if err != nil && h.db.must(err) {
+	if err != nil && h.db.ringServes(err) {
 		return h.db.fetch(ctx, dst, key)
 	}
 	return v, err
@@ -203,7 +203,7 @@ func (h *Handle) FetchLocked(ctx context.Context, key []byte) (Record, error) {
 		return special(ctx, h.db, func() (Record, error) { return h.lock(ctx, key, true) }, func() (Record, error) { return h.l.FetchLocked(ctx, key) })
 	}
 	v, err := h.l.FetchLocked(ctx, key)
-	if err != nil && h.db.must(err) {
+	if err != nil && h.db.ringServes(err) {
 		return h.lock(ctx, key, true)
 	}
 	return v, err
@@ -215,7 +215,7 @@ func (h *Handle) TryFetchLocked(ctx context.Context, key []byte) (Record, error)
 		return special(ctx, h.db, func() (Record, error) { return h.lock(ctx, key, false) }, func() (Record, error) { return h.l.TryFetchLocked(ctx, key) })
 	}
 	v, err := h.l.TryFetchLocked(ctx, key)
-	if err != nil && h.db.must(err) {
+	if err != nil && h.db.ringServes(err) {
 		return h.lock(ctx, key, false)
 	}
 	return v, err
@@ -227,7 +227,7 @@ func (h *Handle) Store(ctx context.Context, key, data []byte) error {
 		return specialErr(ctx, h.db, func() error { return h.db.put(ctx, key, data) }, func() error { return h.l.Store(ctx, key, data) })
 	}
 	err := h.l.Store(ctx, key, data)
-	if err != nil && h.db.must(err) {
+	if err != nil && h.db.ringServes(err) {
 		return h.db.put(ctx, key, data)
 	}
 	return err
@@ -239,7 +239,7 @@ func (h *Handle) Delete(ctx context.Context, key []byte) error {
 		return specialErr(ctx, h.db, func() error { return h.db.change(ctx, &wire.Message{Op: wire.ReqDelete, Key: key}, false, nil) }, func() error { return h.l.Delete(ctx, key) })
 	}
 	err := h.l.Delete(ctx, key)
-	if err != nil && h.db.must(err) {
+	if err != nil && h.db.ringServes(err) {
 		return h.db.change(ctx, &wire.Message{Op: wire.ReqDelete, Key: key}, false, nil)
 	}
 	return err
@@ -251,7 +251,7 @@ func (h *Handle) ConditionalAppend(ctx context.Context, cond ConditionID, key, p
 		return special(ctx, h.db, func() (Piece, error) { return h.db.append(ctx, cond, key, piece, false) }, func() (Piece, error) { return h.l.ConditionalAppend(ctx, cond, key, piece) })
 	}
 	v, err := h.l.ConditionalAppend(ctx, cond, key, piece)
-	if err != nil && h.db.must(err) {
+	if err != nil && h.db.ringServes(err) {
 		return h.db.append(ctx, cond, key, piece, false)
 	}
 	return v, err
@@ -263,7 +263,7 @@ func (h *Handle) ConditionalAppendWait(ctx context.Context, cond ConditionID, ke
 		return special(ctx, h.db, func() (Piece, error) { return h.db.append(ctx, cond, key, piece, true) }, func() (Piece, error) { return h.l.ConditionalAppendWait(ctx, cond, key, piece) })
 	}
 	v, err := h.l.ConditionalAppendWait(ctx, cond, key, piece)
-	if err != nil && h.db.must(err) {
+	if err != nil && h.db.ringServes(err) {
 		return h.db.append(ctx, cond, key, piece, true)
 	}
 	return v, err
@@ -275,7 +275,7 @@ func (h *Handle) RemoveAndTrigger(ctx context.Context, key []byte, p Piece) erro
 		return specialErr(ctx, h.db, func() error { return h.db.remove(ctx, key, p) }, func() error { return h.l.RemoveAndTrigger(ctx, key, p) })
 	}
 	err := h.l.RemoveAndTrigger(ctx, key, p)
-	if err != nil && h.db.must(err) {
+	if err != nil && h.db.ringServes(err) {
 		return h.db.remove(ctx, key, p)
 	}
 	return err
@@ -287,7 +287,7 @@ func (h *Handle) RemoveMatching(ctx context.Context, cond ConditionID, key, data
 		return specialErr(ctx, h.db, func() error { return h.db.removeMatching(ctx, cond, key, data) }, func() error { return h.l.RemoveMatching(ctx, cond, key, data) })
 	}
 	err := h.l.RemoveMatching(ctx, cond, key, data)
-	if err != nil && h.db.must(err) {
+	if err != nil && h.db.ringServes(err) {
 		return h.db.removeMatching(ctx, cond, key, data)
 	}
 	return err
@@ -299,7 +299,7 @@ func (h *Handle) FetchBatch(ctx context.Context, b *Batch) (int, error) {
 		return special(ctx, h.db, func() (int, error) { return h.db.batch(ctx, b) }, func() (int, error) { return h.l.FetchBatch(ctx, b) })
 	}
 	v, err := h.l.FetchBatch(ctx, b)
-	if err != nil && h.db.must(err) {
+	if err != nil && h.db.ringServes(err) {
 		return h.db.batch(ctx, b)
 	}
 	return v, err

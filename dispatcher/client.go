@@ -75,7 +75,7 @@ func (d *Dispatcher) serve(slot, generation uint32, adopt bool) (*client, error)
 func (d *Dispatcher) gone(c *client) {
 	d.orphans = true
 	d.core.ClientGone(d.now, protocol.ClientID(c.slot))
-	d.taken()
+	d.perform()
 	for id, st := range c.byID {
 		delete(c.byID, id)
 		d.calls.end(st)
@@ -218,7 +218,7 @@ func (d *Dispatcher) submit(c *client, st *state) {
 func (d *Dispatcher) abandon(c *client, id uint32) {
 	st := c.byID[id]
 	if st != nil && st.running {
-		d.taken() // it may have been answered in this turn
+		d.perform() // it may have been answered in this turn
 	}
 	if st != nil && st.answered {
 		return // the answer is on its way

@@ -59,7 +59,7 @@ type Dispatcher struct {
 	calls    *calls
 	clients  []*client
 	bySlot   map[uint32]*client
-	peers    []*peer
+	conns    []*conn
 
 	incarnation uint32
 	maxRequest  int
@@ -72,7 +72,7 @@ type Dispatcher struct {
 	lacks       map[string]bool  // files that could not be made again
 	aliveAt     protocol.Instant
 	acceptAt    protocol.Instant // when to look at the listener again, after an error
-	unfinished  int              // of peers, those that have no slot yet
+	unfinished  int              // of conns, those that have no slot yet
 	acceptLog   quiet
 	pollLog     quiet
 	eff         protocol.Effects
@@ -174,7 +174,7 @@ func (d *Dispatcher) open(ctx context.Context) (err error) {
 		return slot >= 1 && slot <= d.seg.Slots() && d.node.Attached[slot].Load() == generation && d.store.alive(slot, generation)
 	})
 	d.load(warm)
-	d.core = protocol.New(d.time(), protocol.Config{
+	d.core = protocol.New(d.readClock(), protocol.Config{
 		Self: 0, Nodes: 1, Incarnation: uint64(d.incarnation), Seed: binary.LittleEndian.Uint64(seed[4:]),
 		WallMS: d.start.UnixMilli(), Hash: d.store.hash, Mode: d.store.mode, Conditions: d.store,
 		Heartbeat: link.Second, // there is nobody to ask
@@ -233,7 +233,7 @@ func (d *Dispatcher) register(ctx context.Context) error {
 		if end := d.whole(); end != nil {
 			return end
 		}
-		d.time()
+		d.readClock()
 		d.evict()
 		if _, err := d.keeper.RecoverDead(func(uint32) {}, slice()); err != nil {
 			d.complain("recovery of a dead client", err)
@@ -298,8 +298,8 @@ func (d *Dispatcher) save() {
 	}
 }
 
-// time is the node's clock.
-func (d *Dispatcher) time() protocol.Instant {
+// readClock sets the time of this turn by the clock, and returns it.
+func (d *Dispatcher) readClock() protocol.Instant {
 	d.now = protocol.Instant(time.Since(d.start)) + link.Second
 	return d.now
 }
@@ -349,21 +349,21 @@ func (d *Dispatcher) run(ctx context.Context) error {
 			return err
 		}
 	}
-	for limit := d.time() + stopLimit; d.turn() && d.now < limit; {
+	for limit := d.readClock() + stopLimit; d.turn() && d.now < limit; {
 	}
 	// Clients that left just before us: nobody may come after us for long.
 	for d.scan(); d.scanAt <= d.now; d.scan() {
 	}
-	for limit := d.time() + stopLimit; d.tidying && d.time() < limit; {
+	for limit := d.readClock() + stopLimit; d.tidying && d.readClock() < limit; {
 		d.tidy()
 	}
-	d.taken()
+	d.perform()
 	return nil
 }
 
 // turn is one turn of the loop; it reports whether there was anything to do.
 func (d *Dispatcher) turn() bool {
-	d.time()
+	d.readClock()
 	d.Stats.Turns++
 	if d.opts.AliveEvery > 0 && d.now >= d.aliveAt {
 		d.aliveAt = d.now + protocol.Instant(d.opts.AliveEvery)
@@ -387,7 +387,7 @@ func (d *Dispatcher) turn() bool {
 		d.goOn()
 	}
 	replies := d.Stats.Replies
-	d.taken()
+	d.perform()
 	// What can be interrupted gets half of the time while there are requests.
 	if (!d.leftOver || d.tidying) && (!did || d.now >= d.sliceAt) {
 		if !d.leftOver {
@@ -395,7 +395,7 @@ func (d *Dispatcher) turn() bool {
 		} else {
 			d.tidy()
 		}
-		d.sliceAt = d.time() + 2*protocol.Instant(sliceLimit)
+		d.sliceAt = d.readClock() + 2*protocol.Instant(sliceLimit)
 		did = true
 	}
 	return did || d.Stats.Rung != rung || d.Stats.Replies != replies
@@ -431,8 +431,8 @@ func (d *Dispatcher) turnCells() int {
 	return max(turnBudget/16, turnBudget*call.MaxCalls/max(call.MaxCalls, len(d.calls.states)))
 }
 
-// taken carries out what the core wants done.
-func (d *Dispatcher) taken() {
+// perform carries out what the core wants done.
+func (d *Dispatcher) perform() {
 	e := &d.eff
 	d.core.Take(e)
 	d.next = e.Next
@@ -535,8 +535,8 @@ func (d *Dispatcher) close() error {
 		errs = append(errs, d.listener.Close())
 		d.listener = nil
 	}
-	for len(d.peers) > 0 {
-		d.closePeer(d.peers[0].Peer)
+	for len(d.conns) > 0 {
+		d.closePeer(d.conns[0].Peer)
 	}
 	for _, c := range d.clients {
 		if c.peer != nil {

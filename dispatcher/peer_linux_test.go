@@ -75,7 +75,7 @@ func TestDialled(t *testing.T) {
 			t.Errorf("somebody has dialled as generation %d of slot %d", who.generation, who.slot)
 		}
 	}
-	for _, p := range d.peers {
+	for _, p := range d.conns {
 		if p.Peer == c.peer {
 			d.hungUp(p)
 			break

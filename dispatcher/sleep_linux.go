@@ -12,8 +12,8 @@ import (
 // connections.
 type pollSet struct {
 	fds   []unix.PollFd
-	peers []*peer // of fds[2:]
-	out   []*peer
+	conns []*conn // of fds[2:]
+	out   []*conn
 	stale bool
 }
 
@@ -21,8 +21,8 @@ func (p *pollSet) fill(d *Dispatcher) {
 	if p.stale || len(p.fds) == 0 {
 		p.stale = false
 		p.fds = append(p.fds[:0], unix.PollFd{Fd: int32(d.door.FD()), Events: unix.POLLIN}, unix.PollFd{Events: unix.POLLIN})
-		p.peers = append(p.peers[:0], d.peers...)
-		for _, q := range d.peers {
+		p.conns = append(p.conns[:0], d.conns...)
+		for _, q := range d.conns {
 			p.fds = append(p.fds, unix.PollFd{Fd: int32(q.FD()), Events: unix.POLLIN})
 		}
 	}
@@ -34,7 +34,7 @@ func (p *pollSet) fill(d *Dispatcher) {
 
 // ready reports whether somebody wants to come in, and which connections want
 // something. Some of them may have been closed when their turn comes.
-func (p *pollSet) ready(d *Dispatcher) (come bool, heard []*peer) {
+func (p *pollSet) ready(d *Dispatcher) (come bool, heard []*conn) {
 	p.fill(d)
 	p.out = p.out[:0]
 	var none unix.Timespec
@@ -46,7 +46,7 @@ func (p *pollSet) ready(d *Dispatcher) (come bool, heard []*peer) {
 	if err != nil || n == 0 {
 		return false, nil
 	}
-	for i, q := range p.peers {
+	for i, q := range p.conns {
 		if p.fds[2+i].Revents != 0 {
 			p.out = append(p.out, q)
 		}
@@ -69,7 +69,7 @@ func (d *Dispatcher) sleep() error {
 	if d.Stats.Rung != rung || d.stopping.Load() {
 		return nil
 	}
-	wait := min(d.next, d.scanAt) - d.time()
+	wait := min(d.next, d.scanAt) - d.readClock()
 	if d.opts.AliveEvery > 0 {
 		wait = min(wait, d.aliveAt-d.now)
 	}

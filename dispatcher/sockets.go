@@ -14,8 +14,8 @@ import (
 	"github.com/mainzdb/mainz/shm"
 )
 
-// peer is a connection: of a client, or of who wants to become one.
-type peer struct {
+// conn is a connection: of a client, or of who wants to become one.
+type conn struct {
 	*attach.Peer
 	since   protocol.Instant // accepted
 	greeted bool
@@ -88,34 +88,34 @@ func (d *Dispatcher) accept() {
 		if d.unfinished >= int(d.seg.Slots())+moreUnfinished {
 			d.closePeer(d.worst().Peer)
 		}
-		d.peers = append(d.peers, &peer{Peer: p, since: d.now})
+		d.conns = append(d.conns, &conn{Peer: p, since: d.now})
 		d.unfinished++
 		d.polls.stale = true
 	}
 }
 
-// worst is the peer that has to go if there are too many that are not clients yet:
+// worst is the connection that has to go if there are too many that are not clients yet:
 // the oldest of the user that has most of them. So who opens connections and says
 // nothing drives out himself, and honest clients have all the time that it takes
 // him to open as many again.
-func (d *Dispatcher) worst() *peer {
+func (d *Dispatcher) worst() *conn {
 	of, most := map[uint32]int{}, uint32(0)
-	for _, p := range d.peers {
+	for _, p := range d.conns {
 		if !p.joined {
 			of[p.Cred.UID]++
 		}
 	}
-	for _, p := range d.peers { // not over the map, which has no order
+	for _, p := range d.conns { // not over the map, which has no order
 		if of[p.Cred.UID] > of[most] {
 			most = p.Cred.UID
 		}
 	}
-	for _, p := range d.peers {
+	for _, p := range d.conns {
 		if !p.joined && p.Cred.UID == most {
 			return p
 		}
 	}
-	panic(fmt.Sprintf("dispatcher: %d unfinished connections, and none among %d", d.unfinished, len(d.peers)))
+	panic(fmt.Sprintf("dispatcher: %d unfinished connections, and none among %d", d.unfinished, len(d.conns)))
 }
 
 // dropLate ends connections that did not become a client's in time.
@@ -123,7 +123,7 @@ func (d *Dispatcher) dropLate() {
 	if d.unfinished == 0 {
 		return
 	}
-	for _, p := range d.peers { // the oldest first
+	for _, p := range d.conns { // the oldest first
 		if !p.joined {
 			if d.now-p.since > unfinishedLimit {
 				_ = p.Refuse(attach.CodeOther, "attaching took too long; attach again")
@@ -135,7 +135,7 @@ func (d *Dispatcher) dropLate() {
 }
 
 // hear takes a message of a connection, or its end.
-func (d *Dispatcher) hear(p *peer) {
+func (d *Dispatcher) hear(p *conn) {
 	var m attach.Message
 	got, err := p.Receive(&m)
 	switch {
@@ -157,11 +157,11 @@ func (d *Dispatcher) hear(p *peer) {
 	}
 }
 
-// errTurn: a peer that says what it should not is cut off, so that none keeps the
+// errTurn: a connection that says what it should not is cut off, so that none keeps the
 // loop busy.
 var errTurn = errors.New("a message came that can't come now")
 
-func (d *Dispatcher) talk(p *peer, m *attach.Message) error {
+func (d *Dispatcher) talk(p *conn, m *attach.Message) error {
 	switch {
 	case m.Kind == attach.Hello && !p.greeted:
 		return d.hello(p, m)
@@ -175,7 +175,7 @@ func (d *Dispatcher) talk(p *peer, m *attach.Message) error {
 	return errors.Join(errTurn, p.Refuse(attach.CodeOther, "this message can't come now"))
 }
 
-func (d *Dispatcher) hello(p *peer, m *attach.Message) error {
+func (d *Dispatcher) hello(p *conn, m *attach.Message) error {
 	if m.Version != attach.Version {
 		return p.Refuse(attach.CodeIncompatible, fmt.Sprintf("the dispatcher speaks version %d, the client %d; upgrade the older one", attach.Version, m.Version))
 	}
@@ -197,7 +197,7 @@ func (d *Dispatcher) hello(p *peer, m *attach.Message) error {
 	return p.Send(&w)
 }
 
-func (d *Dispatcher) joined(p *peer, m *attach.Message) error {
+func (d *Dispatcher) joined(p *conn, m *attach.Message) error {
 	if err := d.itsSegment(m); err != nil {
 		return p.Refuse(attach.CodeOther, err.Error())
 	}
@@ -231,7 +231,7 @@ func (d *Dispatcher) joined(p *peer, m *attach.Message) error {
 // Whoever is of the group can say so of any slot, and can write his PID into it. But
 // the lock of the slot, which the kernel keeps, is the tenant's: who can stretch it by
 // a number that is chosen here is the tenant. So nobody takes another one's place.
-func (d *Dispatcher) dialsAgain(p *peer, m *attach.Message) error {
+func (d *Dispatcher) dialsAgain(p *conn, m *attach.Message) error {
 	if err := d.itsSegment(m); err != nil {
 		return p.Refuse(attach.CodeOther, err.Error())
 	}
@@ -248,21 +248,21 @@ func (d *Dispatcher) dialsAgain(p *peer, m *attach.Message) error {
 }
 
 // served returns the client that a connection says it is, or why it can't be.
-func (d *Dispatcher) served(p *peer, slot, generation uint32) (*client, error) {
+func (d *Dispatcher) served(p *conn, slot, generation uint32) (*client, error) {
 	c := d.bySlot[slot]
 	switch {
 	case c == nil || c.generation != generation || !d.store.alive(slot, generation):
 		return nil, fmt.Errorf("nobody of generation %d is served in slot %d; attach again", generation, slot)
 	case !d.itsPID(p, slot):
 		return nil, fmt.Errorf("slot %d is process %d's, not process %d's", slot, d.seg.Slot(slot).PID.Load(), p.Cred.PID)
-	case c.peer != nil && slices.ContainsFunc(d.peers, func(q *peer) bool { return q.Peer == c.peer }):
+	case c.peer != nil && slices.ContainsFunc(d.conns, func(q *conn) bool { return q.Peer == c.peer }):
 		return nil, fmt.Errorf("slot %d is attached already", slot)
 	}
 	return c, nil
 }
 
 // proven ends what dialsAgain has begun.
-func (d *Dispatcher) proven(p *peer) error {
+func (d *Dispatcher) proven(p *conn) error {
 	stretch := p.stretch
 	p.stretch = 0
 	c, err := d.served(p, p.slot, p.generation)
@@ -293,7 +293,7 @@ func (d *Dispatcher) itsSegment(m *attach.Message) error {
 
 // itsPID reports whether the slot has the PID that the kernel tells of a connection;
 // true as well if these can't be compared, as they are of different namespaces.
-func (d *Dispatcher) itsPID(p *peer, slot uint32) bool {
+func (d *Dispatcher) itsPID(p *conn, slot uint32) bool {
 	sl := d.seg.Slot(slot)
 	return p.Cred.PID == 0 || sl.Place.Load() != d.seg.Slot(shm.DispatcherSlot).Place.Load() || sl.PID.Load() == uint32(p.Cred.PID)
 }
@@ -312,14 +312,14 @@ func (d *Dispatcher) dialled(slot uint32, generation uint64) (pidfd, pid int, ok
 
 // hungUp listens no more to a client's connection. It stays open until the client is
 // gone: until then the kernel tells by it who that was.
-func (d *Dispatcher) hungUp(p *peer) {
-	d.peers = slices.DeleteFunc(d.peers, func(q *peer) bool { return q == p })
+func (d *Dispatcher) hungUp(p *conn) {
+	d.conns = slices.DeleteFunc(d.conns, func(q *conn) bool { return q == p })
 	d.polls.stale = true
 }
 
 func (d *Dispatcher) closePeer(p *attach.Peer) {
 	_ = p.Close()
-	d.peers = slices.DeleteFunc(d.peers, func(q *peer) bool {
+	d.conns = slices.DeleteFunc(d.conns, func(q *conn) bool {
 		if q.Peer == p && !q.joined {
 			d.unfinished--
 		}

@@ -85,7 +85,7 @@ func (n *Announced) Record() (Record, error) {
 	}
 	if err == nil {
 		if err = h.a.fillLock(h.db, n.key, l.hash, l); err == nil {
-			h.a.holds(l)
+			h.a.noteHeld(l)
 			return l.record(), nil
 		}
 		h.a.keepLock(l)

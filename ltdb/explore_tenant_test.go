@@ -385,7 +385,7 @@ func interruptedRepair(*testing.T) error {
 		w.a.c.SimulateDeath()
 		var held *Record
 		n = interrupt(func() { must(w.r.c.Recover(w.slot)) }, map[int]func(){at: func() {
-			w.d.given(w.db.id, w.key, e, w.slot, w.gen)
+			w.d.confirmGiven(w.db.id, w.key, e, w.slot, w.gen)
 			if r, err := w.db.TryFetchLocked(bg, w.key); err == nil {
 				held = &r
 			}

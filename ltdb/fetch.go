@@ -68,13 +68,13 @@ func (db *DB) read(dst, key []byte, hash uint64) (out []byte, found, done bool, 
 	return dst, false, false, nil
 }
 
-// quickSlow is read for the usual case, in one go: the first entry with the tag
+// quickGo is read for the usual case, in one go: the first entry with the tag
 // has the key, nobody changes the record, dst has room. If anything else is
 // the case it says no and read finds out. It calls nothing and looks at each
 // word as few times as it can: fewer instructions let the CPU begin the next
 // read, and its cache misses, before this one has ended. quick_amd64.s does the
 // same with fewer still.
-func (db *DB) quickSlow(dst, key []byte, hash uint64) ([]byte, bool) {
+func (db *DB) quickGo(dst, key []byte, hash uint64) ([]byte, bool) {
 	tag := tagOf(hash)
 	g := db.gate.Load()
 	bk := &db.buckets[hash&db.mask]

@@ -26,7 +26,7 @@ type Keeper struct {
 	dbs   map[uint32]*DB
 	book  watches
 
-	at         spot   // of locked
+	at         spot   // of withLock
 	data, tags []byte // of Look
 	scanKey    []byte // of Scan
 	scanned    Held

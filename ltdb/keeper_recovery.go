@@ -119,7 +119,7 @@ func (k *Keeper) Provisional(id uint32, key []byte, o OPID, piece []byte, epoch 
 		return true
 	}
 	if !ok {
-		if k.TryLock(id, key, true) != LockTaken || !k.held(id, key, &at) {
+		if k.TryLock(id, key, true) != LockTaken || !k.findHeld(id, key, &at) {
 			return false
 		}
 		defer k.Unlock(id, key)

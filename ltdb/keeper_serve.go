@@ -185,8 +185,8 @@ func (k *Keeper) Holder(id uint32, key []byte) uint32 {
 	return 0
 }
 
-// held finds a record that the dispatcher holds.
-func (k *Keeper) held(id uint32, key []byte, at *spot) bool {
+// findHeld finds a record that the dispatcher holds.
+func (k *Keeper) findHeld(id uint32, key []byte, at *spot) bool {
 	db := k.db(id)
 	if db == nil {
 		return false
@@ -206,7 +206,7 @@ func (k *Keeper) held(id uint32, key []byte, at *spot) bool {
 // Preconditions: the dispatcher holds it.
 func (k *Keeper) Unlock(id uint32, key []byte) {
 	var at spot
-	if !k.held(id, key, &at) {
+	if !k.findHeld(id, key, &at) {
 		return
 	}
 	s, a := k.s, k.a
@@ -256,7 +256,7 @@ func (k *Keeper) Unlock(id uint32, key []byte) {
 // Preconditions: the dispatcher holds it.
 func (k *Keeper) UnlockTo(id uint32, key []byte, slot, generation uint32) bool {
 	var at spot
-	if !k.held(id, key, &at) {
+	if !k.findHeld(id, key, &at) {
 		return false
 	}
 	s := k.s
@@ -280,7 +280,7 @@ func (k *Keeper) UnlockTo(id uint32, key []byte, slot, generation uint32) bool {
 			break
 		}
 	}
-	return k.given(id, key, at.entry, slot, generation)
+	return k.confirmGiven(id, key, at.entry, slot, generation)
 }
 
 // announced reports whether the client of that generation of a slot has a cell for
@@ -302,12 +302,12 @@ func (s *Store) announced(slot, generation uint32, off shm.Offset) bool {
 	return found && (uint32(sl.Generation.Load()) == generation || planted("anytenant"))
 }
 
-// given is the second look at a client that was left a lock. Who repairs a slot marks
+// confirmGiven is the second look at a client that was left a lock. Who repairs a slot marks
 // the cell before it looks at the entry, so either the cell stands here, and a repair
 // will find the lock, or it does not, and the lock is taken back. It is still the lock
 // that was given as long as D stands: a release would have handed the record over, and a
 // repair takes D off first.
-func (k *Keeper) given(id uint32, key []byte, entry *shm.Word64, slot, generation uint32) bool {
+func (k *Keeper) confirmGiven(id uint32, key []byte, entry *shm.Word64, slot, generation uint32) bool {
 	s := k.s
 	stands := planted("nosecond") || s.announced(slot, generation, shm.OffsetOf(s.r, entry))
 	for {
@@ -348,7 +348,7 @@ func (k *Keeper) Gave(id uint32, key []byte, slot, generation uint32) bool {
 	if err != nil || !ok || entryOwner(at.e) != slot || slot == DispatcherSlot {
 		return false
 	}
-	return k.given(id, key, at.entry, slot, generation)
+	return k.confirmGiven(id, key, at.entry, slot, generation)
 }
 
 // Publish gives a record a new value and keeps the lock: LockTaken. LockHeld:
@@ -358,7 +358,7 @@ func (k *Keeper) Gave(id uint32, key []byte, slot, generation uint32) bool {
 // Preconditions: the dispatcher holds it.
 func (k *Keeper) Publish(id uint32, key []byte, r *Held, arriving bool) LockResult {
 	var at spot
-	if !k.held(id, key, &at) {
+	if !k.findHeld(id, key, &at) {
 		return LockNoSpace
 	}
 	err := k.replace(id, key, &at, r, arriving, flagOwn|metaFlags(at.meta)&keptFlags, 0)
@@ -461,7 +461,7 @@ func (k *Keeper) flush(at *spot) {
 // Preconditions: the dispatcher holds it.
 func (k *Keeper) Remove(id uint32, key []byte) {
 	var at spot
-	if k.held(id, key, &at) && !k.erase(&at) {
+	if k.findHeld(id, key, &at) && !k.erase(&at) {
 		k.book.undone = append(k.book.undone, watchKey{id, string(key)}) // it stays locked
 	}
 }
@@ -487,12 +487,12 @@ func (k *Keeper) erase(at *spot) bool {
 // Touch notes which node has asked for a record last, and how often in a row.
 // It is not an update: a record that a client holds is left alone.
 func (k *Keeper) Touch(id uint32, key []byte, accessor, count uint32) {
-	k.locked(id, key, func(at *spot) { at.b.acc.Store(uint64(accessor) | uint64(count)<<32) })
+	k.withLock(id, key, func(at *spot) { at.b.acc.Store(uint64(accessor) | uint64(count)<<32) })
 }
 
-// locked calls f with a record that the dispatcher holds, or that was free and
+// withLock calls f with a record that the dispatcher holds, or that was free and
 // is locked for f. It reports whether it did.
-func (k *Keeper) locked(id uint32, key []byte, f func(at *spot)) bool {
+func (k *Keeper) withLock(id uint32, key []byte, f func(at *spot)) bool {
 	db := k.db(id)
 	if db == nil {
 		return false

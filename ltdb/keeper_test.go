@@ -249,7 +249,7 @@ func TestDispatcherTurns(t *testing.T) {
 	served := 0
 	for {
 		// A client that sleeps, as far as the entry tells.
-		if !n.d.held(n.db.ID(), key, &at) {
+		if !n.d.findHeld(n.db.ID(), key, &at) {
 			t.Fatal("not held")
 		}
 		for e := at.entry.Load(); !at.entry.CAS(e, e|bitW); e = at.entry.Load() {

@@ -23,7 +23,7 @@ func (k *Keeper) Attend(id uint32, key []byte, on bool) {
 			k.book.drop(w)
 		}
 		empty := false
-		k.locked(id, key, func(at *spot) {
+		k.withLock(id, key, func(at *spot) {
 			meta := at.b.meta.Load()
 			at.b.meta.Store(meta &^ (flagAttended << 24))
 			empty = metaFlags(meta)&flagEmpty != 0
@@ -34,7 +34,7 @@ func (k *Keeper) Attend(id uint32, key []byte, on bool) {
 		return
 	}
 	var w *watch
-	done := k.locked(id, key, func(at *spot) {
+	done := k.withLock(id, key, func(at *spot) {
 		w = k.book.at(db, key, shm.OffsetOf(k.s.r, at.entry)) // before any bit is set in the entry or its block
 		at.b.meta.Store(at.b.meta.Load() | flagAttended<<24)
 		if !planted("attendlate") && k.book.changed(k.seen(at)) {
@@ -64,7 +64,7 @@ func (k *Keeper) unattend(db *DB, key []byte) {
 		return
 	}
 	var at spot
-	if k.held(db.id, key, &at) {
+	if k.findHeld(db.id, key, &at) {
 		at.b.meta.Store(at.b.meta.Load() &^ (flagAttended << 24))
 	}
 	k.Unlock(db.id, key)
@@ -98,7 +98,7 @@ func (k *Keeper) Rung(f func(db uint32, key []byte)) {
 		}
 	}
 	for _, w := range k.due {
-		if w.waits && !w.attended && !w.overdue && k.asked(w) {
+		if w.waits && !w.attended && !w.overdue && k.stillAsked(w) {
 			continue // another record with the same bit
 		}
 		w.waits = false
@@ -115,9 +115,9 @@ func (k *Keeper) Rung(f func(db uint32, key []byte)) {
 	}
 }
 
-// asked reports whether a client that holds the record will hand it over: D stands. A
+// stillAsked reports whether a client that holds the record will hand it over: D stands. A
 // repair takes D off, and somebody else may have the record by now.
-func (k *Keeper) asked(w *watch) bool {
+func (k *Keeper) stillAsked(w *watch) bool {
 	var at spot
 	ok, err := w.db.find(w.db.hash(w.key), w.key, &at)
 	k.fail(err)

@@ -251,7 +251,7 @@ func (h *Handle) FetchLocked(ctx context.Context, key []byte) (Record, error) {
 		if h.a.fetchLocked(h.db, key, h.db.hash(key), l, newcomer) == nil {
 			h.a.free = l.next
 			h.a.nfree--
-			h.a.holds(l)
+			h.a.noteHeld(l)
 			r := l.record()
 			h.leave()
 			return r, nil

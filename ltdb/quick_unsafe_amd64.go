@@ -34,10 +34,10 @@ func quickRead(p *probe, dst, key *[]byte, hash uint64) int
 //go:noescape
 func quickFetch(h *Handle, dst, key *[]byte) int
 
-// quick tries to read a record in one go; see quickSlow for what that means.
+// quick tries to read a record in one go; see quickGo for what that means.
 func (db *DB) quick(dst, key []byte, hash uint64) ([]byte, bool) {
 	if uint(len(key)-8) > 8 || !vectors {
-		return db.quickSlow(dst, key, hash)
+		return db.quickGo(dst, key, hash)
 	}
 	n := quickRead(&db.probe, &dst, &key, hash)
 	if n < 0 {

@@ -7,9 +7,9 @@ const vectors = false
 
 func quickFetch(*Handle, *[]byte, *[]byte) int { return refused }
 
-// quick tries to read a record in one go; see quickSlow for what that means.
+// quick tries to read a record in one go; see quickGo for what that means.
 func (db *DB) quick(dst, key []byte, hash uint64) ([]byte, bool) {
-	return db.quickSlow(dst, key, hash)
+	return db.quickGo(dst, key, hash)
 }
 
 // seek is find for the usual case; false says nothing.

@@ -231,8 +231,8 @@ func (r Record) OwnerDied() bool {
 	return r.fresh() && metaFlags(r.l.at.meta)&flagOwnerDied != 0
 }
 
-// holds notes that l was locked through the Handle that has the actor.
-func (a *actor) holds(l *lock) {
+// noteHeld notes that l was locked through the Handle that has the actor.
+func (a *actor) noteHeld(l *lock) {
 	l.own = a.of
 	l.older = a.held
 	a.held = l
@@ -240,7 +240,7 @@ func (a *actor) holds(l *lock) {
 
 // take makes the caller the only one that works with the record, and gets the actor
 // for that: to is the state that the lock has from then on, lockBusy or lockTenant.
-// Done or kept ends it.
+// end or endKept ends it.
 func (r Record) take(to uint64) (*actor, error) {
 	if !r.fresh() {
 		return nil, r.stale()
@@ -275,8 +275,8 @@ func (r Record) take(to uint64) (*actor, error) {
 	return a, nil
 }
 
-// kept ends a call that keeps the record locked.
-func (r Record) kept(a *actor) {
+// endKept ends a call that keeps the record locked.
+func (r Record) endKept(a *actor) {
 	h := r.l.own
 	r.l.state.Store(r.live)
 	if h == nil {
@@ -286,8 +286,8 @@ func (r Record) kept(a *actor) {
 	h.leave()
 }
 
-// done ends the record: the lock is released already.
-func (l *lock) done(a *actor) {
+// end ends the record: the lock is released already.
+func (l *lock) end(a *actor) {
 	h := l.own
 	if h == nil {
 		a.keepLock(l)
@@ -343,7 +343,7 @@ func (r Record) Store(data []byte) error {
 		return err
 	}
 	err = a.storeKept(r.l, data)
-	r.kept(a)
+	r.endKept(a)
 	return err
 }
 
@@ -403,7 +403,7 @@ func (r Record) storeUnlock(ctx context.Context, data []byte, told bool) error {
 	} else {
 		err = errors.Join(err, a.letGo(&l.at, l.cell))
 	}
-	l.done(a)
+	l.end(a)
 	return err
 }
 
@@ -432,7 +432,7 @@ func (r Record) unlock(told bool) error {
 		a.told(&l.at)
 	}
 	err = a.letGo(&l.at, l.cell)
-	l.done(a)
+	l.end(a)
 	return err
 }
 
@@ -463,7 +463,7 @@ func (db *DB) lockRecord(ctx context.Context, own *actor, key []byte, wait bool)
 					return err
 				}
 				if own != nil {
-					own.holds(l)
+					own.noteHeld(l)
 				}
 				r = l.record()
 				return nil
@@ -496,7 +496,7 @@ func (db *DB) lockOnce(ctx context.Context, own *actor, key []byte, hash uint64,
 	if err == nil {
 		if err = a.fetchLocked(db, key, hash, l, who); err == nil {
 			if own != nil {
-				own.holds(l)
+				own.noteHeld(l)
 			}
 			r = l.record()
 		} else {

@@ -288,7 +288,7 @@ func (p *repairer) put(h *handle, ref uint32) bool {
 }
 
 // cellGoing marks a cell whose slot is being repaired. Who leaves a lock to the slot
-// looks at the cell behind that (Keeper.given).
+// looks at the cell behind that (Keeper.confirmGiven).
 const cellGoing = 1
 
 // cell releases a record lock that the dead client held, and wakes all who
@@ -343,7 +343,7 @@ func (p *repairer) cell(cell *shm.Word64, given bool) {
 
 // holds reports whether the dead client has the lock, and takes D off, which it
 // returns: the release hands the record over all the same. While D stands the dispatcher
-// may take the lock back (Keeper.given); without, the block is nobody else's until
+// may take the lock back (Keeper.confirmGiven); without, the block is nobody else's until
 // the release. Who repairs after a death in between knows of no D: the dispatcher is
 // rung, and asks again.
 func (p *repairer) holds(entry *shm.Word64) (held bool, asked uint64) {

@@ -31,7 +31,8 @@ var (
 // Prebuilt for paths that do not allocate.
 var errPositions = fmt.Errorf("%w: its positions do not fit together; end its process and make the ring anew", ErrCorrupt)
 
-// Message is what a cell holds. The ring does not look into it.
+// Message is what one cell holds. The ring does not look into it: a call of package
+// mainz is cut into several.
 type Message struct {
 	Head   [2]uint64
 	Inline [InlineSize]byte

@@ -228,10 +228,10 @@ func gone(fd int) fate {
 	return unknown
 }
 
-// peer is a process that the kernel has named for a slot.
-type peer struct{ fd, pid int }
+// named is a process that the kernel has named for a slot.
+type named struct{ fd, pid int }
 
-func (p peer) close() { _ = unix.Close(p.fd) }
+func (p named) close() { _ = unix.Close(p.fd) }
 
 // errUnnamed: the kernel names nobody for a slot, as far as this process can see.
 var errUnnamed = fmt.Errorf("the kernel does not tell which process it is: %w; run as root or as its user", ErrPermission)
@@ -239,29 +239,29 @@ var errUnnamed = fmt.Errorf("the kernel does not tell which process it is: %w; r
 // peer returns the process that the kernel names for the tenant of a slot: who
 // has dialled as such, else who maps the segment and has the slot's lock open.
 // The words of the slot only say at whom to look.
-func (c *Client) peer(slot uint32, generation uint64) (peer, error) {
+func (c *Client) peer(slot uint32, generation uint64) (named, error) {
 	if c.opts.Peer != nil {
 		if fd, pid, ok := c.opts.Peer(slot, generation); ok {
-			return peer{fd, pid}, nil
+			return named{fd, pid}, nil
 		}
 	}
 	sl := c.seg.Slot(slot)
 	if c.seg.InHeap() || sl == nil {
-		return peer{}, errUnnamed
+		return named{}, errUnnamed
 	}
 	pid, me := int(sl.PID.Load()), identify()
 	if pid <= 0 || me.place == 0 || sl.Place.Load() != me.place {
-		return peer{}, errUnnamed
+		return named{}, errUnnamed
 	}
 	fd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
-		return peer{}, errUnnamed
+		return named{}, errUnnamed
 	}
 	if !c.seg.holds(pid, slotLock(slot, generation)) || over(fd) {
 		_ = unix.Close(fd)
-		return peer{}, errUnnamed
+		return named{}, errUnnamed
 	}
-	return peer{fd, pid}, nil
+	return named{fd, pid}, nil
 }
 
 // holds reports whether the kernel says of a process that it has mapped the

@@ -66,7 +66,7 @@ type Condition struct {
 	Name        string
 }
 
-// Message is any of the messages. Fields that a kind does not use are zero.
+// Message is one message on the socket, of any kind. Fields that a kind does not use are zero.
 type Message struct {
 	Kind       Kind
 	Version    uint32

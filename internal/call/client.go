@@ -90,7 +90,7 @@ func (r *Client) Stand(ctx context.Context, db uint32, key string) (leave func()
 	}, nil
 }
 
-// Pending is a call under way. Its fields are the caller's before it is
+// Pending is a call that waits for its reply through the ring. Its fields are the caller's before it is
 // registered and when ended is set, and belong to mu in between.
 type Pending struct {
 	// How the call has ended.

@@ -11,14 +11,14 @@ type Epoch struct {
 	Kept                          bool
 }
 
-// toldLimit bounds how long a call by bypass waits for what it is to be told of an
+// catchUpLimit bounds how long a call by bypass waits for what it is to be told of an
 // epoch that it has seen: the dispatcher says it in the turn in which it opens the
 // gate, unless it has died in between.
-const toldLimit = 100 * time.Millisecond
+const catchUpLimit = 100 * time.Millisecond
 
-// Told waits until the client knows of the segment's epoch, which a call by bypass may
+// CatchUp waits until the client knows of the segment's epoch, which a call by bypass may
 // have seen. It does nothing if nobody is to be told.
-func (r *Client) Told(ctx context.Context, now uint64) {
+func (r *Client) CatchUp(ctx context.Context, now uint64) {
 	if r.tell == nil {
 		return
 	}
@@ -26,7 +26,7 @@ func (r *Client) Told(ctx context.Context, now uint64) {
 		ctx = context.Background()
 	}
 	if now != r.epoch.Load() {
-		ctx, cancel := context.WithTimeout(ctx, toldLimit)
+		ctx, cancel := context.WithTimeout(ctx, catchUpLimit)
 		defer cancel()
 		_ = r.Nop(ctx) // its reply stands behind what it is about
 	}
