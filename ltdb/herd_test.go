@@ -133,3 +133,53 @@ func TestOvertaken(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// TestLeftToWhoIsUp: the first of a line that looks for itself, and has lost its
+// processor, is overtaken by its process as often as one that is parked, and no more:
+// then the free word says that it is left to somebody.
+func TestLeftToWhoIsUp(t *testing.T) {
+	s := heap(t, Config{Size: 16 << 20, Slots: 4})
+	db, err := s.Database(bg, "db", KV, DatabaseOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := []byte("key")
+	r, err := db.FetchLocked(bg, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	entry := r.l.at.entry
+	w := s.turns.join(db.hash(key))
+	s.turns.park(w, entry)
+	if !s.turns.unparked(w) {
+		t.Fatal("it is not up")
+	}
+	overtook := 0
+	for ; ; overtook++ {
+		if err := r.StoreUnlock(key); err != nil {
+			t.Fatal(err)
+		}
+		if e := entry.Load(); e&newcomer == bitS {
+			break
+		} else if e&newcomer != 0 || overtook > patience {
+			t.Fatalf("the word is %#x after %d turns", e, overtook+1)
+		}
+		if r, err = db.TryFetchLocked(bg, key); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if overtook != patience {
+		t.Errorf("it was overtaken %d times; want %d", overtook, patience)
+	}
+	s.turns.leave(w) // it comes no more
+	s.turns.done(w)
+	if r, err = db.FetchLocked(bg, key); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Unlock(); err != nil {
+		t.Fatal(err)
+	}
+	if e, called := entry.Load(), s.turns.called.Load(); e&^identity != 0 || called != 0 {
+		t.Errorf("at the end the word is %#x, and %d are called", e, called)
+	}
+}

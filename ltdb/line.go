@@ -33,13 +33,16 @@ type turns struct {
 // line is who waits for one record. All of it is under turns.mu.
 //
 // A line is parked: it waits for a goroutine of this process. Or its first was called:
-// it is to look for itself, and has not run yet. Or its first is up, and looks. Up to
-// then it may be given the record, at the entry where the line was parked.
+// it is to look for itself, and has not run yet. Up to then it may be given the record,
+// at the entry where the line was parked. Or its first is up: it looks at the entry,
+// and takes the record when it is free. Or its first waits in the kernel, for another
+// process; then the line stands nowhere.
 type line struct {
 	hash        uint64
 	first, last *waiter
-	entry       *shm.Word64 // nil: the first is up
+	entry       *shm.Word64 // nil: the first waits elsewhere
 	parked      bool
+	up          bool
 	overtaken   int  // so many releases of the record at entry have passed the first over
 	still       bool // since the net has looked last, nobody was given the record
 }
@@ -56,6 +59,8 @@ type waiter struct {
 	simBell shm.Word32    // in its place under the explorer
 	l       *lock         // with which it waits or was given the record, nil for none
 	entry   *shm.Word64   // given
+
+	entitled atomic.Bool // a release has left the record to it: it does not step back
 
 	since    time.Time // the waiter's own: it has met a holder first, zero before
 	orphaned int       // the waiter's own: looks in a row that found no holder
@@ -74,6 +79,7 @@ func (t *turns) join(hash uint64) *waiter {
 	w.claimed, w.given, w.told, w.l, w.entry, w.next = false, false, false, nil, nil, nil
 	w.simBell = shm.Word32{}
 	w.since, w.orphaned, w.called = time.Time{}, 0, false
+	w.entitled.Store(false)
 	t.mu.Lock()
 	n := t.lines[hash]
 	if n == nil {
@@ -92,6 +98,26 @@ func (t *turns) join(hash uint64) *waiter {
 	n.last = w
 	t.mu.Unlock()
 	return w
+}
+
+// stands gets w up at the entry, if w is the first of a line that stands nowhere.
+// Then others do not overtake it without a count before it has looked at all.
+func (t *turns) stands(w *waiter, entry *shm.Word64) {
+	t.mu.Lock()
+	if n := w.line; n.first == w && n.entry == nil && t.at[entry] == nil {
+		n.entry, n.up = entry, true
+		t.at[entry] = n
+		t.counts(w)
+	}
+	t.mu.Unlock()
+}
+
+// counts has releases count while w is called, or up. The caller has t.mu.
+func (t *turns) counts(w *waiter) {
+	if !w.called {
+		w.called = true
+		t.called.Add(1)
+	}
 }
 
 // wait returns when w has been given the record, or is the first of a line that is
@@ -113,12 +139,9 @@ func (t *turns) wait(ctx context.Context, s *Store, w *waiter) (given bool, err 
 			return true, nil
 		case w.claimed: // it will be told very soon
 			until = context.Background()
-		case n.first == w && !n.parked && n.entry != nil:
+		case n.first == w && !n.parked && n.entry != nil && !n.up:
 			n.parked = true
-			if !w.called { // releases are to count while it looks
-				w.called = true
-				t.called.Add(1)
-			}
+			t.counts(w)
 			entry := n.entry
 			t.mu.Unlock()
 			if !t.lookFirst(s, w, entry) {
@@ -221,10 +244,7 @@ func (t *turns) done(w *waiter) {
 
 // call has w run. The caller has t.mu.
 func (t *turns) call(w *waiter) {
-	if !w.called {
-		w.called = true
-		t.called.Add(1)
-	}
+	t.counts(w)
 	w.tell()
 }
 
@@ -244,14 +264,24 @@ func (t *turns) unpark(n *line) {
 	}
 }
 
-// rise gets the first of the line up: it can't be given the record any more. The caller
-// has t.mu.
-func (t *turns) rise(n *line) {
+// depart takes the line away from the entry: its first waits elsewhere. The caller has
+// t.mu.
+func (t *turns) depart(n *line) {
+	n.up = false
 	if n.entry != nil {
 		delete(t.at, n.entry)
 		n.entry = nil
 		n.overtaken = patience
 	}
+}
+
+// departs is depart for w, which is up, and is about to wait in the kernel. Others
+// overtake it there without a count: who sleeps has W set, and is woken.
+func (t *turns) departs(w *waiter) {
+	t.mu.Lock()
+	t.runs(w)
+	t.depart(w.line)
+	t.mu.Unlock()
 }
 
 // courtesy lets those run that were called, on a busy machine or one with a single
@@ -289,7 +319,7 @@ func (t *turns) drop(w *waiter) {
 		n.last = before
 	}
 	if before == nil {
-		n.overtaken = 0
+		n.overtaken, n.up = 0, false
 	}
 	switch {
 	case n.first == nil:
@@ -326,7 +356,7 @@ func (t *turns) parkAt(n *line, entry *shm.Word64) {
 	if n.entry != nil && n.entry != entry {
 		delete(t.at, n.entry)
 	}
-	n.entry, n.parked, n.still = entry, true, false
+	n.entry, n.parked, n.up, n.still = entry, true, false, false
 	t.at[entry] = n
 	if t.armed || shm.SimEnabled && simulated() {
 		return
@@ -348,7 +378,7 @@ func (t *turns) lookAfter() {
 			// Up, and not where it could be given the record: only its own look tells
 			// whether anybody has it, or whether a damaged word says so.
 			t.unpark(n)
-			t.rise(n)
+			t.depart(n)
 		}
 		n.still = true
 	}
@@ -357,17 +387,17 @@ func (t *turns) lookAfter() {
 	}
 }
 
-// unparked takes that back, and reports whether it could: somebody may be about to give
-// w the record.
+// unparked gets w up, and reports whether it could: somebody may be about to give
+// w the record. While w is up releases count, and leave the record to it in the end: w
+// may lose its processor to another program, and others would overtake it for as long.
 func (t *turns) unparked(w *waiter) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if w.claimed || w.given || w.line.first != w {
 		return false
 	}
-	t.runs(w)
-	w.line.parked = false
-	t.rise(w.line)
+	t.counts(w)
+	w.line.parked, w.line.up = false, true
 	return true
 }
 
@@ -386,13 +416,14 @@ func (t *turns) take(w *waiter, entry *shm.Word64) bool {
 }
 
 // claim chooses who is given the record at the entry, nil if nobody waits, or the
-// first is patient and may be overtaken once more. more: others wait behind.
-func (t *turns) claim(entry *shm.Word64, patient bool) (w *waiter, more bool) {
+// first is patient and may be overtaken once more. more: others wait behind. leave: the
+// first is up, and the record is to be left to it.
+func (t *turns) claim(entry *shm.Word64, patient bool) (w *waiter, more, leave bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	n := t.at[entry]
 	if n == nil || n.first.claimed {
-		return nil, false
+		return nil, false, false
 	}
 	most := patience
 	if shm.SimEnabled && simulated() {
@@ -400,10 +431,14 @@ func (t *turns) claim(entry *shm.Word64, patient bool) (w *waiter, more bool) {
 	}
 	if patient && n.overtaken < most {
 		n.overtaken++
-		return nil, false
+		return nil, false, false
+	}
+	if n.up {
+		n.first.entitled.Store(true)
+		return nil, false, true
 	}
 	n.first.claimed = true
-	return n.first, n.first.next != nil
+	return n.first, n.first.next != nil, false
 }
 
 // unclaim takes a claim back. w looks for itself.
@@ -435,7 +470,9 @@ func (t *turns) prod(entry *shm.Word64, gone bool) {
 			delete(t.at, entry)
 			n.entry = nil
 		}
-		t.unpark(n)
+		if !n.up {
+			t.unpark(n)
+		}
 	}
 	t.mu.Unlock()
 }

@@ -190,7 +190,14 @@ func (db *DB) contended(ctx context.Context, own *actor, key []byte, hash uint64
 // the lock's cell with it, nil if there is no such record.
 func (s *Store) lockInLine(ctx context.Context, db *DB, key []byte, hash uint64, at *spot) (*lock, error) {
 	t := &s.turns
-	w := t.join(hash)
+	var w *waiter
+	join := func() {
+		w = t.join(hash)
+		if db.seek(hash, key, at) {
+			t.stands(w, at.entry)
+		}
+	}
+	join()
 	defer func() { t.done(w) }()
 	for {
 		given, err := t.wait(ctx, s, w)
@@ -219,8 +226,8 @@ func (s *Store) lockInLine(ctx context.Context, db *DB, key []byte, hash uint64,
 			if err != nil && err != errAgain {
 				return nil, err
 			}
-			t.done(w)
-			w = t.join(hash) // it has left the line
+			t.done(w) // it has left the line
+			join()
 			continue
 		}
 		ok, err := s.lockSleep(ctx, db, key, w, at)
@@ -287,8 +294,12 @@ func (s *Store) lockSleep(ctx context.Context, db *DB, key []byte, w *waiter, at
 	cell := w.l.cell
 	var on *shm.Word64 // the entry slept on, nil before
 	for who := uint64(newcomer); ; {
+		if w.entitled.Load() {
+			who = anybody
+		}
 		ok, err := s.tryLock(db, key, w.line.hash, cell, on, at, who)
 		if err == errGate {
+			s.turns.departs(w)
 			if err = s.openGate(ctx); err == nil {
 				continue
 			}
@@ -315,7 +326,10 @@ func (s *Store) lockSleep(ctx context.Context, db *DB, key []byte, w *waiter, at
 		}
 		if err == errHeld {
 			switch {
+			case at.e&ownerMask == 0 && w.entitled.Load():
+				err = nil
 			case at.e&ownerMask == 0:
+				s.turns.departs(w)
 				s.stepAside(ctx, at.entry)
 				err, who = nil, anybody
 			case at.e&ownerMask == s.me:
@@ -324,6 +338,7 @@ func (s *Store) lockSleep(ctx context.Context, db *DB, key []byte, w *waiter, at
 				}
 				err = nil
 			default:
+				s.turns.departs(w)
 				var slept bool
 				if slept, err = s.sleep(at, cancel); slept {
 					on, who = at.entry, anybody
@@ -539,12 +554,13 @@ const (
 // The lock goes, in this order: to the dispatcher, which asked by D; to the first of
 // this process's own line, if it was overtaken often enough and the process's share of
 // time lasts; else to whoever comes. If somebody sleeps when the share is over, S is
-// left on the free word. If somebody sleeps while the share lasts nobody overtakes the
-// first, as each free word costs a wake-up of the sleeper.
+// left on the free word; so it is if the first of the line is up, and was overtaken often
+// enough. If somebody sleeps while the share lasts nobody overtakes the first, as each
+// free word costs a wake-up of the sleeper.
 func (s *Store) releaseSlow(entry *shm.Word64, owner, id uint64, how int) bool {
 	t := &s.turns
 	var heir *waiter // who is given the record
-	asked, over, more, passed := false, false, false, false
+	asked, over, more, passed, leave := false, false, false, false, false
 	for {
 		e := entry.Load()
 		if e&ownerMask != owner {
@@ -562,7 +578,7 @@ func (s *Store) releaseSlow(entry *shm.Word64, owner, id uint64, how int) bool {
 		waits := e&bitS != 0 || owner == s.me && t.called.Load() != 0
 		toLine := waits && e&bitD == 0 && id != 0 && how&passLine == 0 && (e&bitW == 0 || !over)
 		if toLine && heir == nil && !passed {
-			heir, more = s.inherit(entry, e&bitW == 0)
+			heir, more, leave = s.inherit(entry, e&bitW == 0)
 			passed = heir == nil
 		}
 		if toLine && heir != nil {
@@ -587,7 +603,7 @@ func (s *Store) releaseSlow(entry *shm.Word64, owner, id uint64, how int) bool {
 			heir = nil
 		}
 		n := released(e, id)
-		if over && e&(bitW|bitD) == bitW && n != 0 {
+		if n != 0 && e&bitD == 0 && (leave || over && e&bitW != 0) {
 			n |= bitS
 		}
 		if !entry.CAS(e, n) {
@@ -602,22 +618,23 @@ func (s *Store) releaseSlow(entry *shm.Word64, owner, id uint64, how int) bool {
 }
 
 // inherit chooses who of this process's line is given the entry, nil for nobody. Its
-// cell has the entry before it has the lock. more: others wait behind.
-func (s *Store) inherit(entry *shm.Word64, patient bool) (w *waiter, more bool) {
-	w, more = s.turns.claim(entry, patient)
+// cell has the entry before it has the lock. more: others wait behind. leave: the record
+// is to be left to the first of the line, who is up.
+func (s *Store) inherit(entry *shm.Word64, patient bool) (w *waiter, more, leave bool) {
+	w, more, leave = s.turns.claim(entry, patient)
 	if w == nil {
-		return nil, false
+		return nil, false, leave
 	}
 	if w.l == nil {
 		l, err := s.locks.get()
 		if err != nil {
 			s.turns.unclaim(w) // it will meet that itself
-			return nil, false
+			return nil, false, false
 		}
 		w.l = l
 	}
 	w.l.cell.Store(shm.OffsetOf(s.r, entry))
-	return w, more
+	return w, more, false
 }
 
 func (s *Store) disinherit(w *waiter) {

@@ -35,6 +35,8 @@ type mGo struct {
 	asleep          bool
 	heir            uint8 // whom it is about to give the lock + 1
 	more, over, had bool
+	leave           bool // it leaves the lock to the first of its line, who is up
+	up              bool // it was parked, and looks for itself now
 }
 
 type mProc struct {
@@ -275,6 +277,16 @@ func (s *mState) called(of uint8) bool {
 	return g.pc == mLine && g.told && !g.given && !g.claimed
 }
 
+// up reports whether the first of the line looks, or has not run yet.
+func (s *mState) up(of uint8) bool {
+	p := &s.p[of]
+	if p.parked || p.line[0] == 0 {
+		return false
+	}
+	g := &s.g[p.line[0]-1]
+	return g.up
+}
+
 func (m *lockModel) next(s mState) {
 	for i := range m.c.of {
 		if m.gone(&s, i) {
@@ -408,7 +420,13 @@ func (m *lockModel) step(s mState, i int) {
 			say("has lost it")
 			return
 		}
-		g.over = false
+		g.over, g.leave = false, false
+		if s.up(of) && !g.e.d {
+			t := s // it has been overtaken often enough
+			t.g[i].leave, t.g[i].pc = true, mFree
+			t.g[t.p[of].line[0]-1].any = true
+			m.emit(fmt.Sprint(i, " leaves it to its line"), t)
+		}
 		if g.e.w {
 			t := s // its share may be over
 			t.g[i].over, t.g[i].pc = true, mFree
@@ -472,7 +490,7 @@ func (m *lockModel) step(s mState, i int) {
 			return
 		}
 		n := mReleased(g.e)
-		n.s = g.over && g.e.w && !g.e.d || bug == "S stays, without a bound" && g.e.s && !g.e.d
+		n.s = (g.over && g.e.w || g.leave) && !g.e.d || bug == "S stays, without a bound" && g.e.s && !g.e.d
 		if !s.cas(g.e, n) {
 			g.pc = mRelease
 			say("releases anew")
@@ -508,6 +526,11 @@ func (m *lockModel) step(s mState, i int) {
 			}
 		}
 		g.pc, g.told = mLine, true
+		if p.line[0] == uint8(i+1) && !p.parked {
+			t := s // releases count from now on
+			t.g[i].up = true
+			m.emit(fmt.Sprint(i, " joins, and is up"), t)
+		}
 		say("joins")
 	case mLine:
 		p := &s.p[of]
@@ -556,13 +579,13 @@ func (m *lockModel) step(s mState, i int) {
 			if strings.HasSuffix(bug, "without a bound") {
 				return // it waits until somebody takes it
 			}
-			g.any = true
+			g.any, g.up = true, false
 			say("steps back")
 		case me:
 			g.pc = mPark
 			say("finds its own process")
 		default:
-			g.pc = mSetW
+			g.up, g.pc = false, mSetW
 			say("finds it taken")
 		}
 	case mFirstTake:
@@ -576,7 +599,7 @@ func (m *lockModel) step(s mState, i int) {
 	case mTook:
 		p := &s.p[of]
 		p.drop(i)
-		g.slept, g.any = false, false
+		g.slept, g.any, g.up = false, false, false
 		g.pc = mHold
 		if p.line[0] != 0 {
 			p.parked = true
@@ -599,17 +622,17 @@ func (m *lockModel) step(s mState, i int) {
 		case s.e.owner == me:
 			s.e.s = true
 			s.e.w = s.e.w || g.slept && bug != "who parks forgets W"
-			g.slept, g.any, g.pc = false, false, mLine
+			g.slept, g.any, g.up, g.pc = false, false, false, mLine
 			say("marks")
 		case g.claimed || g.given || p.line[0] != uint8(i+1):
-			g.slept, g.any, g.pc = false, false, mLine
+			g.slept, g.any, g.up, g.pc = false, false, false, mLine
 			say("is about to be given it")
 		case bug == "who was called sleeps whatever it sees":
 			g.pc = mLine
 			say("sleeps")
 		default:
 			p.parked = false
-			g.pc = mFirst
+			g.up, g.pc = true, mFirst
 			say("unparks")
 		}
 	case mSetW:

@@ -178,7 +178,12 @@ type Slot struct {
 	// Counts the claimer's steps, so that others can tell slow from stopped. The
 	// explorer ignores its 8 bytes, so they hold nothing else.
 	Progress Word32
-	_        [44]byte
+	_        uint32
+	// When somebody last looked whether this tenant's process still runs: the low bits
+	// of the milliseconds of CLOCK_MONOTONIC. Stored by who looks, by CAS; who waits
+	// loads it, and leaves the look to others if it is recent.
+	Looked Word32
+	_      [36]byte
 
 	// Who lives here. Stored by the client after Live, PID last, and zeroed
 	// before Live is: PID 0 means that it can't have done anything yet. They say

@@ -610,3 +610,32 @@ func TestParseThread(t *testing.T) {
 		}
 	}
 }
+
+// Who waits looks at a tenant only if nobody has done so within the last second. A stamp
+// that somebody has written, be it from the future, puts the look off for no longer.
+func TestLooksAreShared(t *testing.T) {
+	dir := mapped(t)
+	s := newSegment(t, dir, testConfig(4))
+	c := join(t, s, repairArea)
+	h := spawn(t, "hold", dir, nil)
+	var held uint32
+	h.says("holds", &held)
+	sl := s.Slot(held)
+	h.signal(syscall.SIGSTOP) // it can't put its words right
+	until(t, "the client is stopped", h.stopped)
+	sl.Live.Store(liveWaiters | 7)
+	h.kill()
+	found := func(stamp uint32) bool {
+		sl.Looked.Store(uint32(monotonic()/1e6) + stamp)
+		for range s.Slots() {
+			c.FindLost()
+		}
+		return sl.Live.Load()&liveDied != 0
+	}
+	if found(0) {
+		t.Error("c looks again at once")
+	}
+	if !found(10_000) {
+		t.Error("c takes a stamp from the future for a look")
+	}
+}
