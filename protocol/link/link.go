@@ -88,6 +88,7 @@ type Config struct {
 	AckEvery    int     // but not for more than so many datagrams: 8
 	MaxQueue    int     // frames waiting per peer and channel: 1<<22
 	MaxHeld     int     // 64
+	Window      int     // frames on their way to a peer on one channel: 65, which is the most
 }
 
 // Window is how many frames of a channel may be on their way to a peer: what one
@@ -118,9 +119,12 @@ func (c *Config) check() error {
 	defInt(&c.AckEvery, 8)
 	defInt(&c.MaxQueue, 1<<22)
 	defInt(&c.MaxHeld, 64)
+	defInt(&c.Window, Window)
 	switch {
 	case c.Nodes < 1 || c.Nodes > wire.MaxNodes || int(c.Self) >= c.Nodes:
 		return fmt.Errorf("link: node %d of %d: the nodes file holds 1 to %d lines", c.Self, c.Nodes, wire.MaxNodes)
+	case c.Window < 1 || c.Window > Window:
+		return fmt.Errorf("link: a window of %d frames: 1 to %d", c.Window, Window)
 	case c.Incarnation == 0:
 		return errors.New("link: incarnation 0: draw a random one at each start")
 	case c.MTU < minMTU || c.MTU > 1<<16:
@@ -135,6 +139,8 @@ func (c *Config) check() error {
 type Counters struct {
 	Sent       uint64 // datagrams, without repeats
 	Repeated   uint64
+	Waited     uint64 // frames that found no room in the window
+	Unheld     uint64 // datagrams that came too early and found no room to wait for Retry
 	Acks       uint64 // pure ones and refusals
 	Received   uint64 // datagrams of a peer, in its incarnation and ours
 	Duplicates uint64
@@ -343,6 +349,9 @@ func (l *Link) Send(now Instant, to wire.PNN, ch Channel, epoch wire.Epoch, dbid
 		c.waiting.push(f)
 	}
 	l.pump(now, to, ch)
+	if n := c.waiting.len(); n > 0 {
+		l.count.Waited += uint64(min(n, pieces))
+	}
 }
 
 // split tells how many bytes of a packet go in each of how many datagrams; more
@@ -438,7 +447,7 @@ func (l *Link) pump(now Instant, to wire.PNN, ch Channel) {
 	}
 	n := 0
 	for _, f := range c.waiting.frames() {
-		if f.seq > c.acked+Window {
+		if f.seq > c.acked+uint64(l.cfg.Window) {
 			break
 		}
 		l.transmit(now, to, ch, f)

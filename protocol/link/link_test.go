@@ -201,6 +201,11 @@ func (n *network) step() {
 		h.l.Tick(n.now)
 	}
 	n.flush()
+	for _, h := range n.nodes {
+		if err := h.l.Check(n.now); err != nil {
+			n.t.Fatal(err)
+		}
+	}
 }
 
 func (n *network) flush() {

@@ -277,6 +277,7 @@ func (l *Link) takeAcks(now Instant, hd *wire.Header, ch Channel, h Handler) {
 	}
 	if hd.Flags&wire.FlagRefused != 0 {
 		l.takeRefusal(now, c, hd.Ack, h)
+		c.settle() // or what waits behind a window of refused frames would wait for ever
 		l.pump(now, hd.Src, ch)
 		return
 	}
@@ -351,13 +352,14 @@ func (l *Link) without(fs []*frame, m *message) []*frame {
 // hold keeps a datagram that could not be handled yet. If there is no room it is
 // dropped; its sender repeats it.
 func (l *Link) hold(datagram []byte) {
-	if len(l.held) >= l.cfg.MaxHeld {
-		return
-	}
 	for _, b := range l.held { // a repeat has the same PNNs, incarnations and packet number
 		if len(b) == len(datagram) && string(b[:wire.HeaderSize]) == string(datagram[:wire.HeaderSize]) {
 			return
 		}
+	}
+	if len(l.held) >= l.cfg.MaxHeld {
+		l.count.Unheld++
+		return
 	}
 	var b []byte
 	if n := len(l.spare); n > 0 {

@@ -202,3 +202,75 @@ func TestFirstWord(t *testing.T) {
 		}
 	}
 }
+
+// TestRefusedWindow: a window full of refused messages lets go what waits behind it.
+func TestRefusedWindow(t *testing.T) {
+	for _, ch := range []Channel{Data, Control} {
+		a, b := pairOf(t, nil, nil)
+		if ch == Data {
+			b.SetEpoch(2)
+		}
+		there, here := &counter{verdict: Refused}, &counter{}
+		for range Window + 5 {
+			a.Send(2, 1, ch, 0, 7, []byte("of an older time"), 11)
+		}
+		for range 3 {
+			carry(a, b, 2, there)
+			carry(b, a, 2, here)
+			if err := a.Check(2); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if here.refused != Window+5 || a.Backlog(1) != 0 {
+			t.Errorf("channel %d: %d of %d refused, %d wait", ch, here.refused, Window+5, a.Backlog(1))
+		}
+		// CONTROL goes on with the same sequence: the refused ones leave no hole.
+		there.verdict = Handled
+		a.Send(3, 1, Control, 1, 7, []byte("of this time"), 12)
+		carry(a, b, 3, there)
+		if s, r := a.State(1, Control), b.State(0, Control); r.Base != s.Next-1 || r.Holes {
+			t.Errorf("channel %d: %d of %d handled, holes %v", ch, r.Base, s.Next-1, r.Holes)
+		}
+	}
+}
+
+// TestHeldFull: who has no room for what comes too early drops it, and takes the
+// repeat; what waits already does not count twice.
+func TestHeldFull(t *testing.T) {
+	a, b := pairOf(t, nil, nil)
+	b.cfg.MaxHeld = 2
+	there, here := &counter{verdict: NotYet}, &counter{}
+	for range 3 {
+		a.Send(2, 1, Data, 0, 7, []byte("early"), 11)
+	}
+	carry(a, b, 2, there)
+	a.Tick(Second)
+	carry(a, b, Second, there)
+	if b.Held() != 2 || b.Counters().Unheld != 2 {
+		t.Errorf("%d datagrams held, %d not", b.Held(), b.Counters().Unheld)
+	}
+	there.verdict = Handled
+	b.Retry(Second, there)
+	a.Tick(2 * Second)
+	carry(a, b, 2*Second, there)
+	b.Tick(3 * Second)
+	if carry(b, a, 3*Second, here); here.acked != 3 {
+		t.Errorf("%d of 3 acknowledged", here.acked)
+	}
+}
+
+// TestWindow: no more frames are on their way than the window says.
+func TestWindow(t *testing.T) {
+	a, b := pairOf(t, nil, nil)
+	a.cfg.Window = 3
+	h := &counter{}
+	for range 10 {
+		a.Send(2, 1, Data, 0, 7, []byte("x"), 0)
+	}
+	if s := a.State(1, Data); s.Flight != 3 || s.Waiting != 7 || a.Counters().Waited != 7 {
+		t.Errorf("%d frames are on their way, %d wait, %d have waited", s.Flight, s.Waiting, a.Counters().Waited)
+	}
+	if settlePair(t, a, b, h); h.steps != 10 {
+		t.Errorf("%d of 10 handled", h.steps)
+	}
+}
