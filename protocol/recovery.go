@@ -67,6 +67,8 @@ func (n *Node) batchToken() uint64 { return controlToken | uint64(n.s.Taken) }
 
 func (n *Node) ping() {
 	n.nextPing = n.now + n.cfg.Heartbeat
+	// As if this were a PING to itself: a record may come with done entries of ours.
+	n.peers[n.cfg.Self].life, n.peers[n.cfg.Self].floor = n.s.Life, n.floor()
 	for i := range n.cfg.Nodes {
 		n.pingOne(PNN(i))
 	}
@@ -237,6 +239,7 @@ func (n *Node) joinWish(from PNN, m *Message) {
 	case n.s.Map.coordinator() != n.cfg.Self, !n.heard().Has(from), n.s.Map.set&^m.Heard != 0, n.now-n.openedAt < 50*ms:
 		return
 	case q.letIn != 0 && n.now-q.letIn < max(q.hold, n.cfg.JoinHold):
+		n.reached(LimitHold)
 		return
 	}
 	if q.letIn != 0 && n.now-q.letIn < 4*max(q.hold, n.cfg.JoinHold) {
@@ -418,6 +421,7 @@ func (n *Node) leadTick() {
 		}
 	default:
 		if n.now-l.began > n.cfg.StepLimit {
+			n.reached(LimitStep)
 			n.startLeading()
 		}
 	}
