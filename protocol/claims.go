@@ -184,6 +184,7 @@ type batches struct {
 func (b *batches) add(to PNN, row func(rows []byte) []byte) {
 	b.rows[to] = row(b.rows[to])
 	if len(b.rows[to]) >= b.n.cfg.ClaimBytes {
+		b.n.reached(LimitBatch)
 		b.flush(to)
 	}
 }

@@ -36,8 +36,6 @@ type ask struct {
 	denied bool
 }
 
-const maxAsks = 64
-
 func (n *Node) mode(db uint32) Mode {
 	if n.cfg.Mode != nil {
 		return n.cfg.Mode(db)
@@ -74,10 +72,12 @@ func (n *Node) knowDB(from PNN, m *Message) (v Verdict, known bool) {
 		}
 		return NotYet, false
 	}
-	if len(n.asks) < maxAsks {
-		n.asks = append(n.asks, ask{db: m.DBID, to: from})
-		n.data(from, &Message{Op: wire.DBInfo, DBID: m.DBID, Src: n.ownVNN()}, 0)
+	if len(n.asks) >= n.cfg.MaxAsks {
+		n.reached(LimitAsks)
+		return NotYet, false
 	}
+	n.asks = append(n.asks, ask{db: m.DBID, to: from})
+	n.data(from, &Message{Op: wire.DBInfo, DBID: m.DBID, Src: n.ownVNN()}, 0)
 	return NotYet, false
 }
 
@@ -117,6 +117,7 @@ func (n *Node) register(m *Message) *DB {
 		return d
 	}
 	if len(n.s.dbs) >= n.cfg.MaxDBs {
+		n.reached(LimitDBs)
 		return nil
 	}
 	n.s.dbs = append(n.s.dbs, DB{ID: m.DBID, Mode: Mode(m.Mode), Name: string(m.Data), Conds: bytes.Clone(m.Conds)})

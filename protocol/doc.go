@@ -29,8 +29,8 @@
 // wait for a record to arrive, they come again); done
 // lists [Config.MaxDone] a record (requests wait); databases [Config.MaxDBs] and
 // traverses [Config.MaxWalks] (NO_MEMORY), with [Config.MaxMoved] bytes of records
-// that move (the traverse ends with NO_MEMORY); 64 questions about databases
-// (messages of others come again). What is known about keys is one entry for each
+// that move (the traverse ends with NO_MEMORY); questions about
+// databases [Config.MaxAsks] (messages of others come again). What is known about keys is one entry for each
 // key that has any of these, a carried copy or a remote lock. An LMASTER has one place
 // for each record of its keys that another node owns, of 128 bytes at most with a key of
 // 16; [Config.Hints] places of other LMASTERs' records are remembered. Carried copies are bounded by the store's room, see Node.room: an

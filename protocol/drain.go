@@ -60,7 +60,10 @@ func (n *Node) offer() int {
 	}
 	records := 0
 	n.store.Each(func(db uint32, key []byte, _ uint64) {
-		if records++; records <= offersAtOnce {
+		if records++; records == offersAtOnce+1 {
+			n.reached(LimitOffers)
+		}
+		if records <= offersAtOnce {
 			n.data(without.lmaster(n.cfg.Hash(db, key)), &Message{Op: wire.Offer, DBID: db, Src: n.ownVNN(), Key: key}, 0)
 		}
 	})

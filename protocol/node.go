@@ -107,6 +107,7 @@ type peer struct {
 type Counters struct {
 	Requests, Redirects, Forwards, Handovers, Recoveries, Backoffs, Executed uint64
 	Touched                                                                  uint64 // entries of tables, looked up or walked by
+	Reached                                                                  [Limits]uint64
 }
 
 // New starts a node over its memory. If that is not fresh this is a warm restart:

@@ -147,6 +147,24 @@ func (s *placeShard) link(x uint64) {
 	s.index[i] = x
 }
 
+// each calls f for every entry. Keys last until the table changes.
+func (t *places) each(f func(hash32, db uint32, key []byte, l location)) {
+	for i := range t.shards {
+		s := &t.shards[i]
+		if s.gen != t.gen {
+			continue
+		}
+		for at := 0; at < len(s.arena); {
+			e := s.arena[at:]
+			n := int(le.Uint32(e[8:]))
+			if to := PNN(le.Uint16(e[24:])); to != wire.NoPNN {
+				f(le.Uint32(e), le.Uint32(e[4:]), e[placeHead:placeHead+n], location{to, ReqID(le.Uint32(e[12:])), le.Uint64(e[16:])})
+			}
+			at += placeHead + n
+		}
+	}
+}
+
 func (t *places) remove(hash uint64, db uint32, key []byte) {
 	s := t.shard(hash)
 	slot, at := s.find(uint32(hash), db, key)
@@ -218,4 +236,12 @@ func (h hints) drop(hash uint64) {
 	if e := h.at(hash); e.hash == hash {
 		e.set = false
 	}
+}
+
+// hint remembers where a record of another LMASTER was.
+func (n *Node) hint(hash uint64, to PNN) {
+	if e := n.hints.at(hash); e.set && e.hash != hash {
+		n.reached(LimitHints)
+	}
+	n.hints.put(hash, to)
 }

@@ -92,6 +92,7 @@ func (n *Node) start(p *pending) {
 
 func (n *Node) newPending(c ClientID, cookie uint64, m *Message) *pending {
 	if n.pendN >= n.cfg.MaxPending {
+		n.reached(LimitPending)
 		return nil
 	}
 	return n.makePending(c, cookie, m)
@@ -239,13 +240,16 @@ func (n *Node) redirected(m *Message) {
 	r := n.rec(p.m.DBID, p.m.Key)
 	to, ok := n.s.Map.pnn(m.DMaster)
 	if p.hops++; !ok || p.hops > n.cfg.MaxHops {
+		if ok {
+			n.reached(LimitRedirects)
+		}
 		n.backoff(p, 0)
 		return
 	}
 	if to == n.s.Map.lmaster(r.hash) {
 		n.hints.drop(r.hash)
 	} else if to != n.cfg.Self {
-		n.hints.put(r.hash, to)
+		n.hint(r.hash, to)
 	}
 	p.state = pendLocal
 	if to == n.cfg.Self {
@@ -310,7 +314,7 @@ func (n *Node) answered(p *pending, from PNN) {
 	n.endReq(p)
 	r := n.rec(p.m.DBID, p.m.Key)
 	if from != n.cfg.Self && from != n.s.Map.lmaster(r.hash) {
-		n.hints.put(r.hash, from)
+		n.hint(r.hash, from)
 	} else {
 		n.hints.drop(r.hash)
 	}
@@ -458,6 +462,9 @@ func (n *Node) ClientGone(now Instant, c ClientID) {
 	removes := map[OPID]bool{}
 	var ended []*pending // and its client has not asked
 	for _, p := range n.s.pend {
+		if p != nil && p.removes {
+			removes[p.m.Piece] = true // goes on by itself
+		}
 		if p == nil || p.client != c {
 			continue
 		}
@@ -467,11 +474,8 @@ func (n *Node) ClientGone(now Instant, c ClientID) {
 			continue
 		}
 		n.leaves(p)
-		switch p.m.Op {
-		case wire.ReqConditionalAppend:
+		if p.m.Op == wire.ReqConditionalAppend {
 			appends[p.piece()] = true
-		case wire.ReqRemoveTrigger:
-			removes[p.m.Piece] = true // goes on by itself
 		}
 	}
 	for _, j := range slices.Clone(n.s.journal) { // a removal that ends at once erases its entry

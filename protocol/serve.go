@@ -23,9 +23,11 @@ func (n *Node) request(m *Message) Verdict {
 	if stay {
 		n.look(r)
 		if n.parkedN >= n.cfg.MaxParked && behind != 0 {
+			n.reached(LimitParkedLater)
 			return NotYet // it may have run already, so it can't be refused here
 		}
 		if n.parkedN >= n.cfg.MaxParked {
+			n.reached(LimitParked)
 			n.replyError(m, src, wire.NoMemory)
 			return Handled
 		}
@@ -90,6 +92,7 @@ func (n *Node) drain(r *rec) {
 	emptied, gone := r.emptied, false
 	try := func(i int) (more bool) {
 		if n.tries >= n.cfg.MaxTries {
+			n.reached(LimitTries)
 			n.goOnWith(r)
 			return false
 		}
@@ -302,6 +305,9 @@ func (n *Node) elsewhere(r *rec, m *Message, src PNN, p *pending, l PNN, at loca
 		return 0, false
 	}
 	if at.pnn == src || m.Hops >= n.cfg.MaxHops {
+		if at.pnn != src {
+			n.reached(LimitHops)
+		}
 		n.redirect(m, src, at.pnn, at.reqid)
 		return 0, false
 	}
@@ -351,6 +357,7 @@ func (n *Node) wait(m *Message, src PNN, p *pending, deadline Instant, st wire.S
 func (n *Node) execute(r *rec, m *Message, src PNN, p *pending, deadline Instant, pk *parked) bool {
 	n.stats.Executed++
 	if p == nil && len(r.dones) >= n.cfg.MaxDone && !n.pruneRec(r) {
+		n.reached(LimitDone)
 		return n.wait(m, src, p, deadline, wire.NoMemory)
 	}
 	mode := n.mode(r.db)
@@ -618,7 +625,14 @@ func (n *Node) moves(r *rec, m *Message, src PNN) bool {
 	acc, count := n.cfg.Policy.Count(src, n.view.LAccessor, n.view.LACount)
 	n.store.Touch(r.db, r.key, acc, count)
 	n.view.LAccessor, n.view.LACount = acc, count
-	return (n.leave.on || n.cfg.Policy.Move(m.Op, src, acc, count)) && len(n.view.Data) <= int(m.Room) && (m.Op != wire.ReqFetch || !n.view.Empty())
+	if !n.leave.on && !n.cfg.Policy.Move(m.Op, src, acc, count) || m.Op == wire.ReqFetch && n.view.Empty() {
+		return false
+	}
+	if len(n.view.Data) > int(m.Room) {
+		n.reached(LimitRoom)
+		return false
+	}
+	return true
 }
 
 // handover passes the record on to the node that asked, through the LMASTER.
@@ -710,6 +724,7 @@ func (n *Node) requestDMaster(from PNN, m *Message) Verdict {
 		// receiver has promised room, so it does not stay. Copies of what left this
 		// node are no reason to wait, as two nodes could wait for each other.
 		n.crowded = true
+		n.reached(LimitThrough)
 		return NotYet
 	}
 	if m.ReqID == 0 && len(m.Data) == 0 { // given back, empty

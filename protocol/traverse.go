@@ -89,6 +89,7 @@ func (n *Node) walkingOf(p *pending) *walking {
 	}
 	if free < 0 {
 		if len(n.walkings) >= n.cfg.MaxWalks {
+			n.reached(LimitWalks)
 			return nil
 		}
 		free = len(n.walkings)
@@ -183,6 +184,7 @@ func (n *Node) openWalk(from PNN, id uint64, db uint32) bool {
 	}
 	if at < 0 {
 		if len(n.walks) >= n.cfg.MaxWalks {
+			n.reached(LimitWalks)
 			return false
 		}
 		at = len(n.walks)
@@ -217,6 +219,7 @@ func (n *Node) noteIn(w *walk, key []byte, rsn uint64, data []byte) {
 		return
 	}
 	if len(w.moved)+len(key)+len(data) > n.cfg.MaxMoved {
+		n.reached(LimitMoved)
 		w.lost, w.moved = true, w.moved[:0]
 	}
 	if !w.lost {
