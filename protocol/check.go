@@ -192,7 +192,7 @@ func (n *Node) checkPending() error {
 			if n.serving() && pk.deadline > n.now && n.nextDeadline() > max(pk.deadline, n.now+2*ms) {
 				return fmt.Errorf("%q: a request waits until %d and no timer is set", r.key, pk.deadline)
 			}
-			if n.serving() && pk.behind != 0 && n.byReq[pk.behind] == nil {
+			if n.serving() && !r.listed && pk.behind != 0 && n.byReq[pk.behind] == nil {
 				return fmt.Errorf("%q: a request waits behind REQID %d, which has ended", r.key, pk.behind)
 			}
 		}

@@ -33,6 +33,12 @@ type checker struct {
 	newest   protocol.Epoch
 	acked    int
 	recovs   int
+
+	holds       map[string][]*hold           // locks of clients, by key
+	byOp        map[protocol.OPID]*operation // that were submitted
+	unwanted    map[lockKey]instant          // locks that nobody wants, since when
+	orphans     map[protocol.OPID]instant    // pieces whose clients are dead or gave up
+	strictSince instant                      // all is calm; 0: it is not
 }
 
 // Failure is a broken invariant.
@@ -60,7 +66,8 @@ type histOp struct {
 
 func newChecker(c *Cluster) *checker {
 	return &checker{c: c, working: true, hist: map[string][]*histOp{}, owner: map[string]protocol.OPID{}, lastRSN: map[string]uint64{}, away: map[string]bool{}, stale: map[string][]copied{}, since: map[string]instant{},
-		maps: map[protocol.Epoch]string{}, vnns: map[protocol.VNN]protocol.Epoch{}, openings: map[protocol.Epoch]bool{}, snaps: map[protocol.Epoch]*snapshot{}}
+		maps: map[protocol.Epoch]string{}, vnns: map[protocol.VNN]protocol.Epoch{}, openings: map[protocol.Epoch]bool{}, snaps: map[protocol.Epoch]*snapshot{},
+		holds: map[string][]*hold{}, byOp: map[protocol.OPID]*operation{}, unwanted: map[lockKey]instant{}, orphans: map[protocol.OPID]instant{}}
 }
 
 func (k *checker) fail(check, format string, args ...any) {
@@ -72,11 +79,20 @@ func (k *checker) fail(check, format string, args ...any) {
 
 func (k *checker) value() []byte {
 	k.nextVal++
+	if k.c.mix.Large {
+		return padded(largeValue, k.nextVal)
+	}
 	return []byte(fmt.Sprintf("v%06d.", k.nextVal))
 }
 
 func (k *checker) piece(exclusive bool) []byte {
 	k.nextVal++
+	switch {
+	case k.c.mix.Large && exclusive:
+		return padded(largeExclusive, k.nextVal)
+	case k.c.mix.Large:
+		return padded(largeShared, k.nextVal)
+	}
 	mode := "S"
 	if exclusive {
 		mode = "X"
@@ -93,7 +109,7 @@ func (k *checker) add(key string, h *histOp) {
 
 // invoke notes that an operation begins.
 func (k *checker) invoke(o *operation) *histOp {
-	h := &histOp{call: o.call, arg: string(o.m.Data)}
+	h := &histOp{call: o.call, arg: fold(o.m.Data)}
 	switch o.m.Op {
 	case wire.ReqFetch:
 		h.kind = "fetch"
@@ -102,7 +118,7 @@ func (k *checker) invoke(o *operation) *histOp {
 	case wire.ReqStoreUnlock:
 		h.kind = "put"
 		if o.read != nil || o.m.LockID != 0 || o.cl.locked != nil {
-			h.kind, h.expect = "cas", string(o.read)
+			h.kind, h.expect = "cas", fold(o.read)
 		}
 	case wire.ReqDelete:
 		h.kind, h.arg = "put", ""
@@ -120,12 +136,27 @@ func (k *checker) invoke(o *operation) *histOp {
 // returned notes how it ended.
 func (k *checker) returned(o *operation, st wire.Status, data []byte) {
 	h := o.hist
-	h.ret, h.out = k.c.now, string(data)
-	k.c.trace("client %d.%d %s %q = %s %q", o.cl.h.pnn, o.cl.id, o.m.Op, o.key, st, data)
+	h.ret, h.out = k.c.now, fold(data)
+	k.c.trace("client %d.%d %s %q = %s %q", o.cl.h.pnn, o.cl.id, o.m.Op, o.key, st, h.out)
+	switch {
+	case st == wire.Timeout:
+		k.timedOut(o)
+	case st == wire.NotLocked:
+		k.unlocked(o)
+	case st == wire.OK && o.m.Op == wire.ReqFetchLocked:
+		k.granted(o)
+	case st == wire.OK && o.wasBlocked:
+		k.judge1(judgedWaiter)
+	case st == wire.NoMemory && k.c.mix.Limits == 0 && k.c.mix.Cap == 0 && k.strictSince != 0 && o.submitted > k.strictSince:
+		k.fail("status", "%s of %q by client %d.%d ends with NO_MEMORY, and there is room", o.m.Op, o.key, o.cl.h.pnn, o.cl.id)
+	}
+	if o.hold != nil && o.m.Op != wire.ReqFetchLocked {
+		o.hold.over = true
+	}
 	switch {
 	case st == wire.OK:
 		k.acked++
-	case st == wire.Timeout && h.kind == "remove":
+	case (st == wire.Timeout || st == wire.NoMemory) && h.kind == "remove":
 		h.ret = 0 // it goes on
 	case st == wire.Condition && h.kind == "append":
 		h.no = true
@@ -142,13 +173,13 @@ func (k *checker) returned(o *operation, st wire.Status, data []byte) {
 
 func (k *checker) piecesOwner(o *operation, opid protocol.OPID) {
 	if o.db == dbPieces && o.m.Op == wire.ReqConditionalAppend {
-		k.owner[string(o.m.Data)] = opid
+		k.owner[fold(o.m.Data)] = opid
 	}
 }
 
 // mayRemove: the dispatcher may take this piece away from now on.
 func (k *checker) mayRemove(m mine) {
-	k.add(name(dbPieces, []byte(m.key)), &histOp{kind: "remove", arg: m.data, call: k.c.now})
+	k.add(name(dbPieces, []byte(m.key)), &histOp{kind: "remove", arg: fold([]byte(m.data)), call: k.c.now})
 }
 
 // S1, when a record appears at a node.
@@ -399,6 +430,7 @@ func (k *checker) opened(h *host) {
 		if delete(k.since, key); now != nil && len(now.data) > 0 {
 			k.since[key] = k.c.now // pieces of the dead went without being published
 		}
+		k.voids(h.stable, key, s.legit[key])
 		if !s.legit[key] {
 			if now == nil && s.some[key] {
 				k.fail("lost", "%q is lost in epoch %x, though its owner or a carrier and its receiver are members", key, e)
@@ -410,7 +442,7 @@ func (k *checker) opened(h *host) {
 		}
 		data := ""
 		if now != nil {
-			data = string(now.data)
+			data = fold(now.data)
 			if key[0] == dbKV && data != "" && now.rsn < k.lastRSN[key] {
 				k.fail("S5", "%q has RSN %d and a value when epoch %x opens, and had %d", key, now.rsn, e, k.lastRSN[key])
 			}
@@ -495,12 +527,12 @@ func (k *checker) final() {
 				continue
 			}
 			for _, m := range cl.pieces {
-				claimed[m.data] = true
+				claimed[fold([]byte(m.data))] = true
 				if r := where[name(dbPieces, []byte(m.key))]; r == nil || !hasPiece(r, m.opid) {
 					if k.c.unsureOf(cl, m) {
 						continue
 					}
-					k.fail("S4", "piece %s of client %d.%d is not in %q", m.data, h.pnn, cl.id, m.key)
+					k.fail("S4", "piece %s of client %d.%d is not in %q", fold([]byte(m.data)), h.pnn, cl.id, m.key)
 				}
 			}
 		}
@@ -508,9 +540,12 @@ func (k *checker) final() {
 			if j.State != protocol.PieceLive {
 				return
 			}
-			claimed[string(j.Data)] = true
+			if cl := h.client(j.Client); cl != nil && !cl.alive {
+				k.fail("S4", "piece %s of client %d.%d, which is dead, is live in the journal", fold(j.Data), h.pnn, j.Client)
+			}
+			claimed[fold(j.Data)] = true
 			if r := where[name(j.DB, j.Key)]; r == nil || !hasPiece(r, j.OPID) {
-				k.fail("S4", "piece %s of client %d.%d is live in the journal and not in %q", j.Data, h.pnn, j.Client, j.Key)
+				k.fail("S4", "piece %s of client %d.%d is live in the journal and not in %q", fold(j.Data), h.pnn, j.Client, j.Key)
 			}
 		})
 	}
@@ -524,18 +559,18 @@ func (k *checker) final() {
 		if r.db != dbPieces {
 			continue
 		}
-		for i := 0; i+pieceLen <= len(r.data); i += pieceLen {
-			if p := string(r.data[i : i+pieceLen]); !claimed[p] {
+		each(fold(r.data), func(p string) {
+			if !claimed[p] {
 				k.fail("S4", "piece %s in %q belongs to nobody", p, r.key)
 			}
-		}
+		})
 	}
 }
 
 // unsureOf: the append ended as unknown, so it may not have happened.
 func (c *Cluster) unsureOf(cl *client, m mine) bool {
 	for _, h := range c.check.hist[name(dbPieces, []byte(m.key))] {
-		if h.kind == "append" && h.arg == m.data && h.ret == 0 {
+		if h.kind == "append" && h.arg == fold([]byte(m.data)) && h.ret == 0 {
 			return true
 		}
 	}

@@ -2,6 +2,7 @@ package sim
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 
 	"github.com/mainzdb/mainz/protocol"
@@ -27,6 +28,7 @@ type client struct {
 	lock   *operation
 	update *operation // by bypass, last begun
 	soon   func()     // its next step
+	told   instant    // its dispatcher knows that it is dead
 	opened wire.Set   // databases
 }
 
@@ -146,6 +148,7 @@ func (cl *client) die(why string) {
 					}
 				}
 				cl.h.node.ClientGone(cl.h.now(), cl.id)
+				cl.told = c.now
 			})
 		}
 	}
@@ -205,7 +208,7 @@ func (cl *client) begin() {
 		db = dbPieces
 	}
 	switch {
-	case c.mix.Open && c.chance(0.03): // one that others call something else
+	case c.mix.Open && c.chance(0.03) && cl.opened.Has(dbKV) && cl.opened.Has(dbPieces): // one that others call something else
 		db = 10 + uint32(c.rng.IntN(6))
 		cl.opening(db, protocol.Mode(1+c.rng.IntN(2))).start()
 	case c.chance(0.02):
@@ -326,11 +329,20 @@ type operation struct {
 	hist   *histOp
 	met    map[string]bool // keys: TRAVERSE
 	began  instant
+
+	life       uint64  // of its client's segment
+	submitted  instant // 0: not yet
+	blockedAt  instant // what it waits for was not there then
+	wasBlocked bool
+	replied    bool // its answer is on the way to the client
+	gaveUp     instant
+	patient    bool  // it is known how long its client waits
+	hold       *hold // that it got, or lets go of
 }
 
 func (o *operation) start() {
 	c := o.cl.h.c
-	o.call = c.now
+	o.call, o.life = c.now, o.cl.seg.life
 	o.hist = c.check.invoke(o)
 	o.cl.wait = o
 	r := o.cl.seg.recs[name(o.db, []byte(o.key))]
@@ -369,12 +381,16 @@ func (o *operation) submit() {
 	cl.cookie++
 	o.cookie = cl.cookie
 	o.ask()
+	if o.patient {
+		return
+	}
+	o.patient = true
 	// A client that has waited long enough gives up; the operation goes on.
 	patience := c.between(sec, 3*sec)
 	if cl.manual || c.hot {
 		patience = 30 * sec
 	}
-	if c.faults && c.chance(0.05) {
+	if (c.faults || c.quitting) && c.chance(0.05) {
 		patience = c.between(us, 50*ms)
 	}
 	c.after(patience, func() {
@@ -408,6 +424,10 @@ func (o *operation) ask() {
 			o.prepare()
 		}
 		opid, err := h.node.Submit(h.now(), cl.id, o.cookie, &o.m)
+		if errors.Is(err, protocol.ErrFull) && c.mix.limits().pending < 4096 { // asks again
+			c.after(ms, o.ask)
+			return
+		}
 		if err != nil {
 			c.check.fail("table", "node %d: %v", h.pnn, err)
 			return
@@ -419,6 +439,8 @@ func (o *operation) ask() {
 			o.opid = opid
 			c.check.piecesOwner(o, opid)
 		}
+		o.submitted = c.now
+		c.check.byOp[opid], c.check.byOp[o.opid] = o, o // the second: a piece's own name
 	})
 }
 
@@ -437,29 +459,47 @@ func (cl *client) again() {
 	})
 }
 
-// giveUp waiting. The operation goes on.
+// giveUp waiting, unless the answer comes first. The operation goes on.
 func (o *operation) giveUp() {
 	cl := o.cl
 	h, c := cl.h, cl.h.c
-	o.unknown()
-	if o.m.Op == wire.ReqConditionalAppend && o.db == dbPieces {
-		c.check.mayRemove(mine{o.key, o.opid, string(o.m.Data)})
-	}
 	told := false
-	var tell func() // again, if the dispatcher dies before its next turn
+	var tell func() // again, if the dispatcher is not there, or dies before its next turn
 	tell = func() {
-		if told || cl.seg != h.seg || !cl.alive {
+		switch {
+		case told || !cl.alive || o.ended || o.replied:
+			return
+		case cl.seg != h.seg:
+			o.gone()
 			return
 		}
 		h.run(func() {
+			if told || cl.seg != h.seg {
+				return
+			}
 			told = true
-			h.node.Abandon(h.now(), cl.id, o.cookie)
+			h.node.Flush(h.now()) // it may have been answered in this turn
+			if cl.alive && !o.ended && !o.replied {
+				h.node.Abandon(h.now(), cl.id, o.cookie)
+				o.gone()
+			}
 		})
 		if !told {
 			c.after(2*ms, tell)
 		}
 	}
 	tell()
+}
+
+// gone: nobody waits for it any more.
+func (o *operation) gone() {
+	cl := o.cl
+	c := cl.h.c
+	o.gaveUp = c.now
+	o.unknown()
+	if o.m.Op == wire.ReqConditionalAppend && o.db == dbPieces {
+		c.check.mayRemove(mine{o.key, o.opid, string(o.m.Data)})
+	}
 	cl.next(c.between(0, 5*ms))
 }
 
@@ -469,6 +509,9 @@ func (h *host) reply(r protocol.Reply) {
 	for _, cl := range h.clients {
 		if cl.id != r.Client || !cl.alive {
 			continue
+		}
+		if o := cl.wait; o != nil && o.cookie == r.Cookie {
+			o.replied = true
 		}
 		h.c.after(h.c.between(us, 10*us), func() {
 			o := cl.wait
@@ -557,7 +600,7 @@ func (cl *client) hold(o *operation, rec *record) {
 		return
 	}
 	d := c.between(10*us, 2*ms)
-	if c.faults && c.chance(0.05) {
+	if (c.faults || c.quitting) && c.chance(0.05) {
 		d = c.between(0, 250*ms)
 	}
 	c.after(d, func() {
@@ -565,14 +608,17 @@ func (cl *client) hold(o *operation, rec *record) {
 			return
 		}
 		u := &operation{cl: cl, db: o.db, key: o.key, m: wire.Message{Op: wire.ReqUnlock, DBID: o.db, Key: []byte(o.key), LockID: o.lockID}}
-		u.read = o.read
+		u.read, u.hold = o.read, o.hold
+		if u.hold != nil {
+			u.hold.leaving = true
+		}
 		if o.db == dbKV && c.chance(0.7) {
 			u.m.Op = wire.ReqStoreUnlock
 			if c.chance(0.8) {
 				u.m.Data = c.check.value()
 			}
 		}
-		u.call = c.now
+		u.call, u.life = c.now, cl.seg.life
 		u.hist = c.check.invoke(u)
 		cl.wait = u
 		if rec == nil {
@@ -589,8 +635,17 @@ func (cl *client) hold(o *operation, rec *record) {
 func (o *operation) unlockHere(r *record) {
 	cl := o.cl
 	if cl.seg.gate.State == protocol.GateDead || r.holder != cl.id {
+		if cl.seg.gate.State != protocol.GateDead {
+			cl.h.c.check.fail("S2", "client %d.%d holds the lock of %q no more, in the same life", cl.h.pnn, cl.id, o.key)
+		}
 		o.unknown()
 		cl.next(ms)
+		return
+	}
+	if o.m.Op == wire.ReqStoreUnlock && cl.h.refuses(len(o.m.Data)-len(r.data)) {
+		cl.seg.release(r, false)
+		o.done(wire.NoMemory, nil)
+		cl.next(cl.think())
 		return
 	}
 	if o.m.Op == wire.ReqStoreUnlock {
@@ -828,6 +883,9 @@ func (o *operation) done(st wire.Status, data []byte) {
 // unknown: it may have happened or not, now or later.
 func (o *operation) unknown() {
 	if !o.ended {
+		if o.hold != nil {
+			o.hold.over = true
+		}
 		o.ended = true
 		o.cl.wait = nil
 		o.finishRemove(wire.OK) // the journal knows whether the piece is there
@@ -850,7 +908,7 @@ func (conditions) Check(id uint32, data, tags, piece []byte) (yes, known bool) {
 	case condAlways:
 		return true, true
 	case condShare:
-		return compatible(string(data), string(piece)), true
+		return compatible(fold(data), fold(piece)), true
 	}
 	return false, false
 }
@@ -863,11 +921,11 @@ func (conditions) Find(_ uint32, data, what []byte) (off, n int, known bool) {
 const pieceLen = 8
 
 func compatible(data, piece string) bool {
-	if piece[0] == 'X' {
+	if piece[0] == 'X' || piece[0] == largeExclusive {
 		return len(data) == 0
 	}
 	for i := 0; i < len(data); i += pieceLen {
-		if data[i] == 'X' {
+		if data[i] == 'X' || data[i] == largeExclusive {
 			return false
 		}
 	}

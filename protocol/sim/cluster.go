@@ -64,46 +64,50 @@ type Mix struct {
 	Drain   float64 `json:"drain"`     // nodes that leave on purpose
 	File    float64 `json:"file"`      // changes of the nodes file
 	Arbiter bool    `json:"arbiter"`   // half of the nodes go on with its lock
+	Limits  int     `json:"limits"`    // which limits are small: see limits; 0: none
+	Large   bool    `json:"large"`     // values of several fragments
 	Promise bool    `json:"promise"`   // each node has a promise file, and a clock that is set anew at each start
 	Turn    int     `json:"turn"`      // a dispatcher's turn is up to so many calls; 1: each by itself, at once
 }
 
 func (m Mix) String() string {
-	return fmt.Sprintf("nodes %d clients %d ms %d loss %.2f repeat %.2f delay %dus tail %dus drift %.3f crash %.1f warm %.1f pause %.1f cut %.1f oneway %.1f kill %.1f full %.1f stall %.2f policy %s keys %d cap %d open %v drain %.1f file %.1f arbiter %v promise %v turn %d",
-		m.Nodes, m.Clients, m.Millis, m.Loss, m.Repeat, m.Delay/us, m.Tail/us, m.Drift, m.Crash, m.Warm, m.Pause, m.Cut, m.OneWay, m.Kill, m.Full, m.Stall, m.Policy, m.Keys, m.Cap, m.Open, m.Drain, m.File, m.Arbiter, m.Promise, m.Turn)
+	return fmt.Sprintf("nodes %d clients %d ms %d loss %.2f repeat %.2f delay %dus tail %dus drift %.3f crash %.1f warm %.1f pause %.1f cut %.1f oneway %.1f kill %.1f full %.1f stall %.2f policy %s keys %d cap %d open %v drain %.1f file %.1f arbiter %v promise %v turn %d limits %d large %v",
+		m.Nodes, m.Clients, m.Millis, m.Loss, m.Repeat, m.Delay/us, m.Tail/us, m.Drift, m.Crash, m.Warm, m.Pause, m.Cut, m.OneWay, m.Kill, m.Full, m.Stall, m.Policy, m.Keys, m.Cap, m.Open, m.Drain, m.File, m.Arbiter, m.Promise, m.Turn, m.Limits, m.Large)
 }
 
 // Cluster is one run.
 type Cluster struct {
-	opt     Options
-	mix     Mix
-	rng     *rand.Rand
-	now     instant // real time, which no node sees
-	events  events
-	buffers [][]byte // of datagrams that have arrived
-	seq     uint64
-	hosts   []*host
-	cutTo   [wire.MaxNodes]wire.Set // from → to whom nothing gets through
-	check   *checker
-	faults  bool
-	aside   bool // inside a step of a dispatcher
-	hash    hash.Hash64
-	steps   uint64
-	cmsgs   uint64 // DATA messages
-	conf    conditions
-	rules   []rule
-	fixed   bool                    // every datagram takes mix.Delay
-	hot     bool                    // all clients lock and store one record
-	figures bool                    // for measuring, not for checking
-	control map[wire.Op]int         // messages of recoveries, if it is not nil
-	ballots map[protocol.Epoch]bool // of PREPAREs, counted with them
-	claimed [wire.MaxNodes]int      // claims sent to each node, counted with them
-	files   []wire.Set              // unused lines by version of the nodes file
-	lock    arbiterLock
-	doing   *host   // whose step is under way, with handling time
-	late    []event // what it sends, at delays from its end
-	tally   Steps
-	faulty  bool // a script breaks promises between nodes on purpose
+	opt      Options
+	mix      Mix
+	rng      *rand.Rand
+	now      instant // real time, which no node sees
+	events   events
+	buffers  [][]byte // of datagrams that have arrived
+	seq      uint64
+	hosts    []*host
+	cutTo    [wire.MaxNodes]wire.Set // from → to whom nothing gets through
+	check    *checker
+	cover    *cover
+	faults   bool
+	aside    bool // inside a step of a dispatcher
+	hash     hash.Hash64
+	steps    uint64
+	cmsgs    uint64 // DATA messages
+	conf     conditions
+	rules    []rule
+	fixed    bool                    // every datagram takes mix.Delay
+	hot      bool                    // all clients lock and store one record
+	figures  bool                    // for measuring, not for checking
+	control  map[wire.Op]int         // messages of recoveries, if it is not nil
+	ballots  map[protocol.Epoch]bool // of PREPAREs, counted with them
+	claimed  [wire.MaxNodes]int      // claims sent to each node, counted with them
+	files    []wire.Set              // unused lines by version of the nodes file
+	lock     arbiterLock
+	doing    *host   // whose step is under way, with handling time
+	late     []event // what it sends, at delays from its end
+	tally    Steps
+	quitting bool // clients give up and die, though nothing else goes wrong
+	faulty   bool // a script breaks promises between nodes on purpose
 }
 
 func (c *Cluster) trace(format string, args ...any) {
@@ -203,16 +207,18 @@ func (h *host) begin() {
 	if !isCorePlant(plant) {
 		plant = ""
 	}
+	small := h.c.mix.limits()
 	cfg := drive.Config{
 		Node: protocol.Config{Self: h.pnn, Nodes: len(h.c.hosts), Incarnation: h.inc, Seed: h.c.rng.Uint64(), WallMS: int64(1_699_999_999_000 + (h.c.now+h.wall)/ms), Start: h.now(),
-			Hash: hashKey, Mode: h.c.mode(), NodesFile: h.file, Unused: h.c.files[h.file], Arbiter: h.c.mix.Arbiter, RoomShare: h.c.mix.share(), Hints: [...]int{64, 8, 1}[h.c.opt.Seed%3], Conditions: h.c.conf, Policy: policyByName(h.c.mix.Policy), Plant: plant, MaxPending: 4096, MaxParked: 4096, MaxTries: h.c.tries(),
+			Hash: hashKey, Mode: h.c.mode(), NodesFile: h.file, Unused: h.c.files[h.file], Arbiter: h.c.mix.Arbiter, RoomShare: h.c.mix.share(), Hints: [...]int{64, 8, 1}[h.c.opt.Seed%3], Conditions: h.c.conf, Policy: policyByName(h.c.mix.Policy), Plant: plant, MaxTries: h.c.tries(),
+			MaxPending: small.pending, MaxParked: small.parked, MaxDone: small.dones, MaxDBs: small.dbs, MaxWalks: small.walks, MaxMoved: small.moved, MaxAsks: small.asks, MaxHops: small.hops, ClaimBytes: small.batch,
 			Fault: func(what string) {
 				if !h.c.faulty {
 					h.c.check.fail("fault", "node %d: %s", h.pnn, what)
 				}
 				h.c.trace("node %d fault: %s", h.pnn, what)
 			}},
-		Link:    &link.Config{Self: h.pnn, Nodes: len(h.c.hosts), Incarnation: h.inc, Cluster: 0x6d7a, MTU: h.c.mtu()},
+		Link:    &link.Config{Self: h.pnn, Nodes: len(h.c.hosts), Incarnation: h.inc, Cluster: 0x6d7a, MTU: h.c.mtu(), Window: small.window, MaxHeld: small.held},
 		Sent:    h.sent,
 		Stepped: h.stepped,
 	}
@@ -249,7 +255,7 @@ func (m *Mix) share() int {
 	if m.Cap > 0 {
 		return 64
 	}
-	return 0
+	return m.limits().room
 }
 
 // hashKey is FNV-1a with a finish that the high bits need.
@@ -320,6 +326,7 @@ func (h *host) sent(s *protocol.Send) {
 	if h.c.opt.Trace != nil {
 		h.c.traceSend(h, s)
 	}
+	h.c.cover.send(s)
 	if s.Ch == protocol.Data {
 		h.c.cmsgs++
 	} else if h.c.control != nil {
@@ -329,6 +336,7 @@ func (h *host) sent(s *protocol.Send) {
 
 // stepped looks at a packet that the node has answered.
 func (h *host) stepped(from protocol.PNN, ch protocol.Channel, packet []byte, v protocol.Verdict) {
+	h.c.cover.step(packet, v)
 	h.c.traceStep(h, from, ch, packet, v)
 	h.looked()
 }
@@ -398,6 +406,9 @@ func (sh shell) Datagram(to protocol.PNN, b []byte) {
 	}
 	h.bill.sent++
 	h.bill.bytes += len(b)
+	if b[3]&wire.FlagFrag != 0 {
+		c.cover.frags++
+	}
 	for n := 1; n > 0; n-- {
 		if c.faults && c.chance(c.mix.Repeat) {
 			n++
@@ -516,6 +527,7 @@ func (h *host) crash(cold bool) {
 		return
 	}
 	h.c.trace("node %d crash cold=%v", h.pnn, cold)
+	h.c.cover.ends(h)
 	h.up, h.node, h.in = false, nil, inbox{}
 	h.start++
 	if cold {

@@ -2,6 +2,7 @@ package sim
 
 import (
 	"math/bits"
+	"math/rand/v2"
 
 	"github.com/mainzdb/mainz/protocol"
 	"github.com/mainzdb/mainz/protocol/wire"
@@ -153,7 +154,15 @@ func (s *segment) used() int {
 // it is for records that arrive.
 func (h *host) refuses(grow int) bool {
 	limit := h.c.mix.Cap
-	return grow > 0 && (h.room == 0 || limit > 0 && h.seg.used()+grow > limit-limit/3)
+	return grow > 0 && (h.room == 0 || limit > 0 && h.seg.used()+h.carried()+grow > limit-limit/3)
+}
+
+// carried bytes: a copy stays in the store until it is freed.
+func (h *host) carried() int {
+	if h.node == nil {
+		return 0
+	}
+	return int(h.node.Node().Sizes().CopyBytes)
 }
 
 // event: the clients of a node are told of each epoch once, in order.
@@ -207,4 +216,38 @@ func (k *checker) traversed(o *operation) {
 			k.fail("traverse", "client %d.%d has not met %q, which is there since %.3f ms", o.cl.h.pnn, o.cl.id, key[1:], float64(since)/1e6)
 		}
 	}
+}
+
+// limits that are small in a run; 0: as by default, for a node's own.
+type limits struct {
+	pending, parked, dones, dbs, walks, moved, asks, batch, room, window, held int
+	hops                                                                       uint32
+}
+
+func (m *Mix) limits() limits {
+	l := limits{pending: 4096, parked: 4096}
+	if m.Limits == 0 {
+		return l
+	}
+	rng := rand.New(rand.NewPCG(uint64(m.Limits), 1))
+	small := func(v *int, least, more int) {
+		if rng.IntN(2) == 0 {
+			*v = least + rng.IntN(more)
+		}
+	}
+	small(&l.pending, 2, 4)
+	small(&l.parked, 1, 4)
+	small(&l.dones, 1, 3)
+	small(&l.dbs, 4, 3)
+	small(&l.walks, 1, 2)
+	small(&l.moved, 40, 300)
+	small(&l.asks, 1, 2)
+	small(&l.batch, 40, 200)
+	small(&l.room, 8, 60)
+	small(&l.window, 2, 10)
+	small(&l.held, 1, 3)
+	hops := 8
+	small(&hops, 1, 2)
+	l.hops = uint32(hops)
+	return l
 }

@@ -24,6 +24,7 @@ type Result struct {
 	Virtual   time.Duration `json:"virtual_ns"`
 	Histories int           `json:"histories"`          // of keys, checked
 	Handled   *Steps        `json:"handling,omitempty"` // with handling time
+	Coverage  *Coverage     `json:"coverage,omitempty"`
 }
 
 func (h *histOp) line() string {
@@ -87,13 +88,26 @@ func draw(o Options, rng *rand.Rand) Mix {
 	if rng.IntN(2) == 0 {
 		m.Turn = 1 << rng.IntN(7)
 	}
+	m.fill(rand.New(rand.NewPCG(o.Seed, 0x66696c6c)))
 	return m
+}
+
+// fill draws what makes tables, batches and windows full: by numbers of its own, so
+// that the other mishaps of a seed are what they would be without.
+func (m *Mix) fill(rng *rand.Rand) {
+	if rng.IntN(10) < 3 {
+		m.Limits = 1 + rng.IntN(1<<30)
+	}
+	m.Large = rng.IntN(10) < 2 && m.Cap == 0
+	if rng.IntN(10) == 0 {
+		m.Keys = 50 + rng.IntN(300)
+	}
 }
 
 // Run simulates one seed.
 func Run(o Options) (res Result) {
 	rng := rand.New(rand.NewPCG(o.Seed, 0x6d61696e7a))
-	c := &Cluster{opt: o, rng: rng, faults: !o.Quiet, hash: fnv.New64a(), files: []wire.Set{0}}
+	c := &Cluster{opt: o, cover: newCover(), rng: rng, faults: !o.Quiet, hash: fnv.New64a(), files: []wire.Set{0}}
 	c.mix = draw(o, rng)
 	if aim := aims[o.Plant]; o.Aim && aim != nil {
 		aim(&c.mix)
@@ -136,6 +150,7 @@ func Run(o Options) (res Result) {
 	if c.faults {
 		c.plan()
 	}
+	c.after(0, c.audit)
 	if c.mix.Arbiter {
 		c.arbitrate()
 	}
@@ -149,6 +164,10 @@ func Run(o Options) (res Result) {
 	if o.Handling != NoHandling {
 		res.Handled = &c.tally
 	}
+	for _, h := range c.hosts {
+		c.cover.ends(h)
+	}
+	res.Coverage = c.cover.result()
 	return res
 }
 
@@ -220,16 +239,19 @@ func (c *Cluster) plan() {
 	if m.Arbiter {
 		every(1, func() { any().noLock = c.now + c.between(0, 600*ms) })
 	}
-	every(m.Kill, func() {
-		h := any()
-		if len(h.clients) == 0 {
-			return
-		}
-		h.clients[c.rng.IntN(len(h.clients))].die("kill -9")
-		if c.check.working && !h.drains {
-			h.attach()
-		}
-	})
+	every(m.Kill, c.kill)
+}
+
+// kill a client, and let another come.
+func (c *Cluster) kill() {
+	h := c.hosts[c.rng.IntN(len(c.hosts))]
+	if len(h.clients) == 0 {
+		return
+	}
+	h.clients[c.rng.IntN(len(h.clients))].die("kill -9")
+	if c.check.working && !h.drains {
+		h.attach()
+	}
 }
 
 // restart a node: cold, it comes back with nothing and with new clients.
@@ -286,9 +308,25 @@ func (c *Cluster) heal() {
 			h.boot()
 		}
 	}
-	c.until(c.now + 300*ms)
+	c.calm()
 	c.check.working = false
 	c.check.draining = true
+}
+
+// calm: clients go on, die and give up, and all that waits has to be woken in time.
+func (c *Cluster) calm() {
+	limit := c.now + 2*sec
+	for c.restless() != "" && c.now < limit && len(c.check.failures) == 0 {
+		c.until(c.now + 20*ms)
+	}
+	c.quitting = !c.fixed
+	for end := c.now + calmAfter + 250*ms; c.now < end && len(c.check.failures) == 0; {
+		c.until(c.now + c.between(ms, 50*ms))
+		if c.mix.Kill > 0 && c.check.working && c.quitting && c.chance(0.3) {
+			c.kill()
+		}
+	}
+	c.quitting = false
 }
 
 // settle: S7, S8, S4.
@@ -317,11 +355,14 @@ func (k *checker) settle() {
 		}
 		cl := &client{h: h, id: 3000 + protocol.ClientID(h.pnn), seg: h.seg, alive: true, idle: true}
 		h.clients = append(h.clients, cl)
-		for _, key := range k.keys {
+		for i, key := range k.keys {
+			if len(k.keys) > 40 && i%(len(k.keys)/20) != int(h.pnn) {
+				continue // of hundreds a few at each node
+			}
 			want++
 			o := &operation{cl: cl, db: uint32(key[0]), key: key[1:], m: wire.Message{Op: wire.ReqFetch, DBID: uint32(key[0]), Key: []byte(key[1:]), Timeout: 1000}}
 			cl.idle = false
-			o.call = c.now
+			o.call, o.life = c.now, h.seg.life
 			o.hist = k.invoke(o)
 			cl.wait = o
 			o.submit()
@@ -335,7 +376,9 @@ func (k *checker) settle() {
 			done++
 		}
 	}
+	c.until(c.now + 100*ms) // PINGs tell that nothing is pending
 	k.final()
+	k.floors()
 }
 
 // openAll opens the databases at a node, as a client of it does first.

@@ -15,10 +15,11 @@ import (
 // its transcript: each command behind "> ", then every message and change of
 // state until the next. At the end everything is healed and checked like a seed.
 //
-//	cluster 3 always [open] [arbiter] [promise] [cap=90] [drift=3]
+//	cluster 3 always [open] [arbiter] [promise] [cap=90] [drift=3] [limits=7741]
 //	                          nodes and policy; databases are opened; half of the nodes and a
 //	                          lock go on; who crashes cold keeps a promise file; bytes of a store; per cent by which the first node's
-//	                          clock is fast and the last one's slow. Runs until all are open
+//	                          clock is fast and the last one's slow; which limits are
+//	                          small, a number as in a seed's mix. Runs until all are open
 //	key a lmaster=1 [pieces]  a key that node 1 is the LMASTER of
 //	do 2 store a hello        a client of node 2, through the dispatcher, until it is answered
 //	go 2.2 lock a timeout=500 the node's second client; does not wait
@@ -208,17 +209,20 @@ func (s *scenario) cluster(f []string) error {
 	if err != nil || n < 1 || n > wire.MaxNodes || len(f) < 2 {
 		return fmt.Errorf("want a number of nodes and a policy")
 	}
-	c := &Cluster{rng: rand.New(rand.NewPCG(1, 2)), hash: fnv.New64a(), fixed: true, files: []wire.Set{0}}
+	c := &Cluster{cover: newCover(), rng: rand.New(rand.NewPCG(1, 2)), hash: fnv.New64a(), fixed: true, files: []wire.Set{0}}
 	c.mix = Mix{Nodes: n, Delay: 50 * us, Policy: f[1], Keys: 1}
 	for _, o := range f[2:] {
 		v, _ := strings.CutPrefix(o, "cap=")
 		percent, drifts := strings.CutPrefix(o, "drift=")
+		number, few := strings.CutPrefix(o, "limits=")
 		switch {
 		case v != o:
 			c.mix.Cap, _ = strconv.Atoi(v)
 		case drifts:
 			d, _ := strconv.Atoi(percent)
 			c.mix.Drift = float64(d) / 100
+		case few:
+			c.mix.Limits, _ = strconv.Atoi(number)
 		case o == "open":
 			c.mix.Open = true
 		case o == "arbiter":
@@ -244,6 +248,7 @@ func (s *scenario) cluster(f []string) error {
 	if c.mix.Arbiter {
 		c.arbitrate()
 	}
+	c.after(0, c.audit)
 	for i := 0; i < 1000 && !s.allOpen(); i++ {
 		c.until(c.now + ms)
 	}
@@ -419,7 +424,7 @@ func (s *scenario) client(f []string) error {
 	if err != nil {
 		return err
 	}
-	o.call = s.c.now
+	o.call, o.life = s.c.now, cl.seg.life
 	o.hist = s.c.check.invoke(o)
 	cl.wait, cl.idle = o, false
 	switch {
@@ -477,6 +482,9 @@ func (o *operation) build(verb, arg string) (rec *record, err error) {
 			return nil, fmt.Errorf("the client has no lock")
 		}
 		o.m.Op, o.m.LockID, o.read = wire.ReqUnlock, cl.lock.lockID, cl.lock.read
+		if o.hold = cl.lock.hold; o.hold != nil {
+			o.hold.leaving = true
+		}
 		if verb == "storeunlock" {
 			o.m.Op, o.m.Data = wire.ReqStoreUnlock, []byte(arg)
 			if o.read == nil {
