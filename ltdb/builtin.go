@@ -14,8 +14,10 @@ import (
 var builtin = [...]Condition{
 	{ID: Always, Name: "always", Version: 1, Holds: alwaysHolds, Find: alwaysFind},
 	{ID: IfAbsent, Name: "if absent", Version: 1, Holds: ifAbsentHolds, Find: ifAbsentFind},
-	{ID: ShareModes, Name: "share modes", Version: 1, Holds: shareModesHold, Find: shareModesFind, WellFormed: wellFormedShareModes},
-	{ID: ByteRanges, Name: "byte ranges", Version: 1, Holds: byteRangesHold, Find: byteRangesFind, WellFormed: wellFormedByteRanges},
+	{ID: ShareModes, Name: "share modes", Version: 1, Holds: shareModesHold, Find: shareModesFind,
+		WellFormed: wellFormedShareModes},
+	{ID: ByteRanges, Name: "byte ranges", Version: 1, Holds: byteRangesHold, Find: byteRangesFind,
+		WellFormed: wellFormedByteRanges},
 }
 
 func alwaysHolds(Snapshot, []byte) bool { return true }
@@ -130,7 +132,8 @@ func wellFormedShareModes(piece []byte) error {
 		if goodShareMode(e) {
 			return nil
 		}
-		return fmt.Errorf("access %#x and share %#x have bits that mean nothing", binary.LittleEndian.Uint32(e), binary.LittleEndian.Uint32(e[4:]))
+		return fmt.Errorf("access %#x and share %#x have bits that mean nothing", binary.LittleEndian.Uint32(e),
+			binary.LittleEndian.Uint32(e[4:]))
 	})
 }
 

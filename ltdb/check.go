@@ -69,7 +69,8 @@ func (s *Store) Check(ctx context.Context) (*Report, error) {
 }
 
 func newChecker(s *Store) *checker {
-	return &checker{s: s, r: &Report{SpansAll: len(s.spans)}, seen: map[uint32]string{}, tags: map[OPID]string{}, words: map[OPID]string{}}
+	return &checker{s: s, r: &Report{SpansAll: len(s.spans)}, seen: map[uint32]string{}, tags: map[OPID]string{},
+		words: map[OPID]string{}}
 }
 
 // pass looks at everything once.
@@ -149,9 +150,11 @@ func (k *checker) spans() {
 		k.r.Spans++
 		if w&0xff == bucketSpan {
 			if at := w >> 8; at >= uint64(len(k.s.dbs)) || k.s.dbs[at].ready.Load() == 0 {
-				k.doubt(k.latchMotion(&k.s.dbHead.latch, tableLatch, 1), evidence{w}, "span %d belongs to database line %d, which is not ready", i, at)
+				k.doubt(k.latchMotion(&k.s.dbHead.latch, tableLatch, 1), evidence{w},
+					"span %d belongs to database line %d, which is not ready", i, at)
 			} else if l := &k.s.dbs[at]; k.s.spanStart(i)-l.buckets.Load() >= l.count.Load()*bucketSize {
-				k.doubt(k.latchMotion(&k.s.dbHead.latch, tableLatch, 1), evidence{w}, "span %d belongs to database line %d, whose hash table lies elsewhere", i, at)
+				k.doubt(k.latchMotion(&k.s.dbHead.latch, tableLatch, 1), evidence{w},
+					"span %d belongs to database line %d, whose hash table lies elsewhere", i, at)
 			}
 			continue
 		}
@@ -162,7 +165,9 @@ func (k *checker) spans() {
 			k.r.Blocks += int(spanCarved(w))
 			// A class carves one span to its end before it takes the next.
 			if cur := k.s.classes[c].cur.Load(); cur != uint32(i+1) && spanCarved(w) < k.s.blocksPerSpan(c) {
-				k.doubt(k.classMotion(c), evidence{w}, "span %d of class %d has room for %d blocks more, and the class carves another", i, c, k.s.blocksPerSpan(c)-spanCarved(w))
+				k.doubt(k.classMotion(c), evidence{w},
+					"span %d of class %d has room for %d blocks more, and the class carves another", i, c,
+					k.s.blocksPerSpan(c)-spanCarved(w))
 			}
 		}
 		if k.s.spans[i].seqBase.Load()&1 != 0 {
@@ -386,7 +391,8 @@ func (k *checker) slots() {
 
 func (k *checker) handle(where string, h *handle, free bool) {
 	if h.jNew.Load() != 0 || h.jOld.Load() != 0 || h.bucketIntent.Load() != 0 || h.classIntent.Load() != 0 ||
-		h.carveIntent.Load() != 0 || h.reclaimIntent.Load() != 0 || h.tableIntent.Load() != 0 || h.orphanIntent.Load() != 0 || h.spareIntent.Load() != 0 || h.busy.Load() != 0 {
+		h.carveIntent.Load() != 0 || h.reclaimIntent.Load() != 0 || h.tableIntent.Load() != 0 ||
+		h.orphanIntent.Load() != 0 || h.spareIntent.Load() != 0 || h.busy.Load() != 0 {
 		if k.live == nil || free {
 			k.bad("%s: journal is armed", where)
 		}

@@ -90,7 +90,8 @@ func (p *livePass) doubt(by motion, ev evidence, text string) {
 // lost notes a block that is nowhere.
 func (p *livePass) lost(by motion, c int, seq uint64, ref uint32) {
 	if !p.blind[c] {
-		p.found = append(p.found, found{suspicion{fmt.Sprintf("block %d of class %d is nowhere", ref, c), evidence{seq}, c}, by})
+		p.found = append(p.found, found{suspicion{fmt.Sprintf("block %d of class %d is nowhere", ref, c),
+			evidence{seq}, c}, by})
 	}
 }
 
@@ -363,7 +364,9 @@ func (k *checker) freeList(c int, where string) {
 		for ref := range ahead {
 			k.live.soft[ref] = true
 		}
-		if len(list) == 0 && end != 0 && !k.passesBy(func() bool { return head.Load() != end || k.s.freeBlockAt(end, c) != nil }) {
+		if len(list) == 0 && end != 0 && !k.passesBy(func() bool {
+			return head.Load() != end || k.s.freeBlockAt(end, c) != nil
+		}) {
 			k.doubt(k.classMotion(c), evidence{}, "%s: ref %d is no block of class %d", where, end, c)
 			return
 		}
@@ -381,7 +384,9 @@ func (k *checker) freeList(c int, where string) {
 		}
 		k.r.Free += min(len(list), max(from, 0))
 		if end != 0 {
-			k.doubt(k.classMotion(c), evidence{}, "%s: it leads from block %d to %d, which is no block of class %d or was passed before", where, list[len(list)-1], end, c)
+			k.doubt(k.classMotion(c), evidence{},
+				"%s: it leads from block %d to %d, which is no block of class %d or was passed before", where,
+				list[len(list)-1], end, c)
 		}
 		return
 	}

@@ -150,7 +150,8 @@ func TestCheckLive(t *testing.T) {
 			t.Logf("in motion after %d passes: %q", r.Passes, r.Moving)
 		}
 	}
-	t.Logf("%d checks, %d passes, %d in motion, %d calls, %d deaths", checks, passes, moving, c.ops.Load(), c.dead.Load())
+	t.Logf("%d checks, %d passes, %d in motion, %d calls, %d deaths", checks, passes, moving, c.ops.Load(),
+		c.dead.Load())
 }
 
 // What is broken is found each time, while others are at work.

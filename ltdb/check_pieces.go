@@ -15,7 +15,8 @@ func (k *checker) recordTags(db *DB, key []byte, ref uint32, c int, meta uint64,
 		k.bad("%s: %d tags in a database of mode kv", where, tags)
 	case db.mode == KV:
 	case pieceSize(len(key), dlen, tags) > uint64(classSizes[c]):
-		k.bad("%s: key of %d, value of %d bytes and %d tags in a block of %d", where, len(key), dlen, tags, classSizes[c])
+		k.bad("%s: key of %d, value of %d bytes and %d tags in a block of %d", where, len(key), dlen, tags,
+			classSizes[c])
 	default:
 		b := make([]byte, tags*tagSize)
 		s.r.CopyOut(b, refOffset(ref)+tagsOffset(len(key), dlen))
@@ -149,7 +150,8 @@ func (k *checker) orphans() {
 		if root == 0 {
 			continue
 		}
-		if off := k.s.seg.SlotBody(uint32(i)); k.live != nil && off != 0 && shm.At[body](k.s.r, off).pieces.Load() == root {
+		if off := k.s.seg.SlotBody(uint32(i)); k.live != nil && off != 0 &&
+			shm.At[body](k.s.r, off).pieces.Load() == root {
 			continue // it is being moved there, and was looked at
 		}
 		k.index(fmt.Sprintf("orphans of slot %d", i), uint32(i), root, &k.r.Orphans)
@@ -162,7 +164,8 @@ func (k *checker) orphans() {
 func (k *checker) pieces() {
 	for o, rec := range k.tags {
 		if _, ok := k.words[o]; !ok {
-			k.doubt(k.pieceMotion(slotOf(o.Counter)), evidence{}, "piece %#x of record %q is in no index", o.Counter, rec)
+			k.doubt(k.pieceMotion(slotOf(o.Counter)), evidence{}, "piece %#x of record %q is in no index", o.Counter,
+				rec)
 		}
 	}
 }

@@ -52,7 +52,8 @@ func stores(t *testing.T, program string) map[string]int {
 			continue
 		}
 		column := strings.FieldsFunc(line, func(r rune) bool { return r == '\t' })
-		if m := storeInstruction.FindStringSubmatch(strings.TrimSpace(column[len(column)-1])); m != nil && m[1] != "SP" {
+		if m := storeInstruction.FindStringSubmatch(strings.TrimSpace(column[len(column)-1])); m != nil &&
+			m[1] != "SP" {
 			n[function]++
 		}
 	}

@@ -71,7 +71,8 @@ func (c *Condition) Malformed(rec Snapshot, piece []byte) error {
 				o := tagOPID(rec.tags[n*tagSize:])
 				what = fmt.Sprintf("piece %d, %#x of node %d,", n+1, o.Counter, o.PNN)
 			}
-			return fmt.Errorf("%w: %s of %d bytes, which is in the record, is none of %s: %w; remove it first", ErrMalformed, what, len(there), c.Name, err)
+			return fmt.Errorf("%w: %s of %d bytes, which is in the record, is none of %s: %w; remove it first",
+				ErrMalformed, what, len(there), c.Name, err)
 		}
 		n++
 	}
@@ -248,7 +249,8 @@ func checkConditions(conds []Condition) error {
 	for i, c := range conds {
 		switch {
 		case c.ID < firstOwnCondition:
-			return fmt.Errorf("%v: ids 0 to %d are built in; choose another: %w", c.info(), firstOwnCondition-1, ErrIncompatible)
+			return fmt.Errorf("%v: ids 0 to %d are built in; choose another: %w", c.info(), firstOwnCondition-1,
+				ErrIncompatible)
 		case len(c.Name) < 1 || len(c.Name) > MaxConditionName:
 			return fmt.Errorf("%v: the name must have 1 to %d bytes: %w", c.info(), MaxConditionName, ErrTooBig)
 		case c.Holds == nil:
@@ -350,7 +352,8 @@ func (s *Store) match(c ConditionInfo) error {
 		}
 		there, err := s.conditionAt(i)
 		if err == nil && there != c {
-			err = fmt.Errorf("this program has %v, the segment %v: use programs of one version: %w", c, there, ErrIncompatible)
+			err = fmt.Errorf("this program has %v, the segment %v: use programs of one version: %w", c, there,
+				ErrIncompatible)
 		}
 		return err
 	}

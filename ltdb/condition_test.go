@@ -63,7 +63,8 @@ func TestConditionTable(t *testing.T) {
 	}
 	for i := range builtin {
 		c := &builtin[i]
-		if got, want := rows[i][:3], []string{fmt.Sprint(i), c.Name, fmt.Sprint(c.Version)}; strings.Join(got, "|") != strings.Join(want, "|") || c.ID != ConditionID(i) {
+		got, want := rows[i][:3], []string{fmt.Sprint(i), c.Name, fmt.Sprint(c.Version)}
+		if strings.Join(got, "|") != strings.Join(want, "|") || c.ID != ConditionID(i) {
 			t.Errorf("the documentation has %q, the program %q, id %d", got, want, c.ID)
 		}
 	}
@@ -150,7 +151,8 @@ func TestConditionNaive(t *testing.T) {
 				want = false
 			}
 		}
-		both(t, ShareModes, AppendShareMode(nil, a, sa, [16]byte{}), AppendShareMode(nil, b, sb, [16]byte{}), want, false)
+		both(t, ShareModes, AppendShareMode(nil, a, sa, [16]byte{}), AppendShareMode(nil, b, sb, [16]byte{}), want,
+			false)
 	}
 	rnd := rand.New(rand.NewPCG(seedOf(t), 0))
 	for range 3000 {
@@ -162,7 +164,8 @@ func TestConditionNaive(t *testing.T) {
 			common = common || s1+i >= s2 && s1+i < s2+n2
 		}
 		want := !common || o1 == o2 || k1 == RangeShared && k2 == RangeShared
-		both(t, ByteRanges, AppendByteRange(nil, base+s1, n1, k1, [16]byte{o1}), AppendByteRange(nil, base+s2, n2, k2, [16]byte{o2}), want, true)
+		both(t, ByteRanges, AppendByteRange(nil, base+s1, n1, k1, [16]byte{o1}),
+			AppendByteRange(nil, base+s2, n2, k2, [16]byte{o2}), want, true)
 	}
 }
 
@@ -180,8 +183,10 @@ func TestConditionForms(t *testing.T) {
 	// with what is there.
 	greedy := append(mode(ShareWrite, 0, a), mode(ShareWrite, 0, a)...)
 	both(t, ShareModes, greedy, nil, true, false)
-	both(t, ShareModes, append(mode(ShareRead, ShareRead, a), mode(ShareWrite, 0, a)...), mode(ShareRead, ShareRead, b), false, true)
-	three := [][]byte{mode(ShareRead, ShareRead, a), mode(ShareRead, ShareRead, b), mode(ShareRead, ShareRead|ShareWrite, a)}
+	both(t, ShareModes, append(mode(ShareRead, ShareRead, a), mode(ShareWrite, 0, a)...),
+		mode(ShareRead, ShareRead, b), false, true)
+	three := [][]byte{mode(ShareRead, ShareRead, a), mode(ShareRead, ShareRead, b),
+		mode(ShareRead, ShareRead|ShareWrite, a)}
 	for _, rec := range []Snapshot{plain(three...), pieced(three...)} {
 		if !shareModesHold(rec, mode(ShareRead, ShareRead, b)) || shareModesHold(rec, mode(ShareWrite, ShareRead, b)) {
 			t.Error("three entries")
@@ -190,7 +195,8 @@ func TestConditionForms(t *testing.T) {
 	// What is not well formed, new or there.
 	for id, bad := range map[ConditionID][][]byte{
 		ShareModes: {mode(8, 0, a), mode(0, 8, a), mode(1, 1, a)[:23], append(mode(1, 1, a), 0)},
-		ByteRanges: {r(0, 0, 0, a), r(0, 1, 2, a), r(2, math.MaxUint64, 0, a), r(0, 1, 0, a)[:39], append(r(0, 1, 0, a), 1), append(r(0, 1, 0, a)[:20:20], bytes.Repeat([]byte{1}, 20)...)},
+		ByteRanges: {r(0, 0, 0, a), r(0, 1, 2, a), r(2, math.MaxUint64, 0, a), r(0, 1, 0, a)[:39],
+			append(r(0, 1, 0, a), 1), append(r(0, 1, 0, a)[:20:20], bytes.Repeat([]byte{1}, 20)...)},
 	} {
 		good := map[ConditionID][]byte{ShareModes: mode(0, 0, b), ByteRanges: r(100, 1, 0, b)}[id]
 		both(t, id, good, nil, true, false)
@@ -220,7 +226,8 @@ func TestConditionFind(t *testing.T) {
 		{ShareModes, append(e(1), e(2)...), e(3), 0, -1},
 		{ShareModes, append(e(1), e(2)...), e(2)[:20], 0, -1},
 		{ShareModes, append([]byte{0}, e(2)...), e(2), 0, -1},
-		{ByteRanges, AppendByteRange(nil, 0, 1, 0, [16]byte{}), AppendByteRange(nil, 0, 1, 0, [16]byte{}), 0, ByteRangesEntry},
+		{ByteRanges, AppendByteRange(nil, 0, 1, 0, [16]byte{}), AppendByteRange(nil, 0, 1, 0, [16]byte{}), 0,
+			ByteRangesEntry},
 	} {
 		if off, n := builtin[c.id].Find(plain(c.rec), c.data); off != c.off || n != c.n {
 			t.Errorf("condition %d, %q in %q: %d, %d; want %d, %d", c.id, c.data, c.rec, off, n, c.off, c.n)
@@ -268,7 +275,8 @@ func TestConditionRegistry(t *testing.T) {
 	for _, bad := range []Condition{own(16, "sixteen", 4), own(16, "other", 3)} {
 		err := join(bad)
 		wantErr(t, "another one", err, ErrIncompatible)
-		if err != nil && (!strings.Contains(err.Error(), `"sixteen" version 3`) || !strings.Contains(err.Error(), bad.info().String())) {
+		if err != nil && (!strings.Contains(err.Error(), `"sixteen" version 3`) ||
+			!strings.Contains(err.Error(), bad.info().String())) {
 			t.Errorf("does not name both: %v", err)
 		}
 	}

@@ -135,7 +135,8 @@ func (s *Store) Database(ctx context.Context, name string, mode Mode, opts Datab
 	case mode != KV && mode != Pieces:
 		return nil, fmt.Errorf("database %q: %v does not exist: %w", name, mode, ErrMode)
 	case opts.Records < 0:
-		return nil, fmt.Errorf("database %q: %d records: expect 1 or more, or 0 for the default: %w", name, opts.Records, ErrMisuse)
+		return nil, fmt.Errorf("database %q: %d records: expect 1 or more, or 0 for the default: %w", name,
+			opts.Records, ErrMisuse)
 	case s.c == nil && (opts.Clear || opts.Resupply != nil):
 		return nil, fmt.Errorf("database %q: it can be neither cleared nor filled: %w", name, errReadOnly)
 	case ctx == nil:
@@ -258,7 +259,8 @@ func (db *DB) resupply(ctx context.Context, f func(context.Context, func(key, da
 			_ = db.clear(context.WithoutCancel(ctx))
 		}
 	}()
-	err := f(context.WithValue(ctx, resupplying{}, db.s), func(key, data []byte) error { return db.Store(ctx, key, data) })
+	err := f(context.WithValue(ctx, resupplying{}, db.s),
+		func(key, data []byte) error { return db.Store(ctx, key, data) })
 	done = true
 	if err != nil {
 		return errors.Join(err, db.clear(context.WithoutCancel(ctx)))
@@ -335,7 +337,8 @@ func (s *Store) database(i int) (*DB, error) {
 		buckets: shm.Slice[bucket](s.r, off, int(count)), r: s.r,
 		probe: probe{
 			table: shm.At[bucket](s.r, off), mask: count - 1, base: shm.At[block](s.r, 0),
-			gate: &s.gate.Gate, lease: &s.leas.Ticks, start: s.dataStart, size: uint64(len(s.spans)) << s.spanShift, flip: hashFlip(uint64(id)),
+			gate: &s.gate.Gate, lease: &s.leas.Ticks, start: s.dataStart, size: uint64(len(s.spans)) << s.spanShift,
+			flip: hashFlip(uint64(id)),
 		},
 	}, nil
 }

@@ -58,7 +58,8 @@ func emptiedConfigs(t *testing.T) []Config {
 		least.Size += 64 << 10
 	}
 	t.Logf("the smallest store: %d KiB", least.Size>>10)
-	return []Config{least, {Slots: 4, MaxValue: 3000, Size: 4 << 20}, {Slots: 8, MaxValue: 60_000, Size: 8 << 20}, {Slots: 8, MaxValue: 1 << 20, Size: 32 << 20}}
+	return []Config{least, {Slots: 4, MaxValue: 3000, Size: 4 << 20}, {Slots: 8, MaxValue: 60_000, Size: 8 << 20},
+		{Slots: 8, MaxValue: 1 << 20, Size: 32 << 20}}
 }
 
 func TestFullShrinks(t *testing.T) {
@@ -103,7 +104,8 @@ func TestFullShrinks(t *testing.T) {
 				if err := r.StoreUnlock(want); err != nil {
 					t.Fatalf("StoreUnlock of one entry less: %v", err)
 				}
-				if v, err := db.Fetch(bg, key); err != nil || len(v) < ShareModesEntry || len(v) != max(1, opens-3)*ShareModesEntry {
+				if v, err := db.Fetch(bg, key); err != nil || len(v) < ShareModesEntry ||
+					len(v) != max(1, opens-3)*ShareModesEntry {
 					t.Fatal(len(v), err)
 				}
 				mustCheckSome(t, db.s, i)
@@ -507,8 +509,10 @@ func TestTortureEmptied(t *testing.T) {
 		rounds, most = max(rounds, n/50), 64
 	}
 	for round := range rounds {
-		m := &emptier{t: t, rnd: rand.New(rand.NewPCG(seed, uint64(round))), kv: map[string][]byte{}, pcs: map[string]int{}}
-		m.cfg = Config{Slots: 6, Size: uint64(4+m.rnd.IntN(most-3)) << 20, MaxValue: []int{300, 3000, 50_000}[m.rnd.IntN(3)], Databases: 4}
+		m := &emptier{t: t, rnd: rand.New(rand.NewPCG(seed, uint64(round))), kv: map[string][]byte{},
+			pcs: map[string]int{}}
+		m.cfg = Config{Slots: 6, Size: uint64(4+m.rnd.IntN(most-3)) << 20,
+			MaxValue: []int{300, 3000, 50_000}[m.rnd.IntN(3)], Databases: 4}
 		if m.cfg.Size >= 16<<20 && m.rnd.IntN(2) == 0 {
 			m.cfg.MaxValue = 1 << 20
 		}
@@ -550,7 +554,8 @@ func (m *emptier) run(round int) {
 			m.compare("full")
 		}
 	}
-	m.t.Logf("round %d: %d KiB, values of %d, %d records, %d of pieces, %d deaths", round, m.cfg.Size>>10, m.cfg.MaxValue, len(m.kv), len(m.pcs), m.dead)
+	m.t.Logf("round %d: %d KiB, values of %d, %d records, %d of pieces, %d deaths", round, m.cfg.Size>>10,
+		m.cfg.MaxValue, len(m.kv), len(m.pcs), m.dead)
 	for range len(m.kv) / 2 {
 		key := some(m, m.kv, &m.keys)
 		m.never("Delete", m.who[0].kv.Delete(bg, []byte(key)))

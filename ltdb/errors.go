@@ -26,7 +26,8 @@ var (
 	ErrMalformed = errors.New("malformed piece")
 	// ErrNoCondition: this client has no condition function of that id.
 	ErrNoCondition = errors.New("this program has no condition function of that number; register it when it attaches")
-	// ErrTooBig: a length that is not allowed. A key must have 1 to 1,024 bytes, a value at most Config.MaxValue, a database's name 1 to 64.
+	// ErrTooBig: a length that is not allowed. A key must have 1 to 1,024 bytes, a value at
+	// most Config.MaxValue, a database's name 1 to 64.
 	ErrTooBig = errors.New("key, value or name is too long, or empty")
 	// ErrFull: no memory is left for the record, even after the reclaim of what the dead left behind.
 	// errors.Is(ErrFull, ErrNoSpace) holds.
@@ -42,7 +43,8 @@ var (
 	ErrNotHere = errors.New("record is at another node")
 	// ErrLeaseLost: this node left its cluster while the operation ran; it may or may not have happened.
 	ErrLeaseLost = errors.New("node left the cluster; attach again")
-	// ErrMisuse: the call itself is wrong, whatever the store holds: a nil context, batch or function, or options that contradict each other.
+	// ErrMisuse: the call itself is wrong, whatever the store holds: a nil context, batch or
+	// function, or options that contradict each other.
 	ErrMisuse = errors.New("wrong call")
 	// ErrNoDatabase: DatabaseOptions.MustExist, and there is none of that name.
 	ErrNoDatabase = errors.New("no such database")
@@ -111,7 +113,8 @@ var (
 	errBadSpare = damage("its first block, the spare, belongs to another class")
 
 	errClosed    error = wrapError{"store or handle is closed; open it again", ErrClosed}
-	errNoContext error = wrapError{"the context is nil; give the call context.Background() if it may wait for ever", ErrMisuse}
-	errNoBatch   error = wrapError{"the Batch is nil; give a *Batch with its Keys", ErrMisuse}
-	errReadOnly  error = wrapError{"attached for reading only; attach as a client", ErrMode}
+	errNoContext error = wrapError{"the context is nil; give the call context.Background() if it may wait for ever",
+		ErrMisuse}
+	errNoBatch  error = wrapError{"the Batch is nil; give a *Batch with its Keys", ErrMisuse}
+	errReadOnly error = wrapError{"attached for reading only; attach as a client", ErrMode}
 )

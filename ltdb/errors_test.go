@@ -143,7 +143,8 @@ func TestStaleRecords(t *testing.T) {
 	stale := func(t *testing.T, r Record) {
 		t.Helper()
 		for name, err := range map[string]error{
-			"Store": r.Store([]byte("x")), "StoreUnlock": r.StoreUnlock([]byte("x")), "Delete": r.Delete(), "Unlock": r.Unlock(),
+			"Store": r.Store([]byte("x")), "StoreUnlock": r.StoreUnlock([]byte("x")), "Delete": r.Delete(),
+			"Unlock": r.Unlock(),
 		} {
 			wantErr(t, name, err, ErrNotLocked)
 		}
@@ -207,7 +208,8 @@ func TestAfterClose(t *testing.T) {
 				t.Fatal(err)
 			}
 			for name, err := range map[string]error{
-				"Handle.Store": h.Store(bg, []byte("k"), []byte("v")), "Handle.Append": h.Append(bg, []byte("k"), []byte("v")),
+				"Handle.Store":  h.Store(bg, []byte("k"), []byte("v")),
+				"Handle.Append": h.Append(bg, []byte("k"), []byte("v")),
 				"Handle.Delete": h.Delete(bg, []byte("k")),
 			} {
 				wantErr(t, name+" with the store closed", err, ErrClosed)
@@ -238,14 +240,17 @@ func TestAfterClose(t *testing.T) {
 				"Handle.Store":          func() error { return h.Store(bg, key, v) },
 				"Handle.Append":         func() error { return h.Append(bg, key, v) },
 				"Handle.Delete":         func() error { return h.Delete(bg, key) },
-				"Store.Database":        func() error { _, err := other.Database(bg, "db", KV, DatabaseOptions{}); return err },
-				"Store.Databases":       func() error { _, err := other.Databases(); return err },
-				"Store.Check":           func() error { _, err := other.Check(bg); return err },
-				"Store.Recover":         func() error { _, err := other.Recover(bg); return err },
-				"Record.Store":          func() error { return byDB.Store(v) },
-				"Record.StoreUnlock":    func() error { return byDB.StoreUnlock(v) },
-				"Record.Unlock":         func() error { return byDB.Unlock() },
-				"Record.Delete":         func() error { return byDB.Delete() },
+				"Store.Database": func() error {
+					_, err := other.Database(bg, "db", KV, DatabaseOptions{})
+					return err
+				},
+				"Store.Databases":    func() error { _, err := other.Databases(); return err },
+				"Store.Check":        func() error { _, err := other.Check(bg); return err },
+				"Store.Recover":      func() error { _, err := other.Recover(bg); return err },
+				"Record.Store":       func() error { return byDB.Store(v) },
+				"Record.StoreUnlock": func() error { return byDB.StoreUnlock(v) },
+				"Record.Unlock":      func() error { return byDB.Unlock() },
+				"Record.Delete":      func() error { return byDB.Delete() },
 			}
 			for name, f := range all {
 				if name == "Record.Unlock" || !strings.HasPrefix(name, "Record") {

@@ -27,7 +27,8 @@ func TestCancellerIsNoTask(t *testing.T) {
 	shm.Sim = foreign{&asked}
 	cancel()
 	raised := false
-	for end := time.Now().Add(10 * time.Second); !raised && time.Now().Before(end); time.Sleep(time.Millisecond) { // polls
+	// polls
+	for end := time.Now().Add(10 * time.Second); !raised && time.Now().Before(end); time.Sleep(time.Millisecond) {
 		raised = atomic.LoadUint32((*uint32)(unsafe.Pointer(w))) == 1
 	}
 	shm.Sim = nil

@@ -109,7 +109,9 @@ func (c *disp) put(key, data string) {
 }
 
 func (c *disp) free(key string) {
-	i := c.begin(key, "dispatcher releases", func(v value) (value, bool) { return value{data: v.data}, v.holder == c.name })
+	i := c.begin(key, "dispatcher releases", func(v value) (value, bool) {
+		return value{data: v.data}, v.holder == c.name
+	})
 	c.d.Unlock(c.id, []byte(key))
 	if err := c.d.Err(); err != nil {
 		c.t.Failf("dispatcher: %v", err)
@@ -118,10 +120,12 @@ func (c *disp) free(key string) {
 }
 
 // dispatched makes a case of clients and a dispatcher, which is the last one.
-func dispatched(name string, b bounds, mode Mode, start map[string]string, warm func(c *client), mortal bool, d func(c *disp), do ...func(c *client)) *scenario {
+func dispatched(name string, b bounds, mode Mode, start map[string]string, warm func(c *client), mortal bool,
+	d func(c *disp), do ...func(c *client)) *scenario {
 	sc := &scenario{
-		name: fmt.Sprintf("%s, %d preemptions, %d deaths", name, b.preemptions, b.deaths), start: start, cfg: tiny(24, len(do)+3),
-		c: explore.Case{Preemptions: b.preemptions, Deaths: b.deaths},
+		name: fmt.Sprintf("%s, %d preemptions, %d deaths", name, b.preemptions, b.deaths), start: start,
+		cfg: tiny(24, len(do)+3),
+		c:   explore.Case{Preemptions: b.preemptions, Deaths: b.deaths},
 		prepare: func(h *Handle) {
 			preload(start)(h)
 			must(h.db.s.Database(bg, piecesWorldDB, Pieces, DatabaseOptions{Records: 1}))
@@ -399,7 +403,8 @@ func TestExploreDispatcherKill(t *testing.T) {
 					sc.clients = []actorDef{dispatcherDef(true, k.mode, k.do)}
 				}
 				if deaths > 1 {
-					sc.clients = append(sc.clients, actorDef{name: "repairer", dies: true, do: (*client).recover, warm: warmUp})
+					sc.clients = append(sc.clients,
+						actorDef{name: "repairer", dies: true, do: (*client).recover, warm: warmUp})
 				}
 				if sc.c.Sequential = true; deaths > 1 && !*exploreFull {
 					sc.c.MaxRuns = piecesRuns / n

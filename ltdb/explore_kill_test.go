@@ -112,11 +112,13 @@ var killCases = []killCase{
 	{name: "store new, magazines empty", keys: []string{"k"}, do: func(c *client) { c.store("k", "v1") }},
 	{name: "store over, same class", start: one, warm: warmUp, do: func(c *client) { c.store("k", class(0, "new")) }},
 	{name: "store over, other class", start: one, warm: warmUp, do: func(c *client) { c.store("k", class(1, "new")) }},
-	{name: "store over, twice", start: one, warm: warmUp, do: func(c *client) { c.store("k", class(1, "new")); c.store("k", class(0, "newer")) }},
+	{name: "store over, twice", start: one, warm: warmUp,
+		do: func(c *client) { c.store("k", class(1, "new")); c.store("k", class(0, "newer")) }},
 	{name: "delete", start: one, warm: warmUp, do: func(c *client) { c.delete("k") }},
 	{name: "delete absent", keys: []string{"k"}, warm: warmUp, do: func(c *client) { c.delete("k") }},
 	{name: "append", start: one, warm: warmUp, do: func(c *client) { c.append("k", "more") }},
-	{name: "append to another class", start: one, warm: warmUp, do: func(c *client) { c.append("k", class(0, "more")) }},
+	{name: "append to another class", start: one, warm: warmUp,
+		do: func(c *client) { c.append("k", class(0, "more")) }},
 	{name: "append new", keys: []string{"k"}, warm: warmUp, do: func(c *client) { c.append("k", "first") }},
 	{name: "fetch", start: one, do: func(c *client) { c.fetch("k"); c.fetch("none") }},
 	{name: "batch", start: one, do: func(c *client) { c.fetchBatch("k", "none") }},
@@ -139,7 +141,8 @@ var killCases = []killCase{
 		}
 	}},
 	{name: "lock new, store and unlock", keys: []string{"k"}, warm: warmUp, do: func(c *client) { c.add("k", "+") }},
-	{name: "lock new and unlock", keys: []string{"k"}, warm: warmUp, do: func(c *client) { c.unlock("k", c.lock("k")) }},
+	{name: "lock new and unlock", keys: []string{"k"}, warm: warmUp,
+		do: func(c *client) { c.unlock("k", c.lock("k")) }},
 	{name: "two locks", start: one, keys: []string{"l"}, warm: warmUp, do: func(c *client) {
 		r := c.lock("k")
 		s, ok := c.tryLock("l")
@@ -151,9 +154,11 @@ var killCases = []killCase{
 	}},
 
 	// The allocator.
-	{name: "refill from a list", keys: []string{"k"}, prep: func(h *Handle) { fillLists(h, 5) }, do: func(c *client) { c.store("k", "v1") }},
+	{name: "refill from a list", keys: []string{"k"}, prep: func(h *Handle) { fillLists(h, 5) },
+		do: func(c *client) { c.store("k", "v1") }},
 	// Eight were carved at once; the list has what is left of them.
-	{name: "refill from a list and carve", start: valuesOf(otherBucket(5)), keys: []string{"k"}, do: func(c *client) { c.store("k", "v1") }},
+	{name: "refill from a list and carve", start: valuesOf(otherBucket(5)), keys: []string{"k"},
+		do: func(c *client) { c.store("k", "v1") }},
 	{name: "flush of a full magazine", start: one, prep: func(h *Handle) {
 		preload(one)(h)
 		for i := range magazineSize {
@@ -166,14 +171,21 @@ var killCases = []killCase{
 			}
 		}
 	}, do: func(c *client) { c.delete("k") }},
-	{name: "large value", keys: []string{"k"}, cfg: largeValues(2), do: func(c *client) { c.store("k", strings.Repeat("v", 1100)) }},
-	{name: "large value over a small one", start: one, cfg: largeValues(2), warm: warmUp, do: func(c *client) { c.store("k", strings.Repeat("v", 1100)) }},
-	{name: "small value over a large one", start: map[string]string{"k": strings.Repeat("o", 1100)}, cfg: largeValues(2), warm: warmUp, do: func(c *client) { c.store("k", "v") }},
-	{name: "huge value", keys: []string{"k"}, cfg: hugeValues(2), do: func(c *client) { c.store("k", strings.Repeat("v", 4200)) }, long: true},
-	{name: "huge value over a huge one", start: map[string]string{"k": strings.Repeat("o", 4200)}, cfg: hugeValues(2), warm: warmUp, do: func(c *client) { c.store("k", strings.Repeat("v", 4300)) }, long: true},
-	{name: "delete of a huge one", start: map[string]string{"k": strings.Repeat("o", 4200)}, cfg: hugeValues(2), warm: warmUp, do: func(c *client) { c.delete("k") }},
+	{name: "large value", keys: []string{"k"}, cfg: largeValues(2),
+		do: func(c *client) { c.store("k", strings.Repeat("v", 1100)) }},
+	{name: "large value over a small one", start: one, cfg: largeValues(2), warm: warmUp,
+		do: func(c *client) { c.store("k", strings.Repeat("v", 1100)) }},
+	{name: "small value over a large one", start: map[string]string{"k": strings.Repeat("o", 1100)},
+		cfg: largeValues(2), warm: warmUp, do: func(c *client) { c.store("k", "v") }},
+	{name: "huge value", keys: []string{"k"}, cfg: hugeValues(2),
+		do: func(c *client) { c.store("k", strings.Repeat("v", 4200)) }, long: true},
+	{name: "huge value over a huge one", start: map[string]string{"k": strings.Repeat("o", 4200)}, cfg: hugeValues(2),
+		warm: warmUp, do: func(c *client) { c.store("k", strings.Repeat("v", 4300)) }, long: true},
+	{name: "delete of a huge one", start: map[string]string{"k": strings.Repeat("o", 4200)}, cfg: hugeValues(2),
+		warm: warmUp, do: func(c *client) { c.delete("k") }},
 	// The store is full of free blocks of class 0, and class 1 wants a span.
-	{name: "a span changes its class", keys: []string{"k"}, cfg: tiny(6, 3), prep: func(h *Handle) { fillUp(h, 0) }, do: func(c *client) { c.store("k", class(1, "v")) }},
+	{name: "a span changes its class", keys: []string{"k"}, cfg: tiny(6, 3), prep: func(h *Handle) { fillUp(h, 0) },
+		do: func(c *client) { c.store("k", class(1, "v")) }},
 	{name: "store is full", start: map[string]string{"k": "old"}, cfg: tiny(6, 3), prep: func(h *Handle) {
 		preload(map[string]string{"k": "old"})(h)
 		for i := 0; h.Store(bg, fmt.Append(nil, "f", i), []byte(class(1, "f"))) == nil; i++ {
@@ -184,7 +196,8 @@ var killCases = []killCase{
 		}
 	}, after: noFillers},
 	// Nothing is left but the spare.
-	{name: "store over in a full store", start: oneMore, prep: fillAll, do: func(c *client) { c.store("k", class(1, "new")) }, after: noFillers},
+	{name: "store over in a full store", start: oneMore, prep: fillAll,
+		do: func(c *client) { c.store("k", class(1, "new")) }, after: noFillers},
 	{name: "lock, store and unlock in a full store", start: oneMore, prep: fillAll, do: func(c *client) {
 		r := c.lock("k")
 		c.storeLocked("k", r, class(1, "mid"))
@@ -198,13 +211,19 @@ var killCases = []killCase{
 	}},
 
 	// The hash table.
-	{name: "overflow bucket", start: valuesOf(sameBucket(7)), keys: sameBucket(8)[7:], warm: warmUp, do: func(c *client) { c.store(sameBucket(8)[7], "v") }},
-	{name: "store in an overflow bucket", start: valuesOf(sameBucket(8)), keys: sameBucket(9)[8:], warm: warmUp, do: func(c *client) { c.store(sameBucket(9)[8], "v") }},
-	{name: "second overflow bucket", start: valuesOf(sameBucket(14)), keys: sameBucket(15)[14:], warm: warmUp, do: func(c *client) { c.store(sameBucket(15)[14], "v") }},
+	{name: "overflow bucket", start: valuesOf(sameBucket(7)), keys: sameBucket(8)[7:], warm: warmUp,
+		do: func(c *client) { c.store(sameBucket(8)[7], "v") }},
+	{name: "store in an overflow bucket", start: valuesOf(sameBucket(8)), keys: sameBucket(9)[8:], warm: warmUp,
+		do: func(c *client) { c.store(sameBucket(9)[8], "v") }},
+	{name: "second overflow bucket", start: valuesOf(sameBucket(14)), keys: sameBucket(15)[14:], warm: warmUp,
+		do: func(c *client) { c.store(sameBucket(15)[14], "v") }},
 
-	{name: "delete in an overflow bucket", start: valuesOf(sameBucket(8)), warm: warmUp, do: func(c *client) { c.delete(sameBucket(8)[7]) }},
-	{name: "append in an overflow bucket", start: valuesOf(sameBucket(8)), warm: warmUp, do: func(c *client) { c.append(sameBucket(8)[7], class(0, "+")) }},
-	{name: "lock and store in an overflow bucket", start: valuesOf(sameBucket(8)), warm: warmUp, do: func(c *client) { c.add(sameBucket(8)[7], "+") }},
+	{name: "delete in an overflow bucket", start: valuesOf(sameBucket(8)), warm: warmUp,
+		do: func(c *client) { c.delete(sameBucket(8)[7]) }},
+	{name: "append in an overflow bucket", start: valuesOf(sameBucket(8)), warm: warmUp,
+		do: func(c *client) { c.append(sameBucket(8)[7], class(0, "+")) }},
+	{name: "lock and store in an overflow bucket", start: valuesOf(sameBucket(8)), warm: warmUp,
+		do: func(c *client) { c.add(sameBucket(8)[7], "+") }},
 	{name: "traverse", start: valuesOf(sameBucket(8)), do: traverse},
 
 	// The segment.
@@ -228,7 +247,9 @@ var killCases = []killCase{
 	}},
 	{name: "leave with a lock", start: one, warm: warmUp, do: func(c *client) {
 		r := c.lock("k")
-		i := c.begin("k", "leave", func(v value) (value, bool) { return value{data: v.data, died: true}, v.holder == c.name })
+		i := c.begin("k", "leave", func(v value) (value, bool) {
+			return value{data: v.data, died: true}, v.holder == c.name
+		})
 		if err := c.s.c.Leave(); err != nil {
 			c.t.Failf("leave: %v", err)
 		}

@@ -114,14 +114,21 @@ func unlockIt(c *client, _ *simContext) { c.unlock("k", c.lock("k")) }
 
 var lineCases = []lineCase{
 	{name: "two of one process", line: 2, do: []func(*client, *simContext){addOne("a"), addOne("b")}},
-	{name: "two of one, one of another", line: 2, mortal: "AC", do: []func(*client, *simContext){addOne("a"), addOne("b"), addOne("c")}},
+	{name: "two of one, one of another", line: 2, mortal: "AC",
+		do: []func(*client, *simContext){addOne("a"), addOne("b"), addOne("c")}},
 	{name: "three of one process", line: 3, do: []func(*client, *simContext){addOne("a"), addOne("b"), unlockIt}},
-	{name: "two of one, the record is deleted", line: 2, mortal: "C", do: []func(*client, *simContext){addOne("a"), addOne("b"), deleteIt}},
-	{name: "two of one delete and add", line: 2, mortal: "C", do: []func(*client, *simContext){deleteIt, addOne("b"), addOne("c")}},
-	{name: "two of one, another tries", line: 2, mortal: "A", do: []func(*client, *simContext){addOne("a"), addOne("b"), tryOne("c")}},
-	{name: "a waiter is cancelled", line: 2, ctx: true, mortal: "C", do: []func(*client, *simContext){addUntil("a"), endIt, addOne("c")}},
-	{name: "one of two waiters is cancelled", line: 3, ctx: true, do: []func(*client, *simContext){addUntil("a"), addOne("b"), endIt, unlockIt}},
-	{name: "a waiter dies, others try", mortal: "B", do: []func(*client, *simContext){addOne("a"), addOne("b"), tryOne("c")}},
+	{name: "two of one, the record is deleted", line: 2, mortal: "C",
+		do: []func(*client, *simContext){addOne("a"), addOne("b"), deleteIt}},
+	{name: "two of one delete and add", line: 2, mortal: "C",
+		do: []func(*client, *simContext){deleteIt, addOne("b"), addOne("c")}},
+	{name: "two of one, another tries", line: 2, mortal: "A",
+		do: []func(*client, *simContext){addOne("a"), addOne("b"), tryOne("c")}},
+	{name: "a waiter is cancelled", line: 2, ctx: true, mortal: "C",
+		do: []func(*client, *simContext){addUntil("a"), endIt, addOne("c")}},
+	{name: "one of two waiters is cancelled", line: 3, ctx: true,
+		do: []func(*client, *simContext){addUntil("a"), addOne("b"), endIt, unlockIt}},
+	{name: "a waiter dies, others try", mortal: "B",
+		do: []func(*client, *simContext){addOne("a"), addOne("b"), tryOne("c")}},
 }
 
 func (k lineCase) scenario(b bounds) *scenario {

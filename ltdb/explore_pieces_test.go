@@ -54,7 +54,9 @@ func without(s, l string) string { return strings.Replace(s, l, "", 1) }
 
 // add appends a piece if the share modes allow it.
 func (c *pieceClient) add(key, l string, wait bool) (Piece, bool) {
-	i := c.begin("p"+key, "append "+l, func(v value) (value, bool) { return value{data: v.data + l}, admits(v.data, l) })
+	i := c.begin("p"+key, "append "+l, func(v value) (value, bool) {
+		return value{data: v.data + l}, admits(v.data, l)
+	})
 	f := c.ph.ConditionalAppend
 	if wait {
 		f = c.ph.ConditionalAppendWait
@@ -72,7 +74,9 @@ func (c *pieceClient) add(key, l string, wait bool) (Piece, bool) {
 }
 
 func (c *pieceClient) remove(key, l string, p Piece) {
-	i := c.begin("p"+key, "remove "+l, func(v value) (value, bool) { return value{data: without(v.data, l)}, strings.Contains(v.data, l) })
+	i := c.begin("p"+key, "remove "+l, func(v value) (value, bool) {
+		return value{data: without(v.data, l)}, strings.Contains(v.data, l)
+	})
 	if err := c.ph.RemoveAndTrigger(bg, []byte(key), p); err != nil {
 		c.t.Failf("remove: %v", err)
 	}
@@ -123,7 +127,8 @@ func piecesAfter(keys ...string) func(r *run, s *Store) error {
 			// An empty record is there for one reason: its next holder is to be told
 			// that somebody died with its lock.
 			var at spot
-			if ok, err := db.find(db.hash([]byte(key)), []byte(key), &at); err != nil || ok && metaFlags(at.meta)&flagOwnerDied == 0 {
+			if ok, err := db.find(db.hash([]byte(key)), []byte(key), &at); err != nil || ok &&
+				metaFlags(at.meta)&flagOwnerDied == 0 {
 				return fmt.Errorf("all have left, and %q is there as an empty record: %v", key, err)
 			}
 			if err := db.Delete(bg, []byte(key)); err != ErrNotFound {
@@ -178,7 +183,8 @@ func (k piecesCase) scenario(b bounds, sequential bool) *scenario {
 		keys = []string{"k"}
 	}
 	sc := &scenario{
-		name: fmt.Sprintf("%s, %d preemptions, %d deaths", k.name, b.preemptions, b.deaths), cfg: tiny(24, len(k.do)+b.deaths+1), after: piecesAfter(keys...),
+		name: fmt.Sprintf("%s, %d preemptions, %d deaths", k.name, b.preemptions, b.deaths),
+		cfg:  tiny(24, len(k.do)+b.deaths+1), after: piecesAfter(keys...),
 		c: explore.Case{Preemptions: b.preemptions, Deaths: b.deaths, Sequential: sequential},
 		prepare: func(h *Handle) {
 			must(h.db.s.Database(bg, piecesWorldDB, Pieces, DatabaseOptions{Records: 1}))
@@ -203,7 +209,8 @@ func (k piecesCase) scenario(b bounds, sequential bool) *scenario {
 	}
 	if sequential {
 		for i := 1; i < b.deaths; i++ {
-			sc.clients = append(sc.clients, actorDef{name: fmt.Sprint("repairer ", i), dies: true, do: (*client).recover, warm: warmUp})
+			sc.clients = append(sc.clients, actorDef{name: fmt.Sprint("repairer ", i), dies: true,
+				do: (*client).recover, warm: warmUp})
 		}
 	}
 	return sc
@@ -229,16 +236,23 @@ const piecesRuns = 1500
 
 var piecesKillCases = []piecesCase{
 	{name: "append to nothing", do: []func(c *pieceClient){func(c *pieceClient) { c.add("k", "a", false) }}},
-	{name: "first append of a client", cold: true, do: []func(c *pieceClient){func(c *pieceClient) { c.add("k", "a", false) }}},
+	{name: "first append of a client", cold: true,
+		do: []func(c *pieceClient){func(c *pieceClient) { c.add("k", "a", false) }}},
 	{name: "append and remove", do: []func(c *pieceClient){func(c *pieceClient) {
 		p, _ := c.add("k", "a", false)
 		c.remove("k", "a", p)
 	}}},
-	{name: "append to a piece", warm: []func(c *pieceClient){owns(0, "k", "a")}, do: []func(c *pieceClient){func(c *pieceClient) { c.add("k", "b", false) }}},
-	{name: "remove one of two", warm: []func(c *pieceClient){func(c *pieceClient) { held[0] = c.had("k", "a"); c.had("k", "b") }},
+	{name: "append to a piece", warm: []func(c *pieceClient){owns(0, "k", "a")},
+		do: []func(c *pieceClient){func(c *pieceClient) { c.add("k", "b", false) }}},
+	{name: "remove one of two", warm: []func(c *pieceClient){func(c *pieceClient) {
+		held[0] = c.had("k", "a")
+		c.had("k", "b")
+	}},
 		do: []func(c *pieceClient){func(c *pieceClient) { c.remove("k", "a", held[0]) }}},
-	{name: "refused", warm: []func(c *pieceClient){owns(0, "k", "A")}, do: []func(c *pieceClient){func(c *pieceClient) { c.add("k", "b", false) }}},
-	{name: "leave", warm: []func(c *pieceClient){func(c *pieceClient) { c.had("k", "a"); c.had("l", "b") }}, keys: []string{"k", "l"},
+	{name: "refused", warm: []func(c *pieceClient){owns(0, "k", "A")},
+		do: []func(c *pieceClient){func(c *pieceClient) { c.add("k", "b", false) }}},
+	{name: "leave", warm: []func(c *pieceClient){func(c *pieceClient) { c.had("k", "a"); c.had("l", "b") }},
+		keys: []string{"k", "l"},
 		do: []func(c *pieceClient){func(c *pieceClient) {
 			i, j := c.begin("pk", "leave", gone("a")), c.begin("pl", "leave", gone("b"))
 			if err := errors.Join(c.s.abandon(), c.s.c.Leave()); err != nil {
@@ -291,12 +305,14 @@ var piecesRaceCases = []piecesCase{
 		func(c *pieceClient) { c.remove("k", "A", held[0]) },
 		func(c *pieceClient) { c.add("k", "B", true) },
 	}},
-	{name: "remove of what forbids, waiting append", warm: []func(c *pieceClient){func(c *pieceClient) { held[0] = c.had("k", "A"); c.had("k", "b") }},
+	{name: "remove of what forbids, waiting append",
+		warm: []func(c *pieceClient){func(c *pieceClient) { held[0] = c.had("k", "A"); c.had("k", "b") }},
 		do: []func(c *pieceClient){
 			func(c *pieceClient) { c.remove("k", "A", held[0]) },
 			func(c *pieceClient) { c.add("k", "c", true) },
 		}},
-	{name: "remove of one, waiting append of two", warm: []func(c *pieceClient){func(c *pieceClient) { held[0] = c.had("k", "A"); held[1] = c.had("k", "b") }},
+	{name: "remove of one, waiting append of two",
+		warm: []func(c *pieceClient){func(c *pieceClient) { held[0] = c.had("k", "A"); held[1] = c.had("k", "b") }},
 		do: []func(c *pieceClient){
 			func(c *pieceClient) { c.remove("k", "A", held[0]); c.remove("k", "b", held[1]) },
 			func(c *pieceClient) { c.add("k", "C", true) },
@@ -363,9 +379,12 @@ func (c *client) unplain(key, data string) {
 func TestExplorePlain(t *testing.T) {
 	kills := []killCase{
 		{name: "plain append", start: one, warm: warmUp, do: func(c *client) { c.plain("k", Always, "x") }},
-		{name: "plain append to nothing", keys: []string{"k"}, warm: warmUp, do: func(c *client) { c.plain("k", IfAbsent, "x") }},
-		{name: "removal", start: map[string]string{"k": "abc"}, warm: warmUp, do: func(c *client) { c.unplain("k", "b") }},
-		{name: "removal of all", start: map[string]string{"k": "b"}, warm: warmUp, do: func(c *client) { c.unplain("k", "b") }},
+		{name: "plain append to nothing", keys: []string{"k"}, warm: warmUp,
+			do: func(c *client) { c.plain("k", IfAbsent, "x") }},
+		{name: "removal", start: map[string]string{"k": "abc"}, warm: warmUp,
+			do: func(c *client) { c.unplain("k", "b") }},
+		{name: "removal of all", start: map[string]string{"k": "b"}, warm: warmUp,
+			do: func(c *client) { c.unplain("k", "b") }},
 	}
 	n, part := parts(t)
 	for _, k := range kills {
@@ -384,7 +403,8 @@ func TestExplorePlain(t *testing.T) {
 		{name: "if absent, if absent", keys: []string{"k"}, do: []func(c *client){
 			func(c *client) { c.plain("k", IfAbsent, "a") }, func(c *client) { c.plain("k", IfAbsent, "b") }}},
 		{name: "append, removal, store", start: map[string]string{"k": "ab"}, do: []func(c *client){
-			func(c *client) { c.plain("k", Always, "c") }, func(c *client) { c.unplain("k", "b") }, func(c *client) { c.store("k", "xbx") }}},
+			func(c *client) { c.plain("k", Always, "c") }, func(c *client) { c.unplain("k", "b") },
+			func(c *client) { c.store("k", "xbx") }}},
 		{name: "append, lock and delete", start: map[string]string{"k": "ab"}, do: []func(c *client){
 			func(c *client) { c.plain("k", IfAbsent, "c") }, func(c *client) { c.storeUnlock("k", c.lock("k"), "") }}},
 	}
@@ -406,5 +426,6 @@ func piecesRace(name string, b bounds) *scenario {
 }
 
 func TestPlantedArmLate(t *testing.T) {
-	caught(t, "armlate", []string{"everybody waits"}, piecesRace("remove of what forbids, waiting append", bounds{2, 0}))
+	caught(t, "armlate", []string{"everybody waits"},
+		piecesRace("remove of what forbids, waiting append", bounds{2, 0}))
 }

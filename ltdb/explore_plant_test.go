@@ -75,7 +75,8 @@ func TestPlantedSeqlock(t *testing.T) {
 }
 
 func TestPlantedPublish(t *testing.T) {
-	caught(t, "publish", []string{"no order explains", "does not belong there"}, kill("store over, same class", 1), race("store twice, fetch twice", bounds{1, 0}))
+	caught(t, "publish", []string{"no order explains", "does not belong there"}, kill("store over, same class", 1),
+		race("store twice, fetch twice", bounds{1, 0}))
 }
 
 func TestPlantedLatch(t *testing.T) {
@@ -95,7 +96,8 @@ func TestPlantedWaiter(t *testing.T) {
 }
 
 func TestPlantedUnlocked(t *testing.T) {
-	caught(t, "unlocked", []string{"lock was lost", "no order explains", "as well"}, race("insert by lock, insert by lock", bounds{2, 0}))
+	caught(t, "unlocked", []string{"lock was lost", "no order explains", "as well"},
+		race("insert by lock, insert by lock", bounds{2, 0}))
 }
 
 func TestPlantedCell(t *testing.T) {
@@ -111,7 +113,8 @@ func TestPlantedPass(t *testing.T) {
 }
 
 func TestPlantedUnlatchFirst(t *testing.T) {
-	caught(t, "unlatchfirst", []string{"as well", "nowhere"}, kill("store new", 1), race("insert and delete, insert", bounds{1, 1}))
+	caught(t, "unlatchfirst", []string{"as well", "nowhere"}, kill("store new", 1),
+		race("insert and delete, insert", bounds{1, 1}))
 }
 
 func TestPlantedSpare(t *testing.T) {

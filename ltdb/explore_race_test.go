@@ -39,8 +39,10 @@ type bounds struct{ preemptions, deaths int }
 
 func (k raceCase) scenario(b bounds) *scenario {
 	sc := &scenario{
-		name: fmt.Sprintf("%s, %d preemptions, %d deaths", k.name, b.preemptions, b.deaths), start: k.start, keys: k.keys, cfg: k.cfg,
-		after: k.after, prepare: k.prep, c: explore.Case{Preemptions: b.preemptions, Deaths: b.deaths, DieWoken: k.woken},
+		name: fmt.Sprintf("%s, %d preemptions, %d deaths", k.name, b.preemptions, b.deaths), start: k.start,
+		keys: k.keys, cfg: k.cfg,
+		after: k.after, prepare: k.prep, c: explore.Case{Preemptions: b.preemptions, Deaths: b.deaths,
+			DieWoken: k.woken},
 	}
 	if k.prep == nil {
 		sc.prepare = preload(k.start)
@@ -145,21 +147,23 @@ var raceCases = []raceCase{
 	}},
 	// The block of one record becomes another's, in the same bucket, while a
 	// reader and a locker compare keys.
-	{name: "block goes to another record", blocks: 2, start: map[string]string{sameBucket(2)[0]: "0"}, keys: sameBucket(2)[1:], do: []func(*client){
-		func(c *client) {
-			c.delete(sameBucket(2)[0])
-			c.store(sameBucket(2)[1], "a")
-			c.store(sameBucket(2)[0], "b")
-		},
-		func(c *client) { c.fetch(sameBucket(2)[0]) },
-	}},
-	{name: "block goes to another record, lock", blocks: 2, start: map[string]string{sameBucket(2)[0]: "0"}, keys: sameBucket(2)[1:], do: []func(*client){
-		func(c *client) {
-			c.delete(sameBucket(2)[0])
-			c.store(sameBucket(2)[1], "a")
-		},
-		func(c *client) { c.add(sameBucket(2)[0], "c") },
-	}},
+	{name: "block goes to another record", blocks: 2, start: map[string]string{sameBucket(2)[0]: "0"},
+		keys: sameBucket(2)[1:], do: []func(*client){
+			func(c *client) {
+				c.delete(sameBucket(2)[0])
+				c.store(sameBucket(2)[1], "a")
+				c.store(sameBucket(2)[0], "b")
+			},
+			func(c *client) { c.fetch(sameBucket(2)[0]) },
+		}},
+	{name: "block goes to another record, lock", blocks: 2, start: map[string]string{sameBucket(2)[0]: "0"},
+		keys: sameBucket(2)[1:], do: []func(*client){
+			func(c *client) {
+				c.delete(sameBucket(2)[0])
+				c.store(sameBucket(2)[1], "a")
+			},
+			func(c *client) { c.add(sameBucket(2)[0], "c") },
+		}},
 	{name: "waiter, record deleted", start: map[string]string{"k": "0"}, do: []func(*client){
 		func(c *client) { c.storeUnlock("k", c.lock("k"), "") },
 		func(c *client) { c.add("k", "b") },
@@ -191,10 +195,11 @@ var raceCases = []raceCase{
 		func(c *client) { c.store("k", "a") },
 		func(c *client) { c.store("l", "b") },
 	}},
-	{name: "refill from a list, refill", keys: []string{"k", "l"}, cold: true, prep: func(h *Handle) { fillLists(h, 3) }, do: []func(*client){
-		func(c *client) { c.store("k", "a") },
-		func(c *client) { c.store("l", "b") },
-	}},
+	{name: "refill from a list, refill", keys: []string{"k", "l"}, cold: true,
+		prep: func(h *Handle) { fillLists(h, 3) }, do: []func(*client){
+			func(c *client) { c.store("k", "a") },
+			func(c *client) { c.store("l", "b") },
+		}},
 	{name: "refill three times", keys: []string{"k", "l", "m"}, cold: true, mortal: "A", do: []func(*client){
 		func(c *client) { c.store("k", "a") },
 		func(c *client) { c.store("l", "b") },
@@ -215,33 +220,37 @@ var raceCases = []raceCase{
 		func(c *client) { c.delete(otherBucket(7)[0]) },
 		func(c *client) { c.store("k", "b") },
 	}},
-	{name: "large store, large store", start: map[string]string{"k": strings.Repeat("o", 1030)}, cfg: largeValues(2), do: []func(*client){
-		func(c *client) { c.store("k", strings.Repeat("a", 1025)) },
-		func(c *client) { c.store("k", strings.Repeat("b", 1030)) },
-	}, bounds: []bounds{{1, 0}, {0, 1}}},
+	{name: "large store, large store", start: map[string]string{"k": strings.Repeat("o", 1030)}, cfg: largeValues(2),
+		do: []func(*client){
+			func(c *client) { c.store("k", strings.Repeat("a", 1025)) },
+			func(c *client) { c.store("k", strings.Repeat("b", 1030)) },
+		}, bounds: []bounds{{1, 0}, {0, 1}}},
 	{name: "large insert, insert", keys: []string{"k"}, cfg: largeValues(2), do: []func(*client){
 		func(c *client) { c.store("k", strings.Repeat("a", 1025)) },
 		func(c *client) { c.store("k", "b") },
 	}, bounds: []bounds{{1, 0}, {0, 1}}},
 	// The span of the reader's block is cut anew for another class meanwhile.
-	{name: "a span changes its class, fetch", start: map[string]string{"k": "0"}, keys: []string{"l"}, cfg: tiny(6, 3), cold: true, prep: func(h *Handle) {
-		fillUp(h, 0)
-		preload(map[string]string{"k": "0"})(h)
-	}, do: []func(*client){
-		func(c *client) { c.delete("k"); c.store("l", class(1, "a")) },
-		func(c *client) { c.fetch("k") },
-	}, bounds: []bounds{{1, 0}, {0, 1}}},
-	{name: "a span changes its class, lock", start: map[string]string{"k": "0"}, keys: []string{"l"}, cfg: tiny(6, 3), cold: true, prep: func(h *Handle) {
-		fillUp(h, 0)
-		preload(map[string]string{"k": "0"})(h)
-	}, do: []func(*client){
-		func(c *client) { c.delete("k"); c.store("l", class(1, "a")) },
-		func(c *client) { c.unlock("k", c.lock("k")) },
-	}, bounds: []bounds{{1, 0}, {0, 1}}},
-	{name: "two want the last span", keys: []string{"k", "l"}, cfg: tiny(6, 3), cold: true, prep: func(h *Handle) { fillUp(h, 0) }, do: []func(*client){
-		func(c *client) { c.tryStore("k", class(1, "a")) },
-		func(c *client) { c.tryStore("l", "b") },
-	}, bounds: []bounds{{1, 0}, {0, 1}}},
+	{name: "a span changes its class, fetch", start: map[string]string{"k": "0"}, keys: []string{"l"},
+		cfg: tiny(6, 3), cold: true, prep: func(h *Handle) {
+			fillUp(h, 0)
+			preload(map[string]string{"k": "0"})(h)
+		}, do: []func(*client){
+			func(c *client) { c.delete("k"); c.store("l", class(1, "a")) },
+			func(c *client) { c.fetch("k") },
+		}, bounds: []bounds{{1, 0}, {0, 1}}},
+	{name: "a span changes its class, lock", start: map[string]string{"k": "0"}, keys: []string{"l"}, cfg: tiny(6, 3),
+		cold: true, prep: func(h *Handle) {
+			fillUp(h, 0)
+			preload(map[string]string{"k": "0"})(h)
+		}, do: []func(*client){
+			func(c *client) { c.delete("k"); c.store("l", class(1, "a")) },
+			func(c *client) { c.unlock("k", c.lock("k")) },
+		}, bounds: []bounds{{1, 0}, {0, 1}}},
+	{name: "two want the last span", keys: []string{"k", "l"}, cfg: tiny(6, 3), cold: true,
+		prep: func(h *Handle) { fillUp(h, 0) }, do: []func(*client){
+			func(c *client) { c.tryStore("k", class(1, "a")) },
+			func(c *client) { c.tryStore("l", "b") },
+		}, bounds: []bounds{{1, 0}, {0, 1}}},
 	// The reader and the next writer meet a record that is on its way through the spare.
 	{name: "store over in a full store, fetch, store", start: oneMore, cold: true, prep: fillAll, do: []func(*client){
 		func(c *client) { c.store("k", class(1, "a")) },
@@ -281,16 +290,17 @@ var raceCases = []raceCase{
 		},
 		func(c *client) { c.fetch("k") },
 	}},
-	{name: "gate, add, insert", start: map[string]string{"k": "0"}, keys: []string{"l"}, mortal: "B", do: []func(*client){
-		func(c *client) {
-			g := &c.s.gate.Gate
-			v := g.Load()
-			g.Swap(v&^3 + 4 | shm.GateFrozen)
-			g.Swap(v + 8)
-			g.Lo().Wake(shm.All)
-		},
-		func(c *client) { c.add("k", "b"); c.store("l", "b") },
-	}},
+	{name: "gate, add, insert", start: map[string]string{"k": "0"}, keys: []string{"l"}, mortal: "B",
+		do: []func(*client){
+			func(c *client) {
+				g := &c.s.gate.Gate
+				v := g.Load()
+				g.Swap(v&^3 + 4 | shm.GateFrozen)
+				g.Swap(v + 8)
+				g.Lo().Wake(shm.All)
+			},
+			func(c *client) { c.add("k", "b"); c.store("l", "b") },
+		}},
 	// Two goroutines of one client.
 	{name: "one client, add and add", start: map[string]string{"k": "0"}, together: true, do: []func(*client){
 		func(c *client) { c.add("k", "a") },
@@ -304,14 +314,17 @@ var raceCases = []raceCase{
 		func(c *client) { c.store("k", "a") },
 		func(c *client) { c.store("l", "b") },
 	}},
-	{name: "join, join", cold: true, raw: true, cfg: tiny(12, 4), start: map[string]string{"k": "0"}, do: []func(*client){
-		func(c *client) { c.attach(); c.store("k", "a") },
-		func(c *client) { c.attach(); c.store("k", "b") },
-	}},
+	{name: "join, join", cold: true, raw: true, cfg: tiny(12, 4), start: map[string]string{"k": "0"},
+		do: []func(*client){
+			func(c *client) { c.attach(); c.store("k", "a") },
+			func(c *client) { c.attach(); c.store("k", "b") },
+		}},
 	{name: "leave, add", start: map[string]string{"k": "0"}, do: []func(*client){
 		func(c *client) {
 			c.lock("k")
-			i := c.begin("k", "leave", func(v value) (value, bool) { return value{data: v.data, died: true}, v.holder == c.name })
+			i := c.begin("k", "leave", func(v value) (value, bool) {
+				return value{data: v.data, died: true}, v.holder == c.name
+			})
 			if err := c.s.c.Leave(); err != nil {
 				c.t.Failf("leave: %v", err)
 			}
@@ -319,10 +332,11 @@ var raceCases = []raceCase{
 		},
 		func(c *client) { c.add("k", "b") },
 	}, bounds: []bounds{{1, 0}, {0, 1}}},
-	{name: "create a database twice", cold: true, do: []func(*client){createOther, createOther}, after: func(r *run, s *Store) error {
-		_, err := s.Database(bg, "other", KV, DatabaseOptions{Records: 1})
-		return err
-	}},
+	{name: "create a database twice", cold: true, do: []func(*client){createOther, createOther},
+		after: func(r *run, s *Store) error {
+			_, err := s.Database(bg, "other", KV, DatabaseOptions{Records: 1})
+			return err
+		}},
 	{name: "recover, recover", start: map[string]string{"k": "0"}, do: []func(*client){
 		func(c *client) { c.add("k", "a") },
 		(*client).recover,
@@ -379,7 +393,8 @@ func TestExploreRaces(t *testing.T) {
 		}
 		bs, seed := k.bounds, uint64(1)
 		if *exploreFull {
-			bs = append(slices.Clone(bs), bounds{1, 1}, bounds{explore.Unbounded, 0}, bounds{0, 2}, bounds{2, 1}, bounds{1, 2})
+			bs = append(slices.Clone(bs), bounds{1, 1}, bounds{explore.Unbounded, 0}, bounds{0, 2}, bounds{2, 1},
+				bounds{1, 2})
 			seed = uint64(time.Now().UnixNano())
 		} else if bs == nil {
 			bs = []bounds{{2, 0}, {0, 1}}

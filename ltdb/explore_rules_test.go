@@ -25,9 +25,12 @@ var ruleCases = []struct {
 	in    func() []*scenario
 }{
 	// Blocks.
-	{"mismatch", []string{"no order explains", "twice", "as well"}, oneOf(race("block goes to another record", bounds{2, 0}), race("delete and insert, fetch", bounds{2, 0}), race("store twice, fetch twice", bounds{2, 0}))},
+	{"mismatch", []string{"no order explains", "twice", "as well"},
+		oneOf(race("block goes to another record", bounds{2, 0}), race("delete and insert, fetch", bounds{2, 0}),
+			race("store twice, fetch twice", bounds{2, 0}))},
 	{"nostill", []string{"no order explains", "as well", "does not belong"}, oneOf(sameTagLock(bounds{2, 0}))},
-	{"oldflags", []string{"no order explains"}, oneOf(race("recover, recover", bounds{2, 1}), race("leave, add", bounds{2, 0}))},
+	{"oldflags", []string{"no order explains"},
+		oneOf(race("recover, recover", bounds{2, 1}), race("leave, add", bounds{2, 0}))},
 
 	// Commit.
 	{"takefirst", []string{"nowhere"}, oneOf(kill("store over, same class", 1))},
@@ -40,13 +43,15 @@ var ruleCases = []struct {
 	{"stale", []string{"no order explains"}, oneOf(piecesRace("append, append", bounds{2, 0}))},
 
 	// Turns.
-	{"nouse", []string{"as well", "nowhere", "locked by", "latch", "no order explains"}, oneOf(twoOfOneDB(bounds{1, 0}))},
+	{"nouse", []string{"as well", "nowhere", "locked by", "latch", "no order explains"},
+		oneOf(twoOfOneDB(bounds{1, 0}))},
 
 	// Insert.
 	{"intentlate", []string{"latch"}, oneOf(kill("store new", 1))},
 	{"intentfirst", []string{"latch"}, oneOf(kill("store new", 1))},
 	{"insertcell", []string{"locked by"}, oneOf(kill("store new", 1))},
-	{"twice", []string{"twice", "no order explains", "also", "as well"}, oneOf(race("insert, insert of the same", bounds{2, 0}))},
+	{"twice", []string{"twice", "no order explains", "also", "as well"},
+		oneOf(race("insert, insert of the same", bounds{2, 0}))},
 	{"linklate", []string{"nowhere"}, oneOf(kill("overflow bucket", 1))},
 
 	// Allocator.
@@ -77,7 +82,9 @@ var ruleCases = []struct {
 	{"halfmade", []string{"database", "span"}, oneOf(kill("create a database", 1))},
 	{"nodied", []string{"no order explains"}, oneOf(race("add, add", bounds{0, 1}))},
 	{"putagain", []string{"as well"}, oneOf(kill("store over, same class", 2), kill("store new", 2))},
-	{"givefirst", []string{"as well", "nowhere", "latch"}, oneOf(kill("store over, same class", 2), kill("flush of a full magazine", 2), race("recover, recover", bounds{1, 1}))},
+	{"givefirst", []string{"as well", "nowhere", "latch"},
+		oneOf(kill("store over, same class", 2), kill("flush of a full magazine", 2),
+			race("recover, recover", bounds{1, 1}))},
 	{"repairforget", []string{"everybody waits"}, oneOf(forgottenByRepair())},
 	{"nonews", []string{"everybody waits"}, oneOf(toldOfDeath(bounds{0, 1}))},
 	{"forgetpages", []string{"is dead", "nowhere"}, oneOf(pieceKill("append to nothing", 2), pieceKill("leave", 2))},
@@ -106,14 +113,15 @@ func sameTag() [2]string {
 // block to another record with the same tag: B's CAS sees no difference.
 func sameTagLock(b bounds) *scenario {
 	keys := sameTag()
-	k := raceCase{name: "entry and block go to another record, lock", blocks: 1, start: map[string]string{keys[0]: "0"}, keys: keys[1:], do: []func(*client){
-		func(c *client) {
-			c.delete(keys[0])
-			c.store(keys[1], "a")
-			c.store(keys[1], "aa")
-		},
-		func(c *client) { c.add(keys[0], "c") },
-	}}
+	k := raceCase{name: "entry and block go to another record, lock", blocks: 1,
+		start: map[string]string{keys[0]: "0"}, keys: keys[1:], do: []func(*client){
+			func(c *client) {
+				c.delete(keys[0])
+				c.store(keys[1], "a")
+				c.store(keys[1], "aa")
+			},
+			func(c *client) { c.add(keys[0], "c") },
+		}}
 	return k.scenario(b)
 }
 
@@ -136,23 +144,25 @@ func pieceKill(name string, deaths int) *scenario {
 // toldOfRemoval: A removes the piece that B waits for, and may die on the way.
 // C recovers the dead, so that B has no reason of its own to look again.
 func toldOfRemoval(b bounds) *scenario {
-	k := piecesCase{name: "removal, waiting append, recovery", mortal: "A", warm: []func(c *pieceClient){owns(0, "k", "A")}, do: []func(c *pieceClient){
-		func(c *pieceClient) { c.remove("k", "A", held[0]) },
-		func(c *pieceClient) { c.add("k", "b", true) },
-		func(c *pieceClient) { c.recover() },
-	}}
+	k := piecesCase{name: "removal, waiting append, recovery", mortal: "A",
+		warm: []func(c *pieceClient){owns(0, "k", "A")}, do: []func(c *pieceClient){
+			func(c *pieceClient) { c.remove("k", "A", held[0]) },
+			func(c *pieceClient) { c.add("k", "b", true) },
+			func(c *pieceClient) { c.recover() },
+		}}
 	return k.scenario(b, false)
 }
 
 // toldOfDeath: A dies with a piece that B waits for; C recovers, and dies on
 // the way; D recovers.
 func toldOfDeath(b bounds) *scenario {
-	k := piecesCase{name: "death, waiting append, recoveries", mortal: "AC", warm: []func(c *pieceClient){owns(0, "k", "A")}, do: []func(c *pieceClient){
-		func(c *pieceClient) { c.remove("k", "A", held[0]) },
-		func(c *pieceClient) { c.add("k", "b", true) },
-		func(c *pieceClient) { c.recover() },
-		func(c *pieceClient) { c.recover() },
-	}}
+	k := piecesCase{name: "death, waiting append, recoveries", mortal: "AC",
+		warm: []func(c *pieceClient){owns(0, "k", "A")}, do: []func(c *pieceClient){
+			func(c *pieceClient) { c.remove("k", "A", held[0]) },
+			func(c *pieceClient) { c.add("k", "b", true) },
+			func(c *pieceClient) { c.recover() },
+			func(c *pieceClient) { c.recover() },
+		}}
 	return k.scenario(b, false)
 }
 
@@ -195,7 +205,8 @@ func twoOfOneDB(b bounds) *scenario {
 			c.end(i, 0, nil)
 		}
 	}
-	k := raceCase{name: "two goroutines store by the DB", start: map[string]string{"k": "0", "l": "0"}, keys: []string{"l"}, mortal: "-", together: true,
+	k := raceCase{name: "two goroutines store by the DB", start: map[string]string{"k": "0", "l": "0"},
+		keys: []string{"l"}, mortal: "-", together: true,
 		do: []func(*client){store("k", "a"), store("l", "b")}}
 	sc := k.scenario(b)
 	sc.setup = func(r *run) {
@@ -235,18 +246,19 @@ func forgottenByRepair() *scenario {
 // tidyBeside: A dies, B repairs its slot and dies on the way, C removes pieces
 // of the dead before anybody has finished B's work.
 func tidyBeside() *scenario {
-	k := piecesCase{name: "repair, removal of the dead's pieces", mortal: "AB", cold: true, keys: []string{"k", "l"}, warm: []func(c *pieceClient){func(c *pieceClient) {
-		c.had("k", "a")
-	}}, do: []func(c *pieceClient){
-		func(c *pieceClient) { c.see("k"); c.add("k", "b", false) },
-		func(c *pieceClient) { c.recover() },
-		func(c *pieceClient) {
-			if _, err := c.h.a.tidy(); err != nil { // the handle that appends then
-				c.t.Failf("tidy: %v", err)
-			}
-			c.add("l", "c", false) // its first page may be one that it has freed
-		},
-	}}
+	k := piecesCase{name: "repair, removal of the dead's pieces", mortal: "AB", cold: true, keys: []string{"k", "l"},
+		warm: []func(c *pieceClient){func(c *pieceClient) {
+			c.had("k", "a")
+		}}, do: []func(c *pieceClient){
+			func(c *pieceClient) { c.see("k"); c.add("k", "b", false) },
+			func(c *pieceClient) { c.recover() },
+			func(c *pieceClient) {
+				if _, err := c.h.a.tidy(); err != nil { // the handle that appends then
+					c.t.Failf("tidy: %v", err)
+				}
+				c.add("l", "c", false) // its first page may be one that it has freed
+			},
+		}}
 	sc := k.scenario(bounds{0, 2}, false)
 	sc.c.Sequential = true
 	return sc
@@ -255,8 +267,9 @@ func tidyBeside() *scenario {
 // orphansBefore: the slot of A has orphans of an earlier tenant, which nobody
 // removes, as there was a dispatcher once. A dies, and so does who repairs it.
 func orphansBefore() *scenario {
-	k := piecesCase{name: "orphans of two tenants", warm: []func(c *pieceClient){func(c *pieceClient) { c.had("k", "a") }},
-		do: []func(c *pieceClient){func(c *pieceClient) { c.add("k", "b", false) }}}
+	k := piecesCase{name: "orphans of two tenants",
+		warm: []func(c *pieceClient){func(c *pieceClient) { c.had("k", "a") }},
+		do:   []func(c *pieceClient){func(c *pieceClient) { c.add("k", "b", false) }}}
 	sc := k.scenario(bounds{0, 2}, true)
 	prepare, after := sc.prepare, sc.after
 	sc.prepare = func(h *Handle) {
@@ -332,7 +345,8 @@ func endedTwice(t *testing.T) error {
 		"StoreUnlock": func(r Record) error { return r.StoreUnlock(make([]byte, 200)) },
 		"Delete":      Record.Delete,
 	}
-	for way, lock := range map[string]func(context.Context, []byte) (Record, error){"DB": db.FetchLocked, "Handle": h.FetchLocked} {
+	for way, lock := range map[string]func(context.Context, []byte) (Record, error){"DB": db.FetchLocked,
+		"Handle": h.FetchLocked} {
 		for first, end := range ends {
 			for second, beside := range ends {
 				for at := range simBetween {
@@ -372,7 +386,8 @@ func endedTwice(t *testing.T) error {
 						continue
 					}
 					if err := errors.Join(one, other); err != nil || ended != 1 {
-						return fmt.Errorf("%s: %s, and %s at place %d: ended %d times, %v", way, first, second, at, ended, err)
+						return fmt.Errorf("%s: %s, and %s at place %d: ended %d times, %v", way, first, second, at,
+							ended, err)
 					}
 				}
 			}

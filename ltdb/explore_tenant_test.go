@@ -18,7 +18,8 @@ import (
 
 // tenants makes a case of a client, who repairs it, a dispatcher that acts for it, and
 // others. There is one slot more than clients that are attached at the beginning.
-func tenants(name string, b bounds, a actorDef, d func(c *disp), after func(r *run, s *Store) error, others ...actorDef) *scenario {
+func tenants(name string, b bounds, a actorDef, d func(c *disp), after func(r *run, s *Store) error,
+	others ...actorDef) *scenario {
 	sc := dispatched(name, b, Pieces, one, nil, false, d)
 	sc.cfg = tiny(24, 3+len(others))
 	a.name, a.dies = "A", true

@@ -38,7 +38,8 @@ var (
 // does one of them, in seconds; without -short every run does all.
 const shortParts = 16
 
-var explorePart = flag.Int("explore.part", -1, fmt.Sprintf("explore: with -short, which of the %d parts of the work to do; -1: one by chance", shortParts))
+var explorePart = flag.Int("explore.part", -1,
+	fmt.Sprintf("explore: with -short, which of the %d parts of the work to do; -1: one by chance", shortParts))
 
 // parts returns into how many parts the work is cut in this run, and which of
 // them is to be done.
@@ -637,7 +638,8 @@ func (r *run) check(sc *scenario) error {
 	}
 	rep, err := clean(s, "at the end")
 	if err == nil && (rep.Records != 0 || rep.Empty != 0 || rep.Locked != 0 || rep.AtHand != 0) {
-		err = fmt.Errorf("%d records, %d empty ones, %d locks and %d blocks at hand are left", rep.Records, rep.Empty, rep.Locked, rep.AtHand)
+		err = fmt.Errorf("%d records, %d empty ones, %d locks and %d blocks at hand are left", rep.Records, rep.Empty,
+			rep.Locked, rep.AtHand)
 	}
 	return err
 }
@@ -713,7 +715,8 @@ func (r *run) checkKey(h *Handle, key string) error {
 	if !explore.Linearizable(value{data: r.start[key]}, calls, func(v value) bool {
 		return v.data == got && v.holder == ""
 	}) {
-		return fmt.Errorf("record %q: began as %s, is %s now; no order explains that:\n%s", key, brief(r.start[key]), brief(got), r.history(key))
+		return fmt.Errorf("record %q: began as %s, is %s now; no order explains that:\n%s", key, brief(r.start[key]),
+			brief(got), r.history(key))
 	}
 	return nil
 }
@@ -759,10 +762,12 @@ func (n *placeNames) name(off uint64) (string, int) {
 		return fmt.Sprintf("lease +%d", off-at), 8
 	}
 	if at := shm.OffsetOf(s.r, &s.classes[0]); in(at, classes*classLineSize) {
-		return fmt.Sprintf("class %d %s", (off-at)/classLineSize, field((off-at)%classLineSize, "latch", "head", "cur")), 4
+		return fmt.Sprintf("class %d %s", (off-at)/classLineSize,
+			field((off-at)%classLineSize, "latch", "head", "cur")), 4
 	}
 	if at := shm.OffsetOf(s.r, &s.spans[0]); in(at, uint64(len(s.spans))*spanLineSize) {
-		return fmt.Sprintf("span %d %s", (off-at)/spanLineSize, []string{"word", "seq base"}[(off-at)%spanLineSize/8]), 8
+		return fmt.Sprintf("span %d %s", (off-at)/spanLineSize,
+			[]string{"word", "seq base"}[(off-at)%spanLineSize/8]), 8
 	}
 	if at := shm.OffsetOf(s.r, s.dbHead); in(at, databasesHeader) {
 		return "table of databases latch", 4
@@ -826,13 +831,15 @@ func bodyWord(slot uint32, at uint64) (string, int) {
 	who := fmt.Sprintf("handle %d.%d", slot, at/handleSize)
 	at %= handleSize
 	var h handle
-	for name, f := range map[string]uintptr{"bucket intent": unsafe.Offsetof(h.bucketIntent), "j.entry": unsafe.Offsetof(h.jEntry)} {
+	for name, f := range map[string]uintptr{"bucket intent": unsafe.Offsetof(h.bucketIntent),
+		"j.entry": unsafe.Offsetof(h.jEntry)} {
 		if uintptr(at) == f {
 			return who + " " + name, 8
 		}
 	}
 	for name, f := range map[string]uintptr{
-		"j.new": unsafe.Offsetof(h.jNew), "j.old": unsafe.Offsetof(h.jOld), "class intent": unsafe.Offsetof(h.classIntent),
+		"j.new": unsafe.Offsetof(h.jNew), "j.old": unsafe.Offsetof(h.jOld),
+		"class intent": unsafe.Offsetof(h.classIntent),
 		"carve intent": unsafe.Offsetof(h.carveIntent), "reclaim intent": unsafe.Offsetof(h.reclaimIntent),
 		"table intent": unsafe.Offsetof(h.tableIntent), "busy": unsafe.Offsetof(h.busy),
 	} {

@@ -239,7 +239,8 @@ func (s *Store) copyLocked(dst []byte, klen int, at *spot) (out []byte, found bo
 		return dst, false, nil
 	}
 	out = slices.Grow(dst, n)[:len(dst)+n]
-	s.r.CopyOutUnchecked(out[len(dst):], refOffset(entryRef(at.e))+from) // find has seen that the block is in the region
+	// find has seen that the block is in the region
+	s.r.CopyOutUnchecked(out[len(dst):], refOffset(entryRef(at.e))+from)
 	return out, true, nil
 }
 

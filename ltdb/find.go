@@ -108,7 +108,8 @@ func (db *DB) find(hash uint64, key []byte, at *spot) (ok bool, err error) {
 			}
 			seq := b.seq.Load()
 			meta := b.meta.Load()
-			if seq&1 == 0 && metaShape(meta) == shapeOf(len(key), c) && blockHeaderSize+uint64(len(key)) <= uint64(classSizes[c]) &&
+			if seq&1 == 0 && metaShape(meta) == shapeOf(len(key), c) &&
+				blockHeaderSize+uint64(len(key)) <= uint64(classSizes[c]) &&
 				s.r.Equal(refOffset(entryRef(e))+blockHeaderSize, key) {
 				// Whoever reads or locks looks at entry and seq once more.
 				at.entry, at.e, at.b, at.seq, at.meta = w, e, b, seq, meta
@@ -162,7 +163,8 @@ func (db *DB) lookAgain(w *shm.Word64, e, seq uint64, key []byte, at *spot) (boo
 		c = entryClass(e)
 		seq = b.seq.Load()
 		meta := b.meta.Load()
-		if seq&1 == 0 && metaShape(meta) == shapeOf(len(key), c) && blockHeaderSize+uint64(len(key)) <= uint64(classSizes[c]) &&
+		if seq&1 == 0 && metaShape(meta) == shapeOf(len(key), c) &&
+			blockHeaderSize+uint64(len(key)) <= uint64(classSizes[c]) &&
 			s.r.Equal(refOffset(entryRef(e))+blockHeaderSize, key) {
 			at.entry, at.e, at.b, at.seq, at.meta = w, e, b, seq, meta
 			return true, nil

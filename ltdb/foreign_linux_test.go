@@ -79,7 +79,8 @@ func TestForeignProcess(t *testing.T) {
 	var err error
 	if dir := os.Getenv("FOREIGN_DISPATCHER"); dir != "" {
 		var d *dispatcher.Dispatcher
-		d, err = dispatcher.Open(ctx, dispatcher.Options{Dir: dir, StallLimit: 200 * time.Millisecond, Log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
+		d, err = dispatcher.Open(ctx, dispatcher.Options{Dir: dir, StallLimit: 200 * time.Millisecond,
+			Log:   slog.New(slog.NewTextHandler(os.Stderr, nil)),
 			Store: ltdb.Options{Create: true, Config: ltdb.Config{Size: 16 << 20, Slots: 8}}})
 		if err == nil {
 			fmt.Print("!")
@@ -152,7 +153,8 @@ func TestMayNotKill(t *testing.T) {
 			for i := 0; err == nil; i++ { // until it needs the latch
 				err = db.Store(ctx, fmt.Append(nil, i), []byte("v"))
 			}
-			if !errors.Is(err, ltdb.ErrClosed) || errors.Is(err, ltdb.ErrCorrupt) || !strings.Contains(err.Error(), "stopped") {
+			if !errors.Is(err, ltdb.ErrClosed) || errors.Is(err, ltdb.ErrCorrupt) ||
+				!strings.Contains(err.Error(), "stopped") {
 				t.Errorf("who waits for the latch is told %v", err)
 			}
 			if err := c.Ping(ctx); !errors.Is(err, mainz.ErrClosed) || !strings.Contains(err.Error(), "stopped") {
@@ -160,7 +162,9 @@ func TestMayNotKill(t *testing.T) {
 			}
 			_ = mainzd.Wait()
 			text := said(t, log)
-			if mainzd.ProcessState.ExitCode() != 1 || !strings.Contains(text, fmt.Sprintf("process %d ", stopped.Process.Pid)) || !strings.Contains(text, "permission") {
+			if mainzd.ProcessState.ExitCode() != 1 ||
+				!strings.Contains(text, fmt.Sprintf("process %d ", stopped.Process.Pid)) ||
+				!strings.Contains(text, "permission") {
 				t.Errorf("mainzd has ended with %v: %s", mainzd.ProcessState, text)
 			}
 
@@ -181,7 +185,8 @@ func TestMayNotKill(t *testing.T) {
 			}
 			_ = stopped.Process.Signal(syscall.SIGCONT)
 			_ = stopped.Wait()
-			if text := said(t, told); !strings.HasPrefix(text, "true false ") || !strings.Contains(text, "attach again") {
+			if text := said(t, told); !strings.HasPrefix(text, "true false ") ||
+				!strings.Contains(text, "attach again") {
 				t.Errorf("who was stopped is told %s", text)
 			}
 		})

@@ -113,7 +113,8 @@ const (
 	wildKinds
 )
 
-var wildNames = [wildKinds]string{"entry", "bucket head", "block header", "key", "value", "class line", "free block's link",
+var wildNames = [wildKinds]string{"entry", "bucket head", "block header", "key", "value", "class line",
+	"free block's link",
 	"span line", "table of databases", "journal", "magazine", "cell", "slot head", "own handle", "statistics ref"}
 
 func wildConfig() Config { return Config{Size: 3 << 20, Slots: 4, MaxValue: 3000, SpanSize: 16 << 10} }
@@ -394,7 +395,8 @@ func (w *wild) readAll(ctx context.Context, strict bool, when string) {
 		v, err := rec.db.Fetch(ctx, rec.key)
 		w.expect(err, "%s: fetch %q", when, rec.key)
 		if strict && !w.touched(rec) && (err != nil || !bytes.Equal(v, rec.value)) {
-			w.errorf("%s: record %q of %s, which was not touched: %d bytes of %d, %v", when, rec.key, rec.db.name, len(v), len(rec.value), err)
+			w.errorf("%s: record %q of %s, which was not touched: %d bytes of %d, %v", when, rec.key, rec.db.name,
+				len(v), len(rec.value), err)
 		}
 	}
 	for _, db := range w.dbs {
@@ -500,7 +502,8 @@ func garbageCase(w *wild, data []byte) {
 		flags, data = data[0], data[1:]
 	}
 	for n := 0; len(data) >= 12 && n < 8; n, data = n+1, data[12:] {
-		w.garble(int(data[0])%wildKinds, binary.LittleEndian.Uint16(data[1:]), data[3], binary.LittleEndian.Uint64(data[4:]))
+		w.garble(int(data[0])%wildKinds, binary.LittleEndian.Uint16(data[1:]), data[3],
+			binary.LittleEndian.Uint64(data[4:]))
 	}
 	ctx, stop := context.WithTimeout(bg, 30*time.Millisecond)
 	defer stop()
@@ -1033,7 +1036,8 @@ func TestDamage(t *testing.T) {
 			for i := range w.all {
 				rec := &w.all[i]
 				bk := shm.At[bucket](w.a.r, rec.chain[0])
-				if len(rec.chain) == 1 && len(rec.rest) == 0 && entryOwner(rec.e) == 0 && len(rec.value) > 40 && len(rec.value) < 60 &&
+				if len(rec.chain) == 1 && len(rec.rest) == 0 && entryOwner(rec.e) == 0 && len(rec.value) > 40 &&
+					len(rec.value) < 60 &&
 					bk.entry[0].Load() == rec.e && bk.entry[1].Load() == 0 {
 					w.rec, w.bk, w.db = rec, bk, rec.db
 				}
@@ -1054,7 +1058,8 @@ func TestDamage(t *testing.T) {
 				} else if err != nil && errors.Is(err, ErrCorrupt) && !strings.Contains(err.Error(), "check") {
 					t.Errorf("no next step in %q", err)
 				}
-				if noted := strings.Join(w.a.Damage(), "\n"); !strings.Contains(noted, c.noted) || noted != "" && c.noted == "" && c.want == nil {
+				if noted := strings.Join(w.a.Damage(), "\n"); !strings.Contains(noted, c.noted) || noted != "" &&
+					c.noted == "" && c.want == nil {
 					t.Errorf("noted is %q, not %q", noted, c.noted)
 				}
 				w.check(w.a)

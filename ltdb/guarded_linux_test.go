@@ -13,7 +13,8 @@ import (
 // this is only a count.
 func TestGuardedData(t *testing.T) {
 	testenv.Need(t, testenv.Linux)
-	s, err := Open(bg, filepath.Join(testenv.ShmDir(t), "cluster", "0", "v1"), Options{Create: true, Config: Config{Size: 16 << 20, Slots: 4}})
+	s, err := Open(bg, filepath.Join(testenv.ShmDir(t), "cluster", "0", "v1"),
+		Options{Create: true, Config: Config{Size: 16 << 20, Slots: 4}})
 	if err != nil {
 		t.Fatal(err)
 	}

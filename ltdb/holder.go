@@ -43,7 +43,8 @@ func (e *LockError) Error() string {
 	case h.Mainzd:
 		return fmt.Sprintf("%s: locked by mainzd, process %d: %v", record, h.PID, e.Err)
 	}
-	return fmt.Sprintf("%s: locked by process %d (%q in slot %d, attached since %s): %v", record, h.PID, h.Name, h.Slot, h.Attached.Format(time.RFC3339), e.Err)
+	return fmt.Sprintf("%s: locked by process %d (%q in slot %d, attached since %s): %v", record, h.PID, h.Name,
+		h.Slot, h.Attached.Format(time.RFC3339), e.Err)
 }
 
 // waitedFor says what a wait for a record's lock was for that ctx has ended; other

@@ -241,7 +241,8 @@ func (s *Store) pieceAt(v uint64) (p pieceBlock, ok bool) {
 		return p, false
 	}
 	meta := b.meta.Load()
-	p = pieceBlock{ref: ref, c: c, klen: metaKeyLen(meta), plen: int(uint32(b.size.Load())), db: uint32(b.acc.Load()), counter: b.rsn.Load()}
+	p = pieceBlock{ref: ref, c: c, klen: metaKeyLen(meta), plen: int(uint32(b.size.Load())), db: uint32(b.acc.Load()),
+		counter: b.rsn.Load()}
 	ok = metaFlags(meta) == flagIndex && p.klen >= 1 && p.klen <= maxKey && p.plen >= 1 && p.plen <= s.maxValue &&
 		blockSize(p.klen, p.plen) <= uint64(classSizes[c])
 	return p, ok

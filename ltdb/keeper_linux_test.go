@@ -102,7 +102,8 @@ func TestDispatcherProcess(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if d.TryLock(db.ID(), []byte("held"), false) != LockTaken || d.Publish(db.ID(), []byte("held"), &Held{Data: []byte("v")}, false) != LockTaken {
+	if d.TryLock(db.ID(), []byte("held"), false) != LockTaken ||
+		d.Publish(db.ID(), []byte("held"), &Held{Data: []byte("v")}, false) != LockTaken {
 		t.Fatal("no lock")
 	}
 	os.Stdout.WriteString("r")

@@ -141,7 +141,8 @@ func (k *Keeper) Provisional(id uint32, key []byte, o OPID, piece []byte, epoch 
 		where += int(tagLen(l.tags[i:]))
 	}
 	r := Held{RSN: 1, LAccessor: k.s.gate.VNN.Load(),
-		Data: slices.Insert(slices.Clone(l.data), where, piece...), Tags: slices.Insert(slices.Clone(l.tags), i, appendTag(nil, o, len(piece))...)}
+		Data: slices.Insert(slices.Clone(l.data), where, piece...),
+		Tags: slices.Insert(slices.Clone(l.tags), i, appendTag(nil, o, len(piece))...)}
 	return k.replace(id, key, &at, &r, true, flagOwn|flagProvisional|metaFlags(at.meta)&flagOwnerDied, epoch) == nil
 }
 

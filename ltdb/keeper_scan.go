@@ -50,7 +50,8 @@ func (k *Keeper) scanEntry(w *shm.Word64) bool {
 		}
 		at := spot{entry: w, e: e, b: b, seq: b.seq.Load(), meta: b.meta.Load()}
 		klen := metaKeyLen(at.meta)
-		fits := at.seq&1 == 0 && klen >= 1 && klen <= maxKey && blockHeaderSize+uint64(klen) <= uint64(classSizes[entryClass(e)])
+		fits := at.seq&1 == 0 && klen >= 1 && klen <= maxKey &&
+			blockHeaderSize+uint64(klen) <= uint64(classSizes[entryClass(e)])
 		if fits {
 			k.scanKey = room(k.scanKey[:0], klen)
 			s.r.CopyOut(k.scanKey, refOffset(entryRef(e))+blockHeaderSize)

@@ -164,7 +164,8 @@ func TestDispatcherReadsAndWrites(t *testing.T) {
 	if n.d.Publish(id, key, &Held{RSN: 7, LAccessor: 3, LACount: 2, Data: []byte("value")}, false) != LockTaken {
 		t.Error("no room")
 	}
-	if !n.d.Look(id, key, &v) || string(v.Data) != "value" || v.RSN != 7 || v.LAccessor != 3 || v.LACount != 2 || len(v.Tags) != 0 {
+	if !n.d.Look(id, key, &v) || string(v.Data) != "value" || v.RSN != 7 || v.LAccessor != 3 || v.LACount != 2 ||
+		len(v.Tags) != 0 {
 		t.Errorf("%+v", v)
 	}
 	n.unlock("k")
@@ -173,7 +174,8 @@ func TestDispatcherReadsAndWrites(t *testing.T) {
 	if n.d.Look(id, key, &v); v.LAccessor != 5 || v.LACount != 9 || v.RSN != 7 {
 		t.Errorf("%+v", v)
 	}
-	if n.wantLock("k", LockTaken); n.d.Publish(id, key, &Held{Data: make([]byte, n.s.MaxValue()+1)}, false) == LockTaken ||
+	if n.wantLock("k", LockTaken); n.d.Publish(id, key, &Held{Data: make([]byte, n.s.MaxValue()+1)},
+		false) == LockTaken ||
 		n.d.Publish(id, key, &Held{Data: []byte("x"), Tags: appendTag(nil, OPID{}, 1)}, false) == LockTaken {
 		t.Error("too much")
 	}
@@ -422,7 +424,8 @@ func TestRecoveryOfNode(t *testing.T) {
 		t.Error(all)
 	}
 	n.d.DropProvisional()
-	if n.d.Provisional(id, []byte("lost"), OPID{1, 1, 8}, []byte("again"), 9<<16); !n.d.IsProvisional(id, []byte("lost")) {
+	if n.d.Provisional(id, []byte("lost"), OPID{1, 1, 8}, []byte("again"), 9<<16); !n.d.IsProvisional(id,
+		[]byte("lost")) {
 		t.Error("provisional")
 	}
 	n.d.Open()
@@ -504,7 +507,8 @@ func TestDispatcherOrphans(t *testing.T) {
 	r := lockedBy(t, n.db, "locked")
 	states := map[PieceState]int{}
 	n.d.EachPiece(func(p *PieceEntry) bool {
-		if p.Slot != other.slot || p.Orphan || p.DB != n.db.ID() || !bytes.Equal(p.Key, p.Data) || slotOf(p.OPID.Counter) != other.slot {
+		if p.Slot != other.slot || p.Orphan || p.DB != n.db.ID() || !bytes.Equal(p.Key, p.Data) ||
+			slotOf(p.OPID.Counter) != other.slot {
 			t.Errorf("%+v", p)
 		}
 		states[p.State]++

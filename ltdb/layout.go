@@ -233,8 +233,9 @@ type databasesHead struct {
 // stores, the repairer loads and stores after the owner's death.
 type handle struct {
 	// journal line
-	bucketIntent  shm.Word64 // offset of the bucket whose latch is wanted or held
-	jEntry        shm.Word64 // offset of the entry about to change; with j.new a piece and no j.old, of its word in an index
+	bucketIntent shm.Word64 // offset of the bucket whose latch is wanted or held
+	// offset of the entry about to change; with j.new a piece and no j.old, of its word in an index
+	jEntry        shm.Word64
 	opid          shm.Word64 // counter of the handle's OPIDs; never reset
 	jNew          shm.Word32 // block in nobody's hands but ours
 	jOld          shm.Word32 // block that the entry had: ours once the entry has another
@@ -301,9 +302,11 @@ const (
 // that two builds which lay memory out differently never share a segment.
 func layout() string {
 	return fmt.Sprint("ltdb 2 ", maxDamage, builtinVersions(),
-		bucketSize, blockHeaderSize, classLineSize, spanLineSize, databaseLineSize, conditionLineSize, MaxConditions, handleSize, unsafe.Sizeof(body{}),
+		bucketSize, blockHeaderSize, classLineSize, spanLineSize, databaseLineSize, conditionLineSize, MaxConditions,
+		handleSize, unsafe.Sizeof(body{}),
 		ringsSize, nodeCommon, rungBits, changeWords, tagSize, pageClass, stateShift, stampShift, metaWaited,
-		unsafe.Offsetof(handle{}.jNew), unsafe.Offsetof(handle{}.magazine), unsafe.Offsetof(handle{}.spareIntent), unsafe.Offsetof(nodeArea{}.spare), unsafe.Offsetof(body{}.cells),
+		unsafe.Offsetof(handle{}.jNew), unsafe.Offsetof(handle{}.magazine), unsafe.Offsetof(handle{}.spareIntent),
+		unsafe.Offsetof(nodeArea{}.spare), unsafe.Offsetof(body{}.cells),
 		unsafe.Offsetof(databaseLine{}.buckets), unsafe.Offsetof(databaseLine{}.name),
 		tagShift, ownerShift, bitW, maxKey, magazineSize, classSizes)
 }

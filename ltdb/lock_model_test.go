@@ -157,7 +157,8 @@ func (m *lockModel) search() (wrong string, states int) {
 		m.at, m.fanout = int32(i), 0
 		s := m.all[i]
 		if s.bad != 0 {
-			return m.path(m.at, [...]string{"", "two have the lock", "the lock is somebody else's", "who tried did not get a free word"}[s.bad]), len(m.all)
+			return m.path(m.at, [...]string{"", "two have the lock", "the lock is somebody else's",
+				"who tried did not get a free word"}[s.bad]), len(m.all)
 		}
 		m.next(s)
 		if m.fanout == 0 && !m.ended(&s) {
@@ -751,8 +752,10 @@ func TestLockModel(t *testing.T) {
 func TestLockModelBugs(t *testing.T) {
 	modelled(t)
 	for _, c := range []mCase{
-		{name: "killed: the sleeper it was left to", bug: "S without a bound", of: []uint8{0, 1, 2}, rounds: 1, deaths: 1},
-		{name: "cancelled: the sleeper it was left to", bug: "S without a bound", of: []uint8{0, 1, 2}, cancels: 2, rounds: 1},
+		{name: "killed: the sleeper it was left to", bug: "S without a bound", of: []uint8{0, 1, 2}, rounds: 1,
+			deaths: 1},
+		{name: "cancelled: the sleeper it was left to", bug: "S without a bound", of: []uint8{0, 1, 2}, cancels: 2,
+			rounds: 1},
 		{name: "late: S is kept by who takes it", bug: "S stays, without a bound", of: []uint8{0, 0, 1}, rounds: 1},
 		{name: "try", bug: "a try steps back", of: []uint8{0, 1, 2}, tries: 4, rounds: 1, deaths: 1},
 		{name: "told", bug: "the line is not told", of: []uint8{0, 0, 1}, rounds: 1},

@@ -47,7 +47,8 @@ func (s *Store) Locked(ctx context.Context) ([]LockedRecord, error) {
 					if klen < 1 || klen > maxKey || blockHeaderSize+uint64(klen) > uint64(classSizes[entryClass(e)]) {
 						continue // it was replaced just now
 					}
-					l := LockedRecord{DB: db, Key: make([]byte, klen), Slot: entryOwner(e), Waiters: e&bitW != 0, Asked: e&bitD != 0}
+					l := LockedRecord{DB: db, Key: make([]byte, klen), Slot: entryOwner(e), Waiters: e&bitW != 0,
+						Asked: e&bitD != 0}
 					s.r.CopyOut(l.Key, refOffset(entryRef(e))+blockHeaderSize)
 					if b.seq.Load() == seq && entryOwner(c.bk.entry[i].Load()) == l.Slot {
 						all = append(all, l)

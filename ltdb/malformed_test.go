@@ -47,7 +47,8 @@ func TestMalformedPiece(t *testing.T) {
 		}
 		for name, m := range malformedPieces() {
 			key := []byte(name)
-			if _, err := db.ConditionalAppend(bg, m.cond, key, m.piece); !errors.Is(err, ErrMalformed) || errors.Is(err, ErrCondition) {
+			if _, err := db.ConditionalAppend(bg, m.cond, key, m.piece); !errors.Is(err, ErrMalformed) ||
+				errors.Is(err, ErrCondition) {
 				t.Errorf("%v, %s: %v", mode, name, err)
 			}
 			within(t, name, func() {
@@ -75,7 +76,8 @@ func TestMalformedPiece(t *testing.T) {
 				good = AppendShareMode(nil, ShareRead, shareAll, [16]byte{9})
 			}
 			err := db.append(m.cond, key, good)
-			if !errors.Is(err, ErrMalformed) || !strings.Contains(err.Error(), name) || !strings.Contains(err.Error(), mode.String()) {
+			if !errors.Is(err, ErrMalformed) || !strings.Contains(err.Error(), name) ||
+				!strings.Contains(err.Error(), mode.String()) {
 				t.Errorf("%v, %s, in the record: %v", mode, name, err)
 			}
 			if mode == Pieces && !strings.Contains(err.Error(), "piece 1") {
@@ -101,7 +103,8 @@ func TestMalformedEndsWait(t *testing.T) {
 		defer stop()
 		ended := make(chan error)
 		go func() {
-			_, err := db.ConditionalAppendWait(ctx, ByteRanges, key, AppendByteRange(nil, 5, 1, RangeShared, [16]byte{2}))
+			_, err := db.ConditionalAppendWait(ctx, ByteRanges, key,
+				AppendByteRange(nil, 5, 1, RangeShared, [16]byte{2}))
 			ended <- err
 		}()
 		if err := db.append(Always, key, []byte("x")); err != nil {
@@ -128,7 +131,8 @@ func TestMalformedOwn(t *testing.T) {
 	}
 	defer s.Close()
 	db := database(t, s, "db", 100)
-	if err := db.append(20, []byte("k"), []byte("abc")); !errors.Is(err, ErrMalformed) || !strings.Contains(err.Error(), "odd") {
+	if err := db.append(20, []byte("k"), []byte("abc")); !errors.Is(err, ErrMalformed) ||
+		!strings.Contains(err.Error(), "odd") {
 		t.Error(err)
 	}
 	if err := db.append(20, []byte("k"), []byte("ab")); err != nil {

@@ -192,7 +192,8 @@ func TestRecordEndedTwice(t *testing.T) {
 	other := database(t, guest(t, s, "other"), "test", 100)
 	h := handleOf(t, db)
 	defer h.Close()
-	for name, lock := range map[string]func(context.Context, []byte) (Record, error){"db": db.FetchLocked, "handle": h.FetchLocked} {
+	for name, lock := range map[string]func(context.Context, []byte) (Record, error){"db": db.FetchLocked,
+		"handle": h.FetchLocked} {
 		t.Run(name, func(t *testing.T) {
 			stop := make(chan struct{})
 			var beside sync.WaitGroup
@@ -416,7 +417,8 @@ func TestConditionPanics(t *testing.T) {
 				done := make(chan struct{})
 				go func() {
 					defer close(done)
-					wantPanic(t, "append and wait", "boom", func() { o.ConditionalAppendWait(bg, boom, key, []byte("x")) })
+					wantPanic(t, "append and wait", "boom",
+						func() { o.ConditionalAppendWait(bg, boom, key, []byte("x")) })
 				}()
 				<-done
 			}
@@ -453,15 +455,21 @@ func TestBorrowObeysContext(t *testing.T) {
 	}()
 	key, v := []byte("key"), []byte("v")
 	for what, f := range map[string]func(context.Context) error{
-		"Fetch":             func(ctx context.Context) error { _, err := db.Fetch(ctx, key); return err },
-		"FetchBatch":        func(ctx context.Context) error { _, err := db.FetchBatch(ctx, &Batch{}); return err },
-		"FetchLocked":       func(ctx context.Context) error { _, err := db.FetchLocked(ctx, key); return err },
-		"Store":             func(ctx context.Context) error { return db.Store(ctx, key, v) },
-		"Append":            func(ctx context.Context) error { return db.Append(ctx, key, v) },
-		"Delete":            func(ctx context.Context) error { return db.Delete(ctx, key) },
-		"ConditionalAppend": func(ctx context.Context) error { _, err := db.ConditionalAppend(ctx, Always, key, v); return err },
-		"RemoveMatching":    func(ctx context.Context) error { return db.RemoveMatching(ctx, Always, key, v) },
-		"Database":          func(ctx context.Context) error { _, err := s.Database(ctx, "new", KV, DatabaseOptions{}); return err },
+		"Fetch":       func(ctx context.Context) error { _, err := db.Fetch(ctx, key); return err },
+		"FetchBatch":  func(ctx context.Context) error { _, err := db.FetchBatch(ctx, &Batch{}); return err },
+		"FetchLocked": func(ctx context.Context) error { _, err := db.FetchLocked(ctx, key); return err },
+		"Store":       func(ctx context.Context) error { return db.Store(ctx, key, v) },
+		"Append":      func(ctx context.Context) error { return db.Append(ctx, key, v) },
+		"Delete":      func(ctx context.Context) error { return db.Delete(ctx, key) },
+		"ConditionalAppend": func(ctx context.Context) error {
+			_, err := db.ConditionalAppend(ctx, Always, key, v)
+			return err
+		},
+		"RemoveMatching": func(ctx context.Context) error { return db.RemoveMatching(ctx, Always, key, v) },
+		"Database": func(ctx context.Context) error {
+			_, err := s.Database(ctx, "new", KV, DatabaseOptions{})
+			return err
+		},
 	} {
 		ends(t, what, func() {
 			ctx, cancel := context.WithTimeout(bg, 5*time.Millisecond)
@@ -500,13 +508,22 @@ func TestWrongCalls(t *testing.T) {
 		"Check":          func() error { _, err := s.Check(none); return err },
 		"FetchBatch":     func() error { _, err := db.FetchBatch(bg, nil); return err },
 		"Handle's batch": func() error { _, err := h.FetchBatch(bg, nil); return err },
-		"Create":         func() error { _, err := Open(bg, "/nowhere", Options{ReadOnly: true, Create: true}); return err },
-		"Wipe":           func() error { _, err := Open(bg, "/nowhere", Options{ReadOnly: true, Wipe: true}); return err },
+		"Create": func() error {
+			_, err := Open(bg, "/nowhere", Options{ReadOnly: true, Create: true})
+			return err
+		},
+		"Wipe": func() error {
+			_, err := Open(bg, "/nowhere", Options{ReadOnly: true, Wipe: true})
+			return err
+		},
 		"Conditions": func() error {
 			_, err := Open(bg, "/nowhere", Options{ReadOnly: true, Conditions: []Condition{{ID: 20}}})
 			return err
 		},
-		"Doorbell": func() error { _, err := Open(bg, "/nowhere", Options{ReadOnly: true, Doorbell: func() {}}); return err },
+		"Doorbell": func() error {
+			_, err := Open(bg, "/nowhere", Options{ReadOnly: true, Doorbell: func() {}})
+			return err
+		},
 	} {
 		ends(t, what, func() {
 			if p := panics(func() { wantErr(t, what, f(), ErrMisuse) }); p != "" {

@@ -20,7 +20,8 @@ func TestModel(t *testing.T) {
 	if testing.Short() {
 		ops = 1000
 	}
-	for i, cfg := range []Config{small(), {Size: 1 << 20, Slots: 3, MaxValue: 3000, SpanSize: 4096}, {Size: 24 << 20, Slots: 4, MaxValue: 100_000}} {
+	for i, cfg := range []Config{small(), {Size: 1 << 20, Slots: 3, MaxValue: 3000, SpanSize: 4096},
+		{Size: 24 << 20, Slots: 4, MaxValue: 100_000}} {
 		t.Run(fmt.Sprint(i), func(t *testing.T) { newModel(t, cfg, seed, uint64(i)).run(ops) })
 	}
 }
@@ -292,7 +293,8 @@ func (m *model) batch(c, i int) {
 		if exists {
 			found++
 		}
-		if exists && (b.Err[k] != nil || !bytes.Equal(b.Value[k], want)) || !exists && !errors.Is(b.Err[k], ErrNotFound) {
+		if exists && (b.Err[k] != nil || !bytes.Equal(b.Value[k], want)) || !exists &&
+			!errors.Is(b.Err[k], ErrNotFound) {
 			m.t.Errorf("batch: %q: %d bytes, %v; want %d", key, len(b.Value[k]), b.Err[k], len(want))
 		}
 	}
@@ -318,8 +320,10 @@ func (m *model) traverse(c, i int) {
 			m.t.Error(err)
 			return
 		}
-		if want, exists := m.want[i][string(e.Key)]; !exists || !bytes.Equal(e.Data, want) || e.RSN != m.rsn[i][string(e.Key)] {
-			m.t.Errorf("traverse: %q has %d bytes, RSN %d; want %d, %d", e.Key, len(e.Data), e.RSN, len(want), m.rsn[i][string(e.Key)])
+		if want, exists := m.want[i][string(e.Key)]; !exists || !bytes.Equal(e.Data, want) ||
+			e.RSN != m.rsn[i][string(e.Key)] {
+			m.t.Errorf("traverse: %q has %d bytes, RSN %d; want %d, %d", e.Key, len(e.Data), e.RSN, len(want),
+				m.rsn[i][string(e.Key)])
 		}
 		if seen[string(e.Key)] {
 			m.t.Errorf("traverse: %q comes twice", e.Key)
@@ -362,7 +366,8 @@ func TestFormat(t *testing.T) {
 	}{
 		{"locking", "a", 0xe8827be0, 0xe21e89b3b198a73d},
 		{"locking", "0123456789abcdef", 0xe8827be0, 0x90502fd46893226},
-		{"locking", "a key that is longer than 64 bytes, so that another path of the hash is taken", 0xe8827be0, 0x3f8312d71ab4f348},
+		{"locking", "a key that is longer than 64 bytes, so that another path of the hash is taken", 0xe8827be0,
+			0x3f8312d71ab4f348},
 		{"brlock", "0123456789abcdef", 0x8d0c8037, 0x29a363382e0c4906},
 		{"brlock", "\x00\x00\x00", 0x8d0c8037, 0x213416b11bfd5016},
 	} {

@@ -292,7 +292,10 @@ func TestResupply(t *testing.T) {
 	seen := make(chan string, 1)
 	go func() {
 		<-inside
-		db, err := b.Database(bg, "db", KV, DatabaseOptions{Resupply: func(context.Context, func(key, data []byte) error) error { panic("a second time") }})
+		db, err := b.Database(bg, "db", KV, DatabaseOptions{Resupply: func(context.Context,
+			func(key, data []byte) error) error {
+			panic("a second time")
+		}})
 		if err != nil {
 			seen <- err.Error()
 			return

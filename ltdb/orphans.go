@@ -298,8 +298,9 @@ func (a *actor) tidyPiece(w *shm.Word64, v uint64) (gone, changed bool, err erro
 			return false, changed, err
 		}
 		if !changed && a.elsewhere != nil && (err == ErrNotHere || !a.look.found) {
-			e := PieceEntry{Slot: slotOf(p.counter), Orphan: true, State: PieceState(v & stateMask >> stateShift), OPID: s.opid(p.counter),
-				DB: p.db, Key: key, Data: make([]byte, p.plen), w: w, v: v}
+			e := PieceEntry{Slot: slotOf(p.counter), Orphan: true, State: PieceState(v & stateMask >> stateShift),
+				OPID: s.opid(p.counter),
+				DB:   p.db, Key: key, Data: make([]byte, p.plen), w: w, v: v}
 			s.r.CopyOut(e.Data, refOffset(p.ref)+dataOffset(p.klen))
 			if !a.elsewhere(&e) {
 				return false, false, nil

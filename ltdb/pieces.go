@@ -197,7 +197,8 @@ func (h *Handle) RemoveMatching(ctx context.Context, cond ConditionID, key, data
 	return h.db.removeMatching(ctx, h.a, cond, key, data)
 }
 
-func (db *DB) conditionalAppend(ctx context.Context, own *actor, id ConditionID, key, piece []byte, wait bool) (Piece, error) {
+func (db *DB) conditionalAppend(ctx context.Context, own *actor, id ConditionID, key, piece []byte, wait bool) (Piece,
+	error) {
 	s := db.s
 	t := attempt{db: db, cond: s.condition(id), wait: wait}
 	switch {
@@ -664,11 +665,13 @@ func (db *DB) removePiece(ctx context.Context, own *actor, key []byte, p Piece) 
 		return ErrNotFound
 	}
 	v := w.Load()
-	if v&stateMask != stateLive || (v^stampOf(p.opid.Counter))>>stampShift != 0 || !w.CAS(v, v&^stateMask|stateRemoving) {
+	if v&stateMask != stateLive || (v^stampOf(p.opid.Counter))>>stampShift != 0 ||
+		!w.CAS(v, v&^stateMask|stateRemoving) {
 		return ErrNotFound
 	}
 	b, ok := s.pieceAt(v)
-	if !ok || b.counter != p.opid.Counter || b.db != db.id || b.klen != len(key) || !s.r.Equal(refOffset(b.ref)+blockHeaderSize, key) {
+	if !ok || b.counter != p.opid.Counter || b.db != db.id || b.klen != len(key) ||
+		!s.r.Equal(refOffset(b.ref)+blockHeaderSize, key) {
 		w.Store(v)
 		if !ok {
 			return errBadBlock
@@ -700,7 +703,8 @@ func (db *DB) removePiece(ctx context.Context, own *actor, key []byte, p Piece) 
 	}
 }
 
-func (db *DB) removePieceOnce(ctx context.Context, own *actor, key []byte, hash uint64, p Piece, w *shm.Word64, spin *shm.Spin) error {
+func (db *DB) removePieceOnce(ctx context.Context, own *actor, key []byte, hash uint64, p Piece, w *shm.Word64,
+	spin *shm.Spin) error {
 	a := own
 	if a == nil {
 		var err error

@@ -37,7 +37,8 @@ func (s *spread) report(b *testing.B) {
 // store of a record of that size in mode kv.
 func BenchmarkPieces(b *testing.B) {
 	testenv.Need(b, testenv.Linux)
-	s, err := Open(bg, filepath.Join(testenv.ShmDir(b), "cluster", "0", "v1"), Options{Create: true, Config: Config{Size: 128 << 20, Slots: 8}})
+	s, err := Open(bg, filepath.Join(testenv.ShmDir(b), "cluster", "0", "v1"),
+		Options{Create: true, Config: Config{Size: 128 << 20, Slots: 8}})
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -108,7 +108,8 @@ func (w *wildPieces) collect() {
 	for i := range uint32(4) {
 		chain(shm.At[body](s.r, s.seg.SlotBody(i+1)).pieces.Load())
 		chain(s.node.orphan[i+1].Load())
-		add(wildNode, s.seg.SlotBody(i+1)+shm.Offset(shm.HandlesPerSlot*handleSize+cellsPerSlot*8), 2) // pieces and stats, lastPage
+		// pieces and stats, lastPage
+		add(wildNode, s.seg.SlotBody(i+1)+shm.Offset(shm.HandlesPerSlot*handleSize+cellsPerSlot*8), 2)
 		add(wildOrphan, shm.OffsetOf(s.r, &s.node.orphan[0])&^7+shm.Offset(i/2*8), 1)
 	}
 	add(wildOrphan, shm.OffsetOf(s.r, &s.node.orphanLatch)&^7, 1)
@@ -229,7 +230,8 @@ func runWildPieces(t testing.TB, data []byte) {
 		flags, data = data[0], data[1:]
 	}
 	for n := 0; len(data) >= 12 && n < 8; n, data = n+1, data[12:] {
-		w.garble(int(data[0])%wildPiecesKinds, binary.LittleEndian.Uint16(data[1:]), data[3], binary.LittleEndian.Uint64(data[4:]))
+		w.garble(int(data[0])%wildPiecesKinds, binary.LittleEndian.Uint16(data[1:]), data[3],
+			binary.LittleEndian.Uint64(data[4:]))
 	}
 	within(t, fmt.Sprintf("%q", w.notes), func() {
 		defer func() {
@@ -299,7 +301,8 @@ func TestPiecesGarbage(t *testing.T) {
 	}
 	for kind := range wildPiecesKinds {
 		for range rounds {
-			if data := randomWildPieces(rnd, kind); !t.Run(fmt.Sprint(kind), func(t *testing.T) { runWildPieces(t, data) }) {
+			if data := randomWildPieces(rnd, kind); !t.Run(fmt.Sprint(kind),
+				func(t *testing.T) { runWildPieces(t, data) }) {
 				t.Fatalf("%x", data)
 			}
 		}

@@ -17,9 +17,11 @@ func TestPiecesModel(t *testing.T) {
 	if testing.Short() {
 		ops = 1500
 	}
-	for i, cfg := range []Config{small(), {Size: 1 << 20, Slots: 4, MaxValue: 3000, SpanSize: 4096}, {Size: 24 << 20, Slots: 4, MaxValue: 100_000}} {
+	for i, cfg := range []Config{small(), {Size: 1 << 20, Slots: 4, MaxValue: 3000, SpanSize: 4096},
+		{Size: 24 << 20, Slots: 4, MaxValue: 100_000}} {
 		t.Run(fmt.Sprint(i), func(t *testing.T) {
-			m := &piecesModel{t: t, rnd: rand.New(rand.NewPCG(seed, uint64(i))), first: heap(t, cfg), max: cfg.MaxValue, twin: map[string][]twinPiece{}, plain: map[string][]byte{}}
+			m := &piecesModel{t: t, rnd: rand.New(rand.NewPCG(seed, uint64(i))), first: heap(t, cfg),
+				max: cfg.MaxValue, twin: map[string][]twinPiece{}, plain: map[string][]byte{}}
 			for c := range m.clients {
 				m.join(c)
 			}
@@ -39,7 +41,8 @@ func TestPiecesModel(t *testing.T) {
 			if rep := mustCheck(t, m.first); rep.Pieces != 0 || rep.Orphans != 0 || rep.Pages != 0 {
 				t.Errorf("%+v", rep)
 			}
-			t.Logf("%d operations, %d appends, %d refused, %d without room, %d clients, %d deaths", ops, m.appends, m.refused, m.full, m.joined, m.deaths)
+			t.Logf("%d operations, %d appends, %d refused, %d without room, %d clients, %d deaths", ops, m.appends,
+				m.refused, m.full, m.joined, m.deaths)
 		})
 	}
 }

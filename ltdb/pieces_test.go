@@ -178,7 +178,8 @@ func TestOwnCondition(t *testing.T) {
 // TestOrphans: the pieces of who has died or left are gone, those of the
 // living are not.
 func TestOrphans(t *testing.T) {
-	for _, way := range []string{"close", "death", "death, and the next append finds it", "death, with the record locked"} {
+	for _, way := range []string{"close", "death", "death, and the next append finds it",
+		"death, with the record locked"} {
 		t.Run(way, func(t *testing.T) {
 			s := heap(t, small())
 			other, err := s.Join(bg, "other")
@@ -304,7 +305,8 @@ func TestAppendWait(t *testing.T) {
 	}
 	// A record that has to be there: it is waited for while there is none.
 	kv := database(t, s, "kv", 10)
-	there := Condition{ID: 20, Name: "there", Version: 1, Holds: func(rec Snapshot, _ []byte) bool { return len(rec.Data()) > 0 }}
+	there := Condition{ID: 20, Name: "there", Version: 1,
+		Holds: func(rec Snapshot, _ []byte) bool { return len(rec.Data()) > 0 }}
 	o, err := s.Join(bg, "with a condition", there)
 	if err != nil {
 		t.Fatal(err)
@@ -470,7 +472,9 @@ func TestPiecesAllocate(t *testing.T) {
 	}
 	check("handle", pair(func(c ConditionID) (Piece, error) { return h.ConditionalAppend(bg, c, key, piece) },
 		func(p Piece) error { return h.RemoveAndTrigger(bg, key, p) }))
-	check("handle, waiting", pair(func(c ConditionID) (Piece, error) { return h.ConditionalAppendWait(bg, c, key, piece) },
+	check("handle, waiting", pair(func(c ConditionID) (Piece, error) {
+		return h.ConditionalAppendWait(bg, c, key, piece)
+	},
 		func(p Piece) error { return h.RemoveAndTrigger(bg, key, p) }))
 	check("database", pair(func(c ConditionID) (Piece, error) { return db.ConditionalAppend(bg, c, key, piece) },
 		func(p Piece) error { return db.RemoveAndTrigger(bg, key, p) }))

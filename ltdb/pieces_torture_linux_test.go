@@ -99,7 +99,8 @@ func TestTorturePieces(t *testing.T) {
 	kills := int(fromEnv(t, "MAINZ_KILLS", 60))
 	t.Logf("MAINZ_SEED=%d, %d kills", seed, kills)
 	dir := ramdisk(t)
-	s, err := Open(bg, dir, Options{Create: true, Config: Config{Size: 4 << 20, Slots: 8, MaxValue: 3000, SpanSize: 16 << 10, Databases: 2}})
+	s, err := Open(bg, dir, Options{Create: true,
+		Config: Config{Size: 4 << 20, Slots: 8, MaxValue: 3000, SpanSize: 16 << 10, Databases: 2}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -151,7 +152,8 @@ func TestTorturePieces(t *testing.T) {
 	for i := range o.ops {
 		ops += o.ops[i].n.Load()
 	}
-	t.Logf("%d operations, %d late waits, %d audits, %d exclusive appends that waited", ops, o.late.Load(), c.audits, o.exclusive.Load())
+	t.Logf("%d operations, %d late waits, %d audits, %d exclusive appends that waited", ops, o.late.Load(), c.audits,
+		o.exclusive.Load())
 	if o.late.Load() != 0 {
 		t.Errorf("%d waits ended by their time slice though a wake-up was due", o.late.Load())
 	}
@@ -282,7 +284,8 @@ func TestTorturePiecesWorker(t *testing.T) {
 	var wg sync.WaitGroup
 	for g := range goroutines {
 		wg.Go(func() {
-			p := &piecesWorker{o: o, s: s, db: db, w: w, g: g, life: o.life[w].Load(), rnd: rand.New(rand.NewPCG(seed, uint64(g)))}
+			p := &piecesWorker{o: o, s: s, db: db, w: w, g: g, life: o.life[w].Load(),
+				rnd: rand.New(rand.NewPCG(seed, uint64(g)))}
 			if err := p.run(); err != nil {
 				fmt.Fprintf(os.Stderr, "worker %d.%d: %v\n", w, g, err)
 				o.failed.Store(1)

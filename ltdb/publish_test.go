@@ -17,7 +17,8 @@ func TestPublishReleases(t *testing.T) {
 		want  func(n *node) uint64 // of the entry's lock bits, after it
 		rings bool
 	}{
-		{"unlock", andUnlock, dispatcherOwner, false, func(*node) uint64 { return ownedBy(DispatcherSlot) | bitW }, true},
+		{"unlock", andUnlock, dispatcherOwner, false, func(*node) uint64 { return ownedBy(DispatcherSlot) | bitW },
+			true},
 		{"keep", andKeep, dispatcherOwner, false, func(n *node) uint64 { return n.d.s.me | asked }, true},
 		{"beneath", beneath, clientOwner, false, func(n *node) uint64 { return n.s.me | asked }, false},
 		{"remove", andUnlock, dispatcherOwner, true, func(*node) uint64 { return 0 }, true},

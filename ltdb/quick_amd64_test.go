@@ -57,7 +57,8 @@ func TestQuick(t *testing.T) {
 				d = d[:len(d)+n]
 			}
 			if (n >= 0) != okA || !bytes.Equal(d, a) {
-				t.Fatalf("%s: record %d, room %d: with its own hash %d, %q, with the given one %v, %q", what, i, room, n, d, okA, a)
+				t.Fatalf("%s: record %d, room %d: with its own hash %d, %q, with the given one %v, %q", what, i, room,
+					n, d, okA, a)
 			}
 		}
 		if okA && okB && !bytes.Equal(a, b) {
@@ -95,7 +96,8 @@ func TestQuick(t *testing.T) {
 		}
 		for what, w := range map[string]*shm.Word64{
 			"entry": at.entry, "seq": &at.b.seq, "size": &at.b.size, "meta": &at.b.meta,
-			"key": shm.At[shm.Word64](s.r, refOffset(entryRef(at.e))+blockHeaderSize), "gate": db.gate, "lease": db.lease,
+			"key": shm.At[shm.Word64](s.r, refOffset(entryRef(at.e))+blockHeaderSize), "gate": db.gate,
+			"lease": db.lease,
 		} {
 			was := w.Load()
 			for range 20 {
@@ -109,7 +111,8 @@ func TestQuick(t *testing.T) {
 				w.Store(x)
 				both(what, i, 4096)
 				var a, b spot
-				if ok, err := db.find(db.hash(key(i)), key(i), &b); db.seek(db.hash(key(i)), key(i), &a) && (!ok || err != nil || a != b) {
+				if ok, err := db.find(db.hash(key(i)), key(i), &b); db.seek(db.hash(key(i)), key(i), &a) &&
+					(!ok || err != nil || a != b) {
 					t.Fatalf("%s %#x: record %d: seek found %+v, find %+v, %v, %v", what, x, i, a, b, ok, err)
 				}
 			}

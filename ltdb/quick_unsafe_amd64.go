@@ -50,7 +50,8 @@ func (db *DB) quick(dst, key []byte, hash uint64) ([]byte, bool) {
 // their tag; entry is nil otherwise.
 //
 //go:noescape
-func quickFind(p *probe, key unsafe.Pointer, klen int, hash uint64) (entry *shm.Word64, e uint64, b *block, seq, meta uint64)
+func quickFind(p *probe, key unsafe.Pointer, klen int, hash uint64) (entry *shm.Word64, e uint64, b *block, seq,
+	meta uint64)
 
 // seek is find for the usual case; false says nothing.
 func (db *DB) seek(hash uint64, key []byte, at *spot) bool {

@@ -478,7 +478,8 @@ func (db *DB) lockRecord(ctx context.Context, own *actor, key []byte, wait bool)
 // errAgain makes the caller begin again at once.
 var errAgain = errors.New("ltdb: look again")
 
-func (db *DB) lockOnce(ctx context.Context, own *actor, key []byte, hash uint64, spin *shm.Spin, wait bool) (r Record, err error) {
+func (db *DB) lockOnce(ctx context.Context, own *actor, key []byte, hash uint64, spin *shm.Spin, wait bool) (r Record,
+	err error) {
 	a := own
 	if a == nil {
 		if a, err = db.s.borrow(ctx); err != nil {

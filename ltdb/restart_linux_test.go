@@ -107,11 +107,14 @@ func TestStartBesideStopped(t *testing.T) {
 		t.Fatal(err)
 	}
 	opts := dispatcher.Options{Dir: dir, StallLimit: -1,
-		Store: ltdb.Options{Conditions: []ltdb.Condition{{ID: 77, Name: "new", Holds: func(ltdb.Snapshot, []byte) bool { return true }}}}}
+		Store: ltdb.Options{Conditions: []ltdb.Condition{{ID: 77, Name: "new", Holds: func(ltdb.Snapshot, []byte) bool {
+			return true
+		}}}}}
 	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
 	defer cancel()
 	_, err := dispatcher.Open(ctx, opts)
-	if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), fmt.Sprintf("process %d ", stopped.Process.Pid)) {
+	if !errors.Is(err, context.DeadlineExceeded) ||
+		!strings.Contains(err.Error(), fmt.Sprintf("process %d ", stopped.Process.Pid)) {
 		t.Fatalf("start beside a client that may not be ended: %v", err)
 	}
 	opts.StallLimit = 50 * time.Millisecond

@@ -112,7 +112,8 @@ func TestStaleWaiters(t *testing.T) {
 				got <- err
 			}()
 			// It sleeps, and the process that has the record has had it for its share.
-			for end := time.Now().Add(10 * time.Second); r.l.at.entry.Load()&bitW == 0; time.Sleep(time.Millisecond) { // polls
+			// polls
+			for end := time.Now().Add(10 * time.Second); r.l.at.entry.Load()&bitW == 0; time.Sleep(time.Millisecond) {
 				if time.Now().After(end) {
 					t.Fatal("nobody sleeps")
 				}

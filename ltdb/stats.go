@@ -166,7 +166,8 @@ func (s *Store) Room() Room {
 			free++
 		case c >= 0 && c < classes: // else a database's buckets
 			used[c] = true
-			room[c] = room[c] || s.classes[c].head.Load() != 0 || spanCarved(w) < s.blocksPerSpan(c) && s.classes[c].cur.Load() == uint32(i+1)
+			room[c] = room[c] || s.classes[c].head.Load() != 0 || spanCarved(w) < s.blocksPerSpan(c) &&
+				s.classes[c].cur.Load() == uint32(i+1)
 		}
 	}
 	for c := range classes {

@@ -89,7 +89,8 @@ func TestHistogramBuckets(t *testing.T) {
 			continue // all that is longer
 		}
 		top := histogramTop(i)
-		if ticks > top || i > 0 && ticks <= histogramTop(i-1) || i >= histogramFirst && float64(top-histogramTop(i-1)) > 0.125*float64(top) {
+		if ticks > top || i > 0 && ticks <= histogramTop(i-1) || i >= histogramFirst &&
+			float64(top-histogramTop(i-1)) > 0.125*float64(top) {
 			t.Fatalf("%d ticks are in bucket %d, up to %d", ticks, i, top)
 		}
 	}
@@ -112,9 +113,11 @@ func TestLatchWanted(t *testing.T) {
 		latch *shm.Latch
 		want  func(h *handle, on bool)
 	}{
-		"bucket": {&bk.latch, func(h *handle, on bool) { h.bucketIntent.Store(map[bool]uint64{true: shm.OffsetOf(s.r, bk)}[on]) }},
-		"class":  {&s.classes[7].latch, func(h *handle, on bool) { h.classIntent.Store(map[bool]uint32{true: 8}[on]) }},
-		"table":  {&s.dbHead.latch, func(h *handle, on bool) { h.tableIntent.Store(map[bool]uint32{true: 1}[on]) }},
+		"bucket": {&bk.latch, func(h *handle, on bool) {
+			h.bucketIntent.Store(map[bool]uint64{true: shm.OffsetOf(s.r, bk)}[on])
+		}},
+		"class": {&s.classes[7].latch, func(h *handle, on bool) { h.classIntent.Store(map[bool]uint32{true: 8}[on]) }},
+		"table": {&s.dbHead.latch, func(h *handle, on bool) { h.tableIntent.Store(map[bool]uint32{true: 1}[on]) }},
 	} {
 		word := shm.At[shm.Word32](s.r, shm.OffsetOf(s.r, c.latch))
 		mine, theirs := &s.body.handles[3], &b.body.handles[5]

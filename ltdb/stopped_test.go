@@ -193,7 +193,8 @@ func TestStoppedDispatcherWaitsForNoLatch(t *testing.T) {
 		d, err := n.s.JoinKeeper(bg, Options{})
 		wantErr(t, "join", err, nil)
 		db := database(t, n.s, "db", 10)
-		if d.TryLock(db.ID(), []byte("k"), false) != LockTaken || d.Publish(db.ID(), []byte("k"), &Held{Data: []byte("v")}, false) != LockTaken {
+		if d.TryLock(db.ID(), []byte("k"), false) != LockTaken ||
+			d.Publish(db.ID(), []byte("k"), &Held{Data: []byte("v")}, false) != LockTaken {
 			t.Fatal("publish")
 		}
 		d.s.c.SimulateDeath()
@@ -262,7 +263,9 @@ func TestStoppedContext(t *testing.T) {
 	}{
 		{"store, class", func() func() { return holdClass(t, stopped, classOf(blockSize(3, len(mid)))) },
 			func(ctx context.Context) error { return kv.Store(ctx, []byte("new"), mid) }},
-		{"store through a handle, class", func() func() { return holdClass(t, stopped, classOf(blockSize(3, len(mid)))) },
+		{"store through a handle, class", func() func() {
+			return holdClass(t, stopped, classOf(blockSize(3, len(mid))))
+		},
 			func(ctx context.Context) error { return handle.Store(ctx, []byte("new"), mid) }},
 		{"store, large class", func() func() { return holdClass(t, stopped, classOf(blockSize(3, len(large)))) },
 			func(ctx context.Context) error { return kv.Store(ctx, []byte("new"), large) }},
@@ -298,7 +301,8 @@ func TestStoppedContext(t *testing.T) {
 			}},
 		{"new condition, table", func() func() { return hold(t, stopped, tableLatch, 1, &s.dbHead.latch) },
 			func(ctx context.Context) error {
-				_, err := s.Join(ctx, "program", Condition{ID: 77, Name: "new", Holds: func(Snapshot, []byte) bool { return true }})
+				_, err := s.Join(ctx, "program",
+					Condition{ID: 77, Name: "new", Holds: func(Snapshot, []byte) bool { return true }})
 				return err
 			}},
 	} {
@@ -309,7 +313,8 @@ func TestStoppedContext(t *testing.T) {
 				defer stop()
 				err := c.call(ctx)
 				wantErr(t, "call", err, context.DeadlineExceeded)
-				if !strings.Contains(err.Error(), fmt.Sprintf(`process %d ("stopped" in slot %d`, os.Getpid(), stopped.slot)) {
+				if !strings.Contains(err.Error(),
+					fmt.Sprintf(`process %d ("stopped" in slot %d`, os.Getpid(), stopped.slot)) {
 					t.Errorf("the error does not say who has the latch: %v", err)
 				}
 			})

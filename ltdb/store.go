@@ -37,7 +37,9 @@ type Config struct {
 	Cluster   string    // name of the cluster, for status output; "" means "default"
 	PNN       uint32    // number of this node
 	Group     string    // group of the files; "": the process's own
-	SpanSize  uint64    // unit of memory that belongs to one class of blocks, a power of two; 0: fitted to Size and MaxValue
+	// unit of memory that belongs to one class of blocks, a power of two; 0: fitted to Size and
+	// MaxValue
+	SpanSize uint64
 }
 
 // Options says how Open attaches. The zero Options attaches to a segment that
@@ -148,7 +150,8 @@ func join(ctx context.Context, seg *shm.Segment, opts Options) (*Store, error) {
 		return nil, err
 	}
 	s.doorbell = opts.Doorbell
-	s.c, err = seg.Join(ctx, shm.JoinOptions{Name: opts.Name, Dispatcher: opts.dispatcher, Repair: s.repair, Shared: s.shared, Peer: opts.Peer, LookEvery: opts.LookEvery})
+	s.c, err = seg.Join(ctx, shm.JoinOptions{Name: opts.Name, Dispatcher: opts.dispatcher, Repair: s.repair,
+		Shared: s.shared, Peer: opts.Peer, LookEvery: opts.LookEvery})
 	if err != nil {
 		return nil, err
 	}
@@ -220,7 +223,8 @@ func segmentConfig(c Config) (shm.Config, error) {
 	case c.Slots < 1 || c.Slots >= DispatcherSlot:
 		return shm.Config{}, fmt.Errorf("%d slots: must be 1 to %d", c.Slots, DispatcherSlot-1)
 	case c.MaxValue < 0 || c.MaxValue > MaxValueLimit:
-		return shm.Config{}, fmt.Errorf("values of %d bytes: must be at most %d: %w", c.MaxValue, MaxValueLimit, ErrTooBig)
+		return shm.Config{}, fmt.Errorf("values of %d bytes: must be at most %d: %w", c.MaxValue, MaxValueLimit,
+			ErrTooBig)
 	case c.Databases < 1 || c.Databases > 4096:
 		return shm.Config{}, fmt.Errorf("%d databases: must be 1 to 4,096", c.Databases)
 	}
@@ -310,8 +314,10 @@ func newStore(seg *shm.Segment) (*Store, error) {
 		n = dataLen >> shift
 	}
 	switch {
-	case n == 0 || n<<shift != dataLen || dataOff > s.r.Size() || dataLen > s.r.Size()-dataOff || spanLen < n*spanLineSize ||
-		classLen < classes*classLineSize || nodeLen < nodeCommon || p[paramDatabases] > 4096 || dbLen < databasesSize(p[paramDatabases]) || p[paramMaxValue] > MaxValueLimit || p[paramReserve] > n:
+	case n == 0 || n<<shift != dataLen || dataOff > s.r.Size() || dataLen > s.r.Size()-dataOff ||
+		spanLen < n*spanLineSize ||
+		classLen < classes*classLineSize || nodeLen < nodeCommon || p[paramDatabases] > 4096 ||
+		dbLen < databasesSize(p[paramDatabases]) || p[paramMaxValue] > MaxValueLimit || p[paramReserve] > n:
 		return nil, damage("its header's sizes contradict each other")
 	}
 	s.life = s.gate.Life.Load()
@@ -330,7 +336,8 @@ func newStore(seg *shm.Segment) (*Store, error) {
 	s.dbHead = shm.At[databasesHead](s.r, dbOff)
 	s.dbs = shm.Slice[databaseLine](s.r, dbOff+databasesHeader, int(p[paramDatabases]))
 	s.node = shm.At[nodeArea](s.r, nodeOff)
-	s.condLines = shm.Slice[conditionLine](s.r, dbOff+databasesSize(p[paramDatabases])-MaxConditions*conditionLineSize, MaxConditions)
+	s.condLines = shm.Slice[conditionLine](s.r,
+		dbOff+databasesSize(p[paramDatabases])-MaxConditions*conditionLineSize, MaxConditions)
 	return s, nil
 }
 

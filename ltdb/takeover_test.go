@@ -45,7 +45,8 @@ func TestTakeOverWithoutLists(t *testing.T) {
 	if idle != pooled {
 		t.Errorf("%d actors can be used, want %d: the others keep their blocks", idle, pooled)
 	}
-	if all := next.Damage(); !slices.ContainsFunc(all, func(d string) bool { return strings.Contains(d, "was given up") }) {
+	if all := next.Damage(); !slices.ContainsFunc(all,
+		func(d string) bool { return strings.Contains(d, "was given up") }) {
 		t.Errorf("the damage noted is %q", all)
 	}
 	s.classes[0].latch.Unlock(s.actors[0].id)

@@ -145,7 +145,8 @@ func (db *DB) MarkRemoving(key []byte, p Piece) error {
 	}
 	v := w.Load()
 	b, ok := s.pieceAt(v)
-	if !ok || v&stateMask != stateLive || b.counter != p.opid.Counter || b.db != db.id || b.klen != len(key) || !s.r.Equal(refOffset(b.ref)+blockHeaderSize, key) ||
+	if !ok || v&stateMask != stateLive || b.counter != p.opid.Counter || b.db != db.id || b.klen != len(key) ||
+		!s.r.Equal(refOffset(b.ref)+blockHeaderSize, key) ||
 		!w.CAS(v, v&^stateMask|stateRemoving) {
 		return ErrNotFound
 	}

@@ -114,7 +114,8 @@ func TestTorture(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &controller{t: t, s: s, o: o, dir: dir, oracle: oraclePath, rnd: rand.New(rand.NewPCG(seed, 1)), seed: seed, kills: kills}
+	c := &controller{t: t, s: s, o: o, dir: dir, oracle: oraclePath, rnd: rand.New(rand.NewPCG(seed, 1)), seed: seed,
+		kills: kills}
 	for w := range c.procs {
 		c.start(w)
 	}
@@ -329,7 +330,8 @@ func (o *oracle) checkLocked(k int, v []byte) error {
 	}
 	n, err := parseValue(k, v)
 	if err == nil && n<<1 != acked && n<<1 != intent {
-		err = fmt.Errorf("key %d: has change %d, but %d.%d was acknowledged and %d.%d meant", k, n, acked>>1, acked&1, intent>>1, intent&1)
+		err = fmt.Errorf("key %d: has change %d, but %d.%d was acknowledged and %d.%d meant", k, n, acked>>1, acked&1,
+			intent>>1, intent&1)
 	}
 	return err
 }
@@ -374,7 +376,8 @@ func (o *oracle) checkAppended(k int, v []byte, d doneCounts) error {
 	for w := range last {
 		for g := range last[w] {
 			if last[w][g] != 0 && last[w][g] < d.n[w][g] {
-				return fmt.Errorf("appended %d: entry %d of %d.%d was acknowledged, the last there is %d", k, d.n[w][g], w, g, last[w][g])
+				return fmt.Errorf("appended %d: entry %d of %d.%d was acknowledged, the last there is %d", k,
+					d.n[w][g], w, g, last[w][g])
 			}
 			if last[w][g] > o.meant[k][w][g].Load() {
 				return fmt.Errorf("appended %d: entry %d of %d.%d was never meant", k, last[w][g], w, g)

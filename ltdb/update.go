@@ -350,7 +350,8 @@ func (a *actor) empty(klen int, hash uint64, at *spot, cell *shm.Word64) error {
 	if err != nil {
 		return errors.Join(err, a.s.unlock(at, cell))
 	}
-	d.seal(klen, 0, hash, at.b.rsn.Load()+1, a.s.accessed(at.b.acc.Load()), flagOwn|flagEmpty|metaFlags(at.meta)&keptFlags)
+	d.seal(klen, 0, hash, at.b.rsn.Load()+1, a.s.accessed(at.b.acc.Load()),
+		flagOwn|flagEmpty|metaFlags(at.meta)&keptFlags)
 	return a.replace(at, cell, at.e&tagMask|makeID(d.ref, d.c))
 }
 
