@@ -65,7 +65,9 @@ type JoinOptions struct {
 type SliceStats struct {
 	Ended   uint64 // by their time slice
 	Changed uint64 // of these: the word had changed; usual when several wait, as one is woken at a time
-	Lost    uint64 // of these: what was waited for had been free for 100 ms more, with nobody dead: nobody was woken. A bug
+	// of these: what was waited for had been free for 100 ms more, with nobody dead: nobody was
+	// woken. A bug
+	Lost uint64
 }
 
 type sliceCounters struct{ ended, changed, lost atomic.Uint64 }

@@ -86,7 +86,8 @@ func (p *place) openFIFO(name string) (int, error) {
 	case st.Mode&0o002 != 0:
 		err = permissionError(at, "anybody may write it", "chmod o-w "+at)
 	case !p.trusted(&st):
-		err = permissionError(at, fmt.Sprintf("owned by %s, group %s", userName(st.Uid), groupName(st.Gid)), membership(st.Gid))
+		err = permissionError(at, fmt.Sprintf("owned by %s, group %s", userName(st.Uid), groupName(st.Gid)),
+			membership(st.Gid))
 	}
 	if err != nil {
 		_ = unix.Close(fd)

@@ -83,7 +83,8 @@ func TestDoorbell(t *testing.T) {
 	if readable(t, next, 0) {
 		t.Fatal("readable after a full one was drained")
 	}
-	if n := testing.AllocsPerRun(100, func() { ringer.Ring(); next.Drain() }); n != 0 && !testenv.Race { // the detector lets more escape
+	// the detector lets more escape
+	if n := testing.AllocsPerRun(100, func() { ringer.Ring(); next.Drain() }); n != 0 && !testenv.Race {
 		t.Errorf("%v allocations", n)
 	}
 }

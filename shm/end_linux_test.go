@@ -219,7 +219,8 @@ func replacedHere(t *testing.T, dir string) {
 	if areaOf(s).b.Load() != 77 {
 		t.Error("the data is not shared any more")
 	}
-	if _, err := b.Join(context.Background(), JoinOptions{}); !errors.Is(err, ErrClosed) || !strings.Contains(err.Error(), "replaced") {
+	if _, err := b.Join(context.Background(), JoinOptions{}); !errors.Is(err, ErrClosed) ||
+		!strings.Contains(err.Error(), "replaced") {
 		t.Errorf("join: %v", err)
 	}
 	h.kill()

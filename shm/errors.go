@@ -44,7 +44,8 @@ var (
 	errReplaced  = fmt.Errorf("shm: the segment was closed or replaced by its owner: %w; attach again", ErrClosed)
 	errLeft      = fmt.Errorf("shm: the client has left its segment: %w; join again", ErrClosed)
 	errBadOwner  = fmt.Errorf("shm: a lock word names an owner that can't exist: %w; run a check, then create the segment anew", ErrCorrupt)
-	errBadClaims = fmt.Errorf("shm: recovery claims form a circle: %w; run a check, then create the segment anew", ErrCorrupt)
+	errBadClaims = fmt.Errorf("shm: recovery claims form a circle: %w; run a check, then create the segment anew",
+		ErrCorrupt)
 )
 
 // IncompatibleError says how the two sides differ.
@@ -72,7 +73,8 @@ type NoSpaceError struct {
 }
 
 func (e *NoSpaceError) Error() string {
-	return fmt.Sprintf("shm: %v: %s needed, %s free on %s; %s", ErrNoSpace, bytesText(e.Need), bytesText(e.Have), e.Mount, e.Fix)
+	return fmt.Sprintf("shm: %v: %s needed, %s free on %s; %s", ErrNoSpace, bytesText(e.Need), bytesText(e.Have),
+		e.Mount, e.Fix)
 }
 
 // Is reports that this is an ErrNoSpace.

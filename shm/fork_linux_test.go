@@ -30,7 +30,8 @@ func TestFork(t *testing.T) {
 		}
 		if pid == 0 {
 			code := uintptr(there)
-			if _, _, errno := syscall.RawSyscall(syscall.SYS_MINCORE, page, 1, uintptr(unsafe.Pointer(&vec[0]))); errno == syscall.ENOMEM {
+			if _, _, errno := syscall.RawSyscall(syscall.SYS_MINCORE, page, 1,
+				uintptr(unsafe.Pointer(&vec[0]))); errno == syscall.ENOMEM {
 				code = gone
 			}
 			for {

@@ -60,7 +60,8 @@ func TestWaitAnyWoken(t *testing.T) {
 		ping.Store(i + 1)
 		ping.Wake(1)
 		until(t, "a wake-up", func() bool {
-			return WaitAny(time.Minute, Watch{&w[0], old[0]}, Watch{&w[1], old[1]}, Watch{&w[2], old[2]}, Watch{&w[3], old[3]}) != TimedOut && w[i%4].Load() == i+1
+			return WaitAny(time.Minute, Watch{&w[0], old[0]}, Watch{&w[1], old[1]}, Watch{&w[2], old[2]},
+				Watch{&w[3], old[3]}) != TimedOut && w[i%4].Load() == i+1
 		})
 		old[i%4] = i + 1
 	}

@@ -94,7 +94,8 @@ func (h *Header) seal() {
 // returns a copy of it.
 func parseHeader(path string, page []byte, size uint64, layout string, boot [16]byte) (*Header, error) {
 	corrupt := func(format string, args ...any) error {
-		return fmt.Errorf("shm: %s: %s: %w; remove it if nothing needs it, and create the segment anew", path, fmt.Sprintf(format, args...), ErrCorrupt)
+		return fmt.Errorf("shm: %s: %s: %w; remove it if nothing needs it, and create the segment anew", path,
+			fmt.Sprintf(format, args...), ErrCorrupt)
 	}
 	if len(page) < HeaderSize {
 		return nil, corrupt("a file of %d bytes has no room for a header", size)
@@ -113,7 +114,8 @@ func parseHeader(path string, page []byte, size uint64, layout string, boot [16]
 		if h.ABIMajor < ABIMajor {
 			fix = "upgrade the segment's owner and create it anew, or use an older build of this program"
 		}
-		return nil, incompatible("ABI version", fmt.Sprintf("%d.%d", h.ABIMajor, h.ABIMinor), fmt.Sprintf("%d.%d", ABIMajor, ABIMinor), fix)
+		return nil, incompatible("ABI version", fmt.Sprintf("%d.%d", h.ABIMajor, h.ABIMinor),
+			fmt.Sprintf("%d.%d", ABIMajor, ABIMinor), fix)
 	}
 	if h.HeaderSize != HeaderSize {
 		return nil, corrupt("header of %d bytes", h.HeaderSize)
@@ -125,19 +127,23 @@ func parseHeader(path string, page []byte, size uint64, layout string, boot [16]
 		return nil, corrupt("the header's checksum is wrong")
 	}
 	if unknown := h.MustFeatures &^ knownFeatures; unknown != 0 {
-		return nil, incompatible("the set of features", fmt.Sprintf("%#x", h.MustFeatures), fmt.Sprintf("%#x", uint64(knownFeatures)), "upgrade this program")
+		return nil, incompatible("the set of features", fmt.Sprintf("%#x", h.MustFeatures),
+			fmt.Sprintf("%#x", uint64(knownFeatures)), "upgrade this program")
 	}
 	if ours := layoutHash(layout); h.LayoutHash != ours && layout != anyLayout {
-		return nil, incompatible("the layout", fmt.Sprintf("%016x", h.LayoutHash), fmt.Sprintf("%016x (%s)", ours, program()),
+		return nil, incompatible("the layout", fmt.Sprintf("%016x", h.LayoutHash),
+			fmt.Sprintf("%016x (%s)", ours, program()),
 			"run both from the same version, the newer of the two, and create the segment anew")
 	}
 	if h.BootID != boot {
-		return nil, fmt.Errorf("shm: %s: %w: what it held went with its clients; create the segment anew", path, ErrStale)
+		return nil, fmt.Errorf("shm: %s: %w: what it held went with its clients; create the segment anew", path,
+			ErrStale)
 	}
 	if h.Size != size {
 		return nil, corrupt("the file has %d bytes, its header says %d", size, h.Size)
 	}
-	if h.SlotSize != SlotSize || h.SlotHeadSize != SlotHeadSize || h.Handles != HandlesPerSlot || h.Slots == 0 || h.Slots > MaxSlots {
+	if h.SlotSize != SlotSize || h.SlotHeadSize != SlotHeadSize || h.Handles != HandlesPerSlot || h.Slots == 0 ||
+		h.Slots > MaxSlots {
 		return nil, corrupt("%d slots of %d + %d bytes with %d handles", h.Slots, h.SlotHeadSize, h.SlotSize, h.Handles)
 	}
 	for id, a := range h.Areas {

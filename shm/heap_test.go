@@ -30,7 +30,8 @@ func TestWaiterRecoversDeadOwner(t *testing.T) {
 	}
 	dead := s.Slot(a.Slot())
 	if dead.Live.Load() != 0 || dead.Claim.Load() != 0 || dead.PID.Load() != 0 {
-		t.Errorf("slot after recovery: live %#x, claim %d, pid %d", dead.Live.Load(), dead.Claim.Load(), dead.PID.Load())
+		t.Errorf("slot after recovery: live %#x, claim %d, pid %d", dead.Live.Load(), dead.Claim.Load(),
+			dead.PID.Load())
 	}
 	area.latch.Unlock(b.HandleID(0))
 	if err := b.Leave(); err != nil {
@@ -251,7 +252,8 @@ func TestRepairFails(t *testing.T) {
 	if !join(t, s, nil).Dead(c.Slot()) {
 		t.Error("a slot whose repair failed is free")
 	}
-	if _, err := s.Join(context.Background(), JoinOptions{Repair: func(*Client, uint32) error { return bad }}); !errors.Is(err, bad) {
+	if _, err := s.Join(context.Background(),
+		JoinOptions{Repair: func(*Client, uint32) error { return bad }}); !errors.Is(err, bad) {
 		t.Errorf("join over a slot that can't be repaired: %v", err)
 	}
 }
@@ -386,7 +388,8 @@ func TestLostWakeUpIsCounted(t *testing.T) {
 				}
 			}
 		}()
-		if got, want := c.sliceEnded(tc.seen, Watch{bell, tc.before}, Watch{}, 0xff00, nil), tc.before != tc.after; got != want {
+		if got, want := c.sliceEnded(tc.seen, Watch{bell, tc.before}, Watch{}, 0xff00, nil),
+			tc.before != tc.after; got != want {
 			t.Errorf("%s: changed is %v", tc.name, got)
 		}
 		close(over)
@@ -417,7 +420,8 @@ func TestConfigChecked(t *testing.T) {
 			t.Errorf("%s: made a segment of %d bytes", tc.name, s.Region().Size())
 		}
 	}
-	s, err := NewHeap(Config{Slots: 2, Size: 1 << 20, DataAlign: 1 << 16, Areas: []AreaSpec{{AreaNode, 100}, {AreaData, 0}}}, nil)
+	s, err := NewHeap(Config{Slots: 2, Size: 1 << 20, DataAlign: 1 << 16,
+		Areas: []AreaSpec{{AreaNode, 100}, {AreaData, 0}}}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -34,7 +34,8 @@ func fileIDOf(f *os.File) (id fileID, err error) {
 	id = fileID{device: uint64(st.Dev), inode: st.Ino}
 	var x unix.Statx_t
 	// A kernel or a seccomp profile without statx knows no births either.
-	if err := unix.Statx(int(f.Fd()), "", unix.AT_EMPTY_PATH, unix.STATX_BTIME, &x); err == nil && x.Mask&unix.STATX_BTIME != 0 {
+	if err := unix.Statx(int(f.Fd()), "", unix.AT_EMPTY_PATH, unix.STATX_BTIME, &x); err == nil &&
+		x.Mask&unix.STATX_BTIME != 0 {
 		id.birth = uint64(x.Btime.Sec)*1e9 + uint64(x.Btime.Nsec)
 	}
 	return id, nil
@@ -58,10 +59,12 @@ func (s *Segment) checkFile() (err error) {
 	const fix = "remove this file; to copy records, dump each database where the original is served: mainz dump"
 	switch {
 	case is.inode != was.inode, is.birth != was.birth && is.birth != 0 && was.birth != 0:
-		return fmt.Errorf("shm: %s: %w: its inode is %d, the segment was made in inode %d; %s", s.file.Name(), ErrCopied, is.inode, was.inode, fix)
+		return fmt.Errorf("shm: %s: %w: its inode is %d, the segment was made in inode %d; %s", s.file.Name(),
+			ErrCopied, is.inode, was.inode, fix)
 	case is.device != was.device:
 		return fmt.Errorf("shm: %s: %w, or seen through another file system: it lies on device %d:%d, the segment was made on %d:%d; %s; if it is the same file, use it where it was made, or bind mount that",
-			s.file.Name(), ErrCopied, unix.Major(is.device), unix.Minor(is.device), unix.Major(was.device), unix.Minor(was.device), fix)
+			s.file.Name(), ErrCopied, unix.Major(is.device), unix.Minor(is.device), unix.Major(was.device),
+			unix.Minor(was.device), fix)
 	}
 	return nil
 }

@@ -34,7 +34,8 @@ func TestCopyIsRefused(t *testing.T) {
 		t.Helper()
 		for _, attach := range []func(context.Context, string, string) (*Segment, error){Attach, AttachReadOnly} {
 			g, err := attach(context.Background(), dir, testLayout)
-			if !errors.Is(err, ErrCopied) || !strings.Contains(err.Error(), "mainz dump") || !strings.Contains(err.Error(), dir) {
+			if !errors.Is(err, ErrCopied) || !strings.Contains(err.Error(), "mainz dump") ||
+				!strings.Contains(err.Error(), dir) {
 				t.Errorf("%s: %v", what, err)
 			}
 			if g != nil {

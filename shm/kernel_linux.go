@@ -31,7 +31,8 @@ var checkKernel = sync.OnceValue(func() error {
 var registerMembarrier = sync.OnceValue(func() error {
 	_, _, e := unix.Syscall(unix.SYS_MEMBARRIER, membarrierRegisterGlobalExpedited, 0, 0)
 	if e != 0 {
-		return fmt.Errorf("membarrier: %w (%w); it needs CONFIG_MEMBARRIER, and a seccomp profile that allows it", ErrNotSupported, e)
+		return fmt.Errorf("membarrier: %w (%w); it needs CONFIG_MEMBARRIER, and a seccomp profile that allows it",
+			ErrNotSupported, e)
 	}
 	return nil
 })

@@ -228,8 +228,10 @@ func joining(claim uint32) bool {
 // the upper layer's.
 func layoutHash(upper string) uint64 {
 	own := fmt.Sprintf("shm locks %d+%d+%d header %d gate %d@%d lease %d@%d slot %d+%d areas %d@%d identity@%d live@%d claim@%d pid@%d handles %d; ",
-		lockGenerationBits, lockRoomBits, lockPIDBits, unsafe.Sizeof(Header{}), unsafe.Sizeof(GateLine{}), gateOffset, unsafe.Sizeof(LeaseLine{}), leaseOffset,
-		SlotHeadSize, SlotSize, maxAreas, unsafe.Offsetof(Header{}.Areas), unsafe.Offsetof(Header{}.Device), unsafe.Offsetof(Slot{}.Live),
+		lockGenerationBits, lockRoomBits, lockPIDBits, unsafe.Sizeof(Header{}), unsafe.Sizeof(GateLine{}), gateOffset,
+		unsafe.Sizeof(LeaseLine{}), leaseOffset,
+		SlotHeadSize, SlotSize, maxAreas, unsafe.Offsetof(Header{}.Areas), unsafe.Offsetof(Header{}.Device),
+		unsafe.Offsetof(Slot{}.Live),
 		unsafe.Offsetof(Slot{}.Claim), unsafe.Offsetof(Slot{}.PID), HandlesPerSlot)
 	return fnv(own + upper)
 }

@@ -70,7 +70,8 @@ type LimitError struct {
 }
 
 func (e *LimitError) Error() string {
-	return fmt.Sprintf("shm: %v: %s needed, %s allows %s; %s", ErrNoSpace, bytesText(e.Need), e.What, bytesText(e.Have), e.Fix)
+	return fmt.Sprintf("shm: %v: %s needed, %s allows %s; %s", ErrNoSpace, bytesText(e.Need), e.What,
+		bytesText(e.Have), e.Fix)
 }
 
 // Is reports that this is an ErrNoSpace.
@@ -99,7 +100,8 @@ func (m *Machine) Check(n Need) (warnings []string, err error) {
 		for _, g := range m.Memory {
 			switch {
 			case n.Size > left(g.Max, g.Used):
-				warn("control group %s fits the segment of %s only by swapping: raise %s", g.Path, bytesText(n.Size), g.MaxAt)
+				warn("control group %s fits the segment of %s only by swapping: raise %s", g.Path, bytesText(n.Size),
+					g.MaxAt)
 			case n.Size > left(g.High, g.Used):
 				warn("the segment of %s is beyond memory.high of control group %s, %s, of which %s are used: the kernel will slow everybody in it down; raise memory.high (systemd: MemoryHigh=)",
 					bytesText(n.Size), g.Path, bytesText(g.High), bytesText(g.Used))
@@ -135,14 +137,17 @@ const systemUsers = 1000
 // refuses is Check's error.
 func (m *Machine) refuses(n Need) error {
 	if room := left(m.AddressSpace, m.AddressUsed); n.Size > room {
-		return &LimitError{n.Size, room, fmt.Sprintf("the address space of a process (ulimit -v %d)", m.AddressSpace>>10),
-			fmt.Sprintf("ulimit -v %d or unlimited (systemd: LimitAS=infinity)", (m.AddressUsed+n.Size+besides(n.Size))>>10)}
+		return &LimitError{n.Size, room, fmt.Sprintf("the address space of a process (ulimit -v %d)",
+			m.AddressSpace>>10),
+			fmt.Sprintf("ulimit -v %d or unlimited (systemd: LimitAS=infinity)",
+				(m.AddressUsed+n.Size+besides(n.Size))>>10)}
 	}
 	if !n.Create {
 		return nil
 	}
 	if n.Size > m.FileSize {
-		return &LimitError{n.Size, m.FileSize, "the size of a file (ulimit -f)", "ulimit -f unlimited (systemd: LimitFSIZE=infinity)"}
+		return &LimitError{n.Size, m.FileSize, "the size of a file (ulimit -f)",
+			"ulimit -f unlimited (systemd: LimitFSIZE=infinity)"}
 	}
 	if !n.Ram {
 		return nil
@@ -150,11 +155,13 @@ func (m *Machine) refuses(n Need) error {
 	need := n.Size + besides(n.Size)
 	for _, g := range m.Memory {
 		if room := plus(left(g.Max, g.Used), g.Swap); need > room {
-			return &LimitError{need, room, "control group " + g.Path, fmt.Sprintf("raise %s to %d (systemd: MemoryMax=; a container: --memory), or choose a smaller segment", g.MaxAt, plus(g.Used, need))}
+			return &LimitError{need, room, "control group " + g.Path,
+				fmt.Sprintf("raise %s to %d (systemd: MemoryMax=; a container: --memory), or choose a smaller segment", g.MaxAt, plus(g.Used, need))}
 		}
 	}
 	if room := plus(m.Available, m.Swap); n.Size > room {
-		return &LimitError{n.Size, room, "the machine's memory", "stop something, add memory, or choose a smaller segment"}
+		return &LimitError{n.Size, room, "the machine's memory",
+			"stop something, add memory, or choose a smaller segment"}
 	}
 	return nil
 }

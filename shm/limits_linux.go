@@ -124,13 +124,15 @@ func (r reader) hierarchies(controller string) []hierarchy {
 			if !ok || len(a) < 5 || len(b) < 3 {
 				continue
 			}
-			if v1 && (b[0] != "cgroup" || !slices.Contains(strings.Split(b[2], ","), controller)) || !v1 && b[0] != "cgroup2" {
+			if v1 && (b[0] != "cgroup" || !slices.Contains(strings.Split(b[2], ","), controller)) || !v1 &&
+				b[0] != "cgroup2" {
 				continue
 			}
 			h := hierarchy{mount: filepath.Clean(unescape(a[4])), v1: v1}
 			h.own = h.mount
 			// The mount may show a part of the tree only, as in a container.
-			if rest, below := strings.CutPrefix(f[2], strings.TrimSuffix(unescape(a[3]), "/")); below && !strings.Contains(rest, "..") {
+			if rest, below := strings.CutPrefix(f[2], strings.TrimSuffix(unescape(a[3]), "/")); below &&
+				!strings.Contains(rest, "..") {
 				h.own = filepath.Join(h.mount, rest)
 			}
 			if _, err := os.Stat(r.path(h.own)); err != nil {

@@ -19,7 +19,8 @@ import (
 
 // roomy is a machine on which nothing is short.
 func roomy() *Machine {
-	return &Machine{Available: 64 << 30, AddressSpace: Unlimited, FileSize: Unlimited, Files: 20_000, FilesHard: 20_000, RemoveIPC: true}
+	return &Machine{Available: 64 << 30, AddressSpace: Unlimited, FileSize: Unlimited, Files: 20_000,
+		FilesHard: 20_000, RemoveIPC: true}
 }
 
 // Each limit is looked at, and the message names the limit and its own remedy.
@@ -36,34 +37,51 @@ func TestLimits(t *testing.T) {
 		warn   string // words of the only warning, "" for none
 	}{
 		{name: "roomy"},
-		{name: "a group that fits", m: func(m *Machine) { m.Memory = []MemoryGroup{group(512<<20, Unlimited, 100<<20)} }},
-		{name: "a small group", m: func(m *Machine) { m.Memory = []MemoryGroup{group(512<<20, Unlimited, 300<<20)} }, refuse: "MemoryMax="},
+		{name: "a group that fits", m: func(m *Machine) {
+			m.Memory = []MemoryGroup{group(512<<20, Unlimited, 100<<20)}
+		}},
+		{name: "a small group", m: func(m *Machine) { m.Memory = []MemoryGroup{group(512<<20, Unlimited, 300<<20)} },
+			refuse: "MemoryMax="},
 		{name: "a small group above", m: func(m *Machine) {
-			m.Memory = []MemoryGroup{group(1<<30, Unlimited, 0), {Path: "/sys/fs/cgroup", Max: 200 << 20, High: Unlimited, MaxAt: "memory.max"}}
+			m.Memory = []MemoryGroup{group(1<<30, Unlimited, 0),
+				{Path: "/sys/fs/cgroup", Max: 200 << 20, High: Unlimited, MaxAt: "memory.max"}}
 		}, refuse: "control group /sys/fs/cgroup allows 200 MiB"},
-		{name: "the segment alone would fit", m: func(m *Machine) { m.Memory = []MemoryGroup{group(257<<20, Unlimited, 0)} }, refuse: "memory.max"},
+		{name: "the segment alone would fit",
+			m: func(m *Machine) { m.Memory = []MemoryGroup{group(257<<20, Unlimited, 0)} }, refuse: "memory.max"},
 		{name: "a small group that may swap", m: func(m *Machine) {
 			m.Memory = []MemoryGroup{group(200<<20, Unlimited, 0)}
 			m.Memory[0].Swap = 1 << 30
 		}, warn: "only by swapping"},
-		{name: "a low memory.high", m: func(m *Machine) { m.Memory = []MemoryGroup{group(1<<30, 100<<20, 0)} }, warn: "MemoryHigh="},
-		{name: "a small group, on a disk", m: func(m *Machine) { m.Memory = []MemoryGroup{group(100<<20, Unlimited, 0)} }, n: func(n *Need) { n.Ram = false }},
-		{name: "a small group, attach", m: func(m *Machine) { m.Memory = []MemoryGroup{group(100<<20, Unlimited, 0)} }, n: func(n *Need) { n.Create = false }},
+		{name: "a low memory.high", m: func(m *Machine) { m.Memory = []MemoryGroup{group(1<<30, 100<<20, 0)} },
+			warn: "MemoryHigh="},
+		{name: "a small group, on a disk", m: func(m *Machine) {
+			m.Memory = []MemoryGroup{group(100<<20, Unlimited, 0)}
+		}, n: func(n *Need) { n.Ram = false }},
+		{name: "a small group, attach", m: func(m *Machine) {
+			m.Memory = []MemoryGroup{group(100<<20, Unlimited, 0)}
+		}, n: func(n *Need) { n.Create = false }},
 		{name: "a small machine", m: func(m *Machine) { m.Available = 100 << 20 }, refuse: "the machine's memory"},
-		{name: "a small machine with swap", m: func(m *Machine) { m.Available, m.Swap = 100<<20, 1<<30 }, warn: "only by swapping"},
-		{name: "address space", m: func(m *Machine) { m.AddressSpace, m.AddressUsed = 2<<30, 2<<30-100<<20 }, refuse: "ulimit -v"},
-		{name: "address space, attach", m: func(m *Machine) { m.AddressSpace, m.AddressUsed = 2<<30, 2<<30-100<<20 }, n: func(n *Need) { n.Create = false }, refuse: "ulimit -v"},
+		{name: "a small machine with swap", m: func(m *Machine) { m.Available, m.Swap = 100<<20, 1<<30 },
+			warn: "only by swapping"},
+		{name: "address space", m: func(m *Machine) { m.AddressSpace, m.AddressUsed = 2<<30, 2<<30-100<<20 },
+			refuse: "ulimit -v"},
+		{name: "address space, attach", m: func(m *Machine) { m.AddressSpace, m.AddressUsed = 2<<30, 2<<30-100<<20 },
+			n: func(n *Need) { n.Create = false }, refuse: "ulimit -v"},
 		{name: "file size", m: func(m *Machine) { m.FileSize = 100 << 20 }, refuse: "ulimit -f"},
-		{name: "file size, attach", m: func(m *Machine) { m.FileSize = 100 << 20 }, n: func(n *Need) { n.Create = false }},
+		{name: "file size, attach", m: func(m *Machine) { m.FileSize = 100 << 20 },
+			n: func(n *Need) { n.Create = false }},
 		{name: "descriptors", m: func(m *Machine) { m.Files = 256 }, warn: "LimitNOFILE=320"},
-		{name: "descriptors, hard", m: func(m *Machine) { m.Files, m.FilesHard = 256, 256 }, warn: "the hard limit is 256"},
+		{name: "descriptors, hard", m: func(m *Machine) { m.Files, m.FilesHard = 256, 256 },
+			warn: "the hard limit is 256"},
 		{name: "descriptors of a client", m: func(m *Machine) { m.Files = 256 }, n: func(n *Need) { n.Owner = false }},
-		{name: "processes", m: func(m *Machine) { m.Pids = []PidsGroup{{"/sys/fs/cgroup/app", 100, 95}} }, warn: "TasksMax="},
+		{name: "processes", m: func(m *Machine) { m.Pids = []PidsGroup{{"/sys/fs/cgroup/app", 100, 95}} },
+			warn: "TasksMax="},
 		{name: "a user's files, no systemd", m: func(m *Machine) { m.UID = 1000 }},
 		{name: "a user's files", m: func(m *Machine) { m.UID, m.Systemd = 1000, true }, warn: "RemoveIPC=no"},
 		{name: "a user's files, kept", m: func(m *Machine) { m.UID, m.Systemd, m.RemoveIPC = 1000, true, false }},
 		{name: "a system user's files", m: func(m *Machine) { m.UID, m.Systemd = 999, true }},
-		{name: "a user's files elsewhere", m: func(m *Machine) { m.UID, m.Systemd = 1000, true }, n: func(n *Need) { n.Dir = "/run/mainz" }},
+		{name: "a user's files elsewhere", m: func(m *Machine) { m.UID, m.Systemd = 1000, true },
+			n: func(n *Need) { n.Dir = "/run/mainz" }},
 	} {
 		m, n := roomy(), need
 		if tc.m != nil {
@@ -74,11 +92,13 @@ func TestLimits(t *testing.T) {
 		}
 		warnings, err := m.Check(n)
 		switch {
-		case tc.refuse == "" && err != nil, tc.refuse != "" && (!errors.Is(err, ErrNoSpace) || !strings.Contains(err.Error(), tc.refuse)):
+		case tc.refuse == "" && err != nil, tc.refuse != "" &&
+			(!errors.Is(err, ErrNoSpace) || !strings.Contains(err.Error(), tc.refuse)):
 			t.Errorf("%s: %v, want %q", tc.name, err, tc.refuse)
 		case err != nil && strings.Contains(err.Error(), "remount"):
 			t.Errorf("%s: the remedy is another's: %v", tc.name, err)
-		case tc.warn == "" && len(warnings) > 0, tc.warn != "" && (len(warnings) != 1 || !strings.Contains(warnings[0], tc.warn)):
+		case tc.warn == "" && len(warnings) > 0, tc.warn != "" &&
+			(len(warnings) != 1 || !strings.Contains(warnings[0], tc.warn)):
 			t.Errorf("%s: warnings %q, want %q", tc.name, warnings, tc.warn)
 		}
 	}
@@ -90,7 +110,8 @@ func root(t *testing.T, files map[string]string) string {
 	dir := t.TempDir()
 	for name, text := range files {
 		file := filepath.Join(dir, name)
-		if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o700), os.WriteFile(file, []byte(text), 0o600)); err != nil {
+		if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o700),
+			os.WriteFile(file, []byte(text), 0o600)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -108,7 +129,8 @@ func TestReadMachine(t *testing.T) {
 	meminfo := "MemTotal:       2000 kB\nMemAvailable:    1000 kB\nSwapFree:          10 kB\n"
 	status := "Name:\tx\nUid:\t1000\t1001\t1000\t1000\nVmSize:\t   500 kB\n"
 	v2 := "22 1 0:20 / / rw - ext4 /dev/vda rw\n30 22 0:26 / /sys/fs/cgroup rw shared:4 - cgroup2 cgroup2 rw,nsdelegate\n"
-	base := Machine{Available: 1000 << 10, Swap: 10 << 10, AddressSpace: Unlimited, AddressUsed: 500 << 10, FileSize: 1 << 20, Files: 1024, FilesHard: 524288, UID: 1001, RemoveIPC: true}
+	base := Machine{Available: 1000 << 10, Swap: 10 << 10, AddressSpace: Unlimited, AddressUsed: 500 << 10,
+		FileSize: 1 << 20, Files: 1024, FilesHard: 524288, UID: 1001, RemoveIPC: true}
 	for _, tc := range []struct {
 		name  string
 		files map[string]string
@@ -128,7 +150,8 @@ func TestReadMachine(t *testing.T) {
 			"sys/fs/cgroup/memory.max":                   "max\n",
 			"sys/fs/cgroup/a.slice/b.service/memory.max": "max\n",
 		}, func(m *Machine) {
-			m.Memory = []MemoryGroup{{Path: "/sys/fs/cgroup/a.slice", Max: 1000000, High: Unlimited, Used: 350000, MaxAt: "memory.max"}}
+			m.Memory = []MemoryGroup{{Path: "/sys/fs/cgroup/a.slice", Max: 1000000, High: Unlimited, Used: 350000,
+				MaxAt: "memory.max"}}
 			m.Pids = []PidsGroup{{"/sys/fs/cgroup/a.slice", 50, 5}}
 		}},
 		{"version 2, own group, high", map[string]string{
@@ -138,7 +161,8 @@ func TestReadMachine(t *testing.T) {
 			"sys/fs/cgroup/a/memory.stat":    "inactive_file 100000\n",
 			"sys/fs/cgroup/a/memory.current": "5\n",
 		}, func(m *Machine) {
-			m.Memory = []MemoryGroup{{Path: "/sys/fs/cgroup/a", Max: Unlimited, High: 4096, Used: 0, Swap: 10 << 10, MaxAt: "memory.max"}}
+			m.Memory = []MemoryGroup{{Path: "/sys/fs/cgroup/a", Max: Unlimited, High: 4096, Used: 0, Swap: 10 << 10,
+				MaxAt: "memory.max"}}
 		}},
 		{"version 1 in a container that sees its part only", map[string]string{
 			"proc/self/cgroup": "9:name=systemd:/docker/77\n8:pids:/docker/77\n4:memory,hugetlb:/docker/77\n0::/\n",
@@ -150,7 +174,8 @@ func TestReadMachine(t *testing.T) {
 			"sys/fs/cgroup/pids/pids.max":                "100\n",
 			"sys/fs/cgroup/pids/pids.current":            "1\n",
 		}, func(m *Machine) {
-			m.Memory = []MemoryGroup{{Path: "/sys/fs/cgroup/memory", V1: true, Max: 2000000, High: Unlimited, Used: 997000, Swap: 10 << 10, MaxAt: "memory.limit_in_bytes"}}
+			m.Memory = []MemoryGroup{{Path: "/sys/fs/cgroup/memory", V1: true, Max: 2000000, High: Unlimited,
+				Used: 997000, Swap: 10 << 10, MaxAt: "memory.limit_in_bytes"}}
 			m.Pids = []PidsGroup{{"/sys/fs/cgroup/pids", 100, 1}}
 		}},
 		{"version 1, no limit, and the group of somebody above", map[string]string{
@@ -161,7 +186,8 @@ func TestReadMachine(t *testing.T) {
 			"sys/fs/cgroup/memory/a/memory.memsw.limit_in_bytes": "5000\n",
 			"sys/fs/cgroup/memory/a/b/memory.limit_in_bytes":     "9223372036854771712\n",
 		}, func(m *Machine) {
-			m.Memory = []MemoryGroup{{Path: "/sys/fs/cgroup/memory/a", V1: true, Max: 5000, High: Unlimited, MaxAt: "memory.limit_in_bytes"}}
+			m.Memory = []MemoryGroup{{Path: "/sys/fs/cgroup/memory/a", V1: true, Max: 5000, High: Unlimited,
+				MaxAt: "memory.limit_in_bytes"}}
 		}},
 		{"logind says no", map[string]string{
 			"run/systemd/system/x":    "",
@@ -188,7 +214,8 @@ func TestReadMachine(t *testing.T) {
 		}
 	}
 	// Where nothing can be read, nothing is limited.
-	if w, err := ReadMachine(t.TempDir()).Check(Need{Dir: "/dev/shm/x", Size: 1 << 40, Slots: 4000, Create: true, Owner: true, Ram: true}); len(w) > 0 || err != nil {
+	if w, err := ReadMachine(t.TempDir()).Check(Need{Dir: "/dev/shm/x", Size: 1 << 40, Slots: 4000, Create: true,
+		Owner: true, Ram: true}); len(w) > 0 || err != nil {
 		t.Errorf("an empty root: %q, %v", w, err)
 	}
 }
@@ -294,7 +321,8 @@ func TestMemoryGroup(t *testing.T) {
 	for _, g := range []string{group, inside} {
 		c := spawn(t, "make", dir, nil)
 		c.says("ready")
-		if err := os.WriteFile(filepath.Join(g, "cgroup.procs"), []byte(fmt.Sprint(c.cmd.Process.Pid)), 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(g, "cgroup.procs"), []byte(fmt.Sprint(c.cmd.Process.Pid)),
+			0o600); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := io.WriteString(c.in, "none 0\n"); err != nil {

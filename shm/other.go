@@ -28,7 +28,8 @@ type identity struct {
 type OwnerLock struct{}
 
 func needsLinux(what, dir string) error {
-	return fmt.Errorf("shm: %s %s on %s: %w; shared memory needs Linux: use OpenHeap", what, dir, runtime.GOOS, ErrNotSupported)
+	return fmt.Errorf("shm: %s %s on %s: %w; shared memory needs Linux: use OpenHeap", what, dir, runtime.GOOS,
+		ErrNotSupported)
 }
 
 // Create needs Linux.

@@ -176,7 +176,8 @@ func (p *place) lockFile() (*os.File, error) {
 		_, _ = f.WriteAt([]byte(fmt.Sprintf("%d %s\n", os.Getpid(), program())), 0)
 		return f, nil
 	}
-	return nil, fmt.Errorf("shm: lock %s: the file is being replaced all the time: %w; stop whoever does that", at, ErrInUse)
+	return nil, fmt.Errorf("shm: lock %s: the file is being replaced all the time: %w; stop whoever does that", at,
+		ErrInUse)
 }
 
 // lockHolder reads who wrote itself into the lock file.

@@ -105,7 +105,8 @@ func (p *place) step(name, at string, cfg *Config, last bool) error {
 	case open && st.Mode&unix.S_ISVTX == 0:
 		return permissionError(at, "anybody may write there, and it has no sticky bit", "chmod o-w "+at)
 	case !open && !p.trusted(&st):
-		return permissionError(at, fmt.Sprintf("owned by %s, group %s", userName(st.Uid), groupName(st.Gid)), membership(st.Gid))
+		return permissionError(at, fmt.Sprintf("owned by %s, group %s", userName(st.Uid), groupName(st.Gid)),
+			membership(st.Gid))
 	}
 	return nil
 }
@@ -193,7 +194,8 @@ func membership(gid uint32) string {
 	if gid == 0 {
 		return "it belongs to group root, which nobody should join: start its owner with a group for its clients (mainzd --group NAME, or group in its configuration), or run as root"
 	}
-	return fmt.Sprintf("run as its owner, or join its group: usermod -aG %s %s, and log in again", groupName(gid), userName(uint32(os.Geteuid())))
+	return fmt.Sprintf("run as its owner, or join its group: usermod -aG %s %s, and log in again", groupName(gid),
+		userName(uint32(os.Geteuid())))
 }
 
 func userName(uid uint32) string {
@@ -261,7 +263,8 @@ func (p *place) open(name string, flags int, perm uint32) (*os.File, *unix.Stat_
 		return nil, nil, permissionError(at, "anybody may write it", "chmod o-w "+at)
 	case !p.trusted(&st):
 		f.Close()
-		return nil, nil, permissionError(at, fmt.Sprintf("owned by %s, group %s", userName(st.Uid), groupName(st.Gid)), membership(st.Gid))
+		return nil, nil, permissionError(at, fmt.Sprintf("owned by %s, group %s", userName(st.Uid),
+			groupName(st.Gid)), membership(st.Gid))
 	}
 	return f, &st, nil
 }
@@ -342,7 +345,8 @@ func noSpace(fd int, path string, need uint64) error {
 		var sf unix.Statfs_t
 		_ = unix.Fstatfs(fd, &sf)
 		total := (sf.Blocks-min(sf.Blocks, sf.Bavail))*uint64(sf.Bsize) + need
-		e.Fix = fmt.Sprintf("mount -o remount,size=%dM %s (a container: --shm-size), or choose a smaller segment", total>>20+1, fi.mount)
+		e.Fix = fmt.Sprintf("mount -o remount,size=%dM %s (a container: --shm-size), or choose a smaller segment",
+			total>>20+1, fi.mount)
 	default:
 		e.Fix = "make room there, or choose a smaller segment"
 	}

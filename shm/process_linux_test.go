@@ -35,7 +35,8 @@ func TestKilledHolder(t *testing.T) {
 		var slot uint32
 		h.says("holds", &slot)
 		if tid := s.Slot(slot).Live.Load() &^ liveWaiters; tid == s.Slot(slot).PID.Load() || tid == 0 {
-			t.Errorf("the guardian's TID is %d, the PID %d: it must not be the main thread", tid, s.Slot(slot).PID.Load())
+			t.Errorf("the guardian's TID is %d, the PID %d: it must not be the main thread", tid,
+				s.Slot(slot).PID.Load())
 		}
 		if s.SlotName(slot) != "child" {
 			t.Errorf("the child's name is %q", s.SlotName(slot))
@@ -54,7 +55,8 @@ func TestKilledHolder(t *testing.T) {
 			t.Fatalf("counters are %d and %d, want %d", a, b, i+1)
 		}
 		if area.seen.Load() != uint32(i+1) || s.Slot(slot).Live.Load() != 0 || s.Slot(slot).Claim.Load() != 0 {
-			t.Fatalf("%d repairs, live %#x, claim %d", area.seen.Load(), s.Slot(slot).Live.Load(), s.Slot(slot).Claim.Load())
+			t.Fatalf("%d repairs, live %#x, claim %d", area.seen.Load(), s.Slot(slot).Live.Load(),
+				s.Slot(slot).Claim.Load())
 		}
 		area.latch.Unlock(c.HandleID(1))
 	}
@@ -198,7 +200,8 @@ func TestJoinOverDeadRecoverer(t *testing.T) {
 	r.kill()
 	c := join(t, s, repairArea)
 	if c.Slot() != repairer || s.Slot(held).Claim.Load() != 0 {
-		t.Errorf("took slot %d, slot %d is claimed by %d; want %d, 0", c.Slot(), held, s.Slot(held).Claim.Load(), repairer)
+		t.Errorf("took slot %d, slot %d is claimed by %d; want %d, 0", c.Slot(), held, s.Slot(held).Claim.Load(),
+			repairer)
 	}
 	if n, err := c.RecoverAll(); n != 1 || err != nil {
 		t.Errorf("recovered %d, %v; want 1", n, err)
@@ -494,7 +497,8 @@ func TestReplaced(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.Gate().Gate.Store(GateDead)
-	if _, err := Attach(ctx, dir, testLayout); !errors.Is(err, ErrNotRunning) || errors.Is(err, context.DeadlineExceeded) {
+	if _, err := Attach(ctx, dir, testLayout); !errors.Is(err, ErrNotRunning) ||
+		errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("attach to a closed segment: %v", err)
 	}
 	// An owner that is about to replace it, but does not: never without a limit.
@@ -502,7 +506,8 @@ func TestReplaced(t *testing.T) {
 	own.says("owns")
 	short, cancel := context.WithTimeout(ctx, 10*time.Millisecond)
 	defer cancel()
-	if _, err := Attach(short, dir, testLayout); !errors.Is(err, ErrNotRunning) || !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := Attach(short, dir, testLayout); !errors.Is(err, ErrNotRunning) ||
+		!errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("attach while an owner replaces it: %v", err)
 	}
 }

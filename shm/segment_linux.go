@@ -59,7 +59,8 @@ func Create(ctx context.Context, dir string, cfg Config, fill func(*Segment) err
 	if err := unix.Unlinkat(p.fd, newName, 0); err != nil && err != unix.ENOENT {
 		return nil, p.openError(err, newName, p.file(newName))
 	}
-	m, need := ReadMachine("/"), Need{Dir: p.path, Size: h.Size, Slots: h.Slots, Create: true, Ram: fi.ram && fi.name != "hugetlbfs"}
+	m, need := ReadMachine("/"), Need{Dir: p.path, Size: h.Size, Slots: h.Slots, Create: true, Ram: fi.ram &&
+		fi.name != "hugetlbfs"}
 	tight := fi.bound && fi.free < h.Size
 	if !old.hasClients() && (tight || m.refuses(need) != nil) {
 		if !tight {
@@ -101,7 +102,8 @@ func Create(ctx context.Context, dir string, cfg Config, fill func(*Segment) err
 }
 
 // create makes and fills the file, under its temporary name.
-func (p *place) create(ctx context.Context, cfg *Config, h *Header, fi *fsInfo, fill func(*Segment) error) (*Segment, error) {
+func (p *place) create(ctx context.Context, cfg *Config, h *Header, fi *fsInfo, fill func(*Segment) error) (*Segment,
+	error) {
 	f, _, err := p.open(newName, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL, 0o600)
 	if err != nil {
 		return nil, err
@@ -176,7 +178,8 @@ func (p *place) allocate(f *os.File, size uint64) error {
 		case unix.ENOSPC, unix.ENOMEM, unix.EDQUOT:
 			return noSpace(p.fd, p.path, size)
 		case unix.EOPNOTSUPP, unix.ENOSYS:
-			return fmt.Errorf("shm: %s: the file system can't reserve space: %w; use tmpfs (/dev/shm)", p.path, ErrNotSupported)
+			return fmt.Errorf("shm: %s: the file system can't reserve space: %w; use tmpfs (/dev/shm)", p.path,
+				ErrNotSupported)
 		default:
 			return fmt.Errorf("shm: reserve %d bytes in %s: %w", size, p.path, err)
 		}
@@ -242,11 +245,13 @@ func (s *Segment) mapFile(p *place, owner bool) error {
 			// space, or the file was cut meanwhile.
 			var st unix.Stat_t
 			if unix.Fstat(int(s.file.Fd()), &st) == nil && uint64(st.Size) < s.h.Size {
-				return fmt.Errorf("shm: %s: truncated to %d bytes: %w; create the segment anew", p.file(segmentName), st.Size, ErrCorrupt)
+				return fmt.Errorf("shm: %s: truncated to %d bytes: %w; create the segment anew", p.file(segmentName),
+					st.Size, ErrCorrupt)
 			}
 			if errors.Is(err, unix.ENOMEM) {
 				// The kernel's tables for the pages, or a control group.
-				if err := ReadMachine("/").refuses(Need{Dir: p.path, Size: besides(s.h.Size), Create: true, Ram: true}); err != nil {
+				if err := ReadMachine("/").refuses(Need{Dir: p.path, Size: besides(s.h.Size), Create: true,
+					Ram: true}); err != nil {
 					return err
 				}
 			}
@@ -275,7 +280,8 @@ func (s *Segment) mapFile(p *place, owner bool) error {
 // of its own: then no access to it can fail.
 func (s *Segment) reserved() bool {
 	var st unix.Stat_t
-	return s.fs.ram && unix.Fstat(int(s.file.Fd()), &st) == nil && uint64(st.Size) >= s.h.Size && uint64(st.Blocks)*512 >= s.h.Size
+	return s.fs.ram && unix.Fstat(int(s.file.Fd()), &st) == nil && uint64(st.Size) >= s.h.Size &&
+		uint64(st.Blocks)*512 >= s.h.Size
 }
 
 // noAddress is the error of a mapping for which the kernel has no place: no memory
@@ -284,7 +290,8 @@ func noAddress(size uint64) error {
 	if err := ReadMachine("/").refuses(Need{Size: size}); err != nil {
 		return err
 	}
-	return &LimitError{size, 0, "the kernel's accounting of address space", "see vm.overcommit_memory, vm.max_map_count and ulimit -v, or choose a smaller segment"}
+	return &LimitError{size, 0, "the kernel's accounting of address space",
+		"see vm.overcommit_memory, vm.max_map_count and ulimit -v, or choose a smaller segment"}
 }
 
 // Warnings are what the caller should log about the segment's place and about the
@@ -398,8 +405,11 @@ func attach(dir, layout string, ro bool) (*Segment, error) {
 	}
 	_ = s.Close()
 	var now unix.Stat_t
-	if unix.Fstatat(p.fd, segmentName, &now, unix.AT_SYMLINK_NOFOLLOW) == nil && now.Ino == st.Ino && (p.ours() || !p.ownerLives()) { // an owner does not wait for itself
-		return nil, fmt.Errorf("shm: %s: its owner has closed it: %w; start the owner, or create the segment anew", p.file(segmentName), ErrNotRunning)
+	// an owner does not wait for itself
+	if unix.Fstatat(p.fd, segmentName, &now, unix.AT_SYMLINK_NOFOLLOW) == nil && now.Ino == st.Ino &&
+		(p.ours() || !p.ownerLives()) {
+		return nil, fmt.Errorf("shm: %s: its owner has closed it: %w; start the owner, or create the segment anew",
+			p.file(segmentName), ErrNotRunning)
 	}
 	return nil, fmt.Errorf("shm: %s: %w", p.file(segmentName), errBeingReplaced)
 }

@@ -49,10 +49,13 @@ func TestCreateAttach(t *testing.T) {
 		t.Fatal(err)
 	}
 	h := b.Header()
-	if h.Cluster() != "test" || h.PNN != 3 || b.Slots() != 5 || b.Params() != cfg.Params || !strings.HasPrefix(h.Creator(), "shm.test") || !filled {
-		t.Errorf("header says cluster %q, node %d, %d slots, params %v, creator %q", h.Cluster(), h.PNN, b.Slots(), b.Params(), h.Creator())
+	if h.Cluster() != "test" || h.PNN != 3 || b.Slots() != 5 || b.Params() != cfg.Params ||
+		!strings.HasPrefix(h.Creator(), "shm.test") || !filled {
+		t.Errorf("header says cluster %q, node %d, %d slots, params %v, creator %q", h.Cluster(), h.PNN, b.Slots(),
+			b.Params(), h.Creator())
 	}
-	if state, gen := b.Gate().State(); state != GateFrozen || gen != 5 || b.Gate().VNN.Load() != 9 || b.Lease().Ticks.Load() != NoLease {
+	if state, gen := b.Gate().State(); state != GateFrozen || gen != 5 || b.Gate().VNN.Load() != 9 ||
+		b.Lease().Ticks.Load() != NoLease {
 		t.Errorf("gate %d, generation %d, VNN %d, lease %#x", state, gen, b.Gate().VNN.Load(), b.Lease().Ticks.Load())
 	}
 	if off, size := b.Area(AreaData); off%(1<<16) != 0 || size != 1<<16 || areaOf(b).a.Load() != 42 {
@@ -66,9 +69,11 @@ func TestCreateAttach(t *testing.T) {
 		t.Error("the two don't share memory")
 	}
 	if ram, name := b.OnRamdisk(); !ram || name != "tmpfs" || b.Warning() != "" || b.InHeap() || b.Dir() != dir {
-		t.Errorf("on %s, a ramdisk: %v; warning %q; in the heap: %v; in %s", name, ram, b.Warning(), b.InHeap(), b.Dir())
+		t.Errorf("on %s, a ramdisk: %v; warning %q; in the heap: %v; in %s", name, ram, b.Warning(), b.InHeap(),
+			b.Dir())
 	}
-	for name, want := range map[string]os.FileMode{"": 0o770 | os.ModeDir | os.ModeSetgid, segmentName: 0o660, lockName: 0o660} {
+	for name, want := range map[string]os.FileMode{"": 0o770 | os.ModeDir | os.ModeSetgid, segmentName: 0o660,
+		lockName: 0o660} {
 		st, err := os.Lstat(filepath.Join(dir, name))
 		if err != nil || st.Mode() != want {
 			t.Errorf("%q has mode %v, want %v (%v)", name, st.Mode(), want, err)
@@ -92,11 +97,13 @@ func TestCreateFails(t *testing.T) {
 	dir := mapped(t)
 	keep := newSegment(t, dir, testConfig(2))
 	bad := errors.New("no")
-	if _, err := Create(context.Background(), dir, testConfig(2), func(*Segment) error { return bad }); !errors.Is(err, bad) {
+	if _, err := Create(context.Background(), dir, testConfig(2),
+		func(*Segment) error { return bad }); !errors.Is(err, bad) {
 		t.Errorf("fill fails: %v", err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	if _, err := Create(ctx, dir, testConfig(2), func(*Segment) error { cancel(); return nil }); !errors.Is(err, context.Canceled) {
+	if _, err := Create(ctx, dir, testConfig(2), func(*Segment) error { cancel(); return nil }); !errors.Is(err,
+		context.Canceled) {
 		t.Errorf("cancelled: %v", err)
 	}
 	if _, err := os.Stat(filepath.Join(dir, newName)); !errors.Is(err, os.ErrNotExist) {
@@ -149,10 +156,12 @@ func TestBadFiles(t *testing.T) {
 		{"a page too long", append(bytes.Clone(good), make([]byte, HeaderSize)...), ErrCorrupt, "its header says"},
 		{"zeros", make([]byte, size), ErrCorrupt, "not one of our segments"},
 		{"foreign", bytes.Repeat([]byte("TDB file\n"), 10_000), ErrCorrupt, "not one of our segments"},
-		{"a later version", edit(func(h *Header) { h.ABIMajor++; h.ABIMinor = 7 }), ErrIncompatible, fmt.Sprintf("is %d.7", ABIMajor+1)},
+		{"a later version", edit(func(h *Header) { h.ABIMajor++; h.ABIMinor = 7 }), ErrIncompatible,
+			fmt.Sprintf("is %d.7", ABIMajor+1)},
 		{"an earlier version", edit(func(h *Header) { h.ABIMajor-- }), ErrIncompatible, "upgrade the segment's owner"},
 		{"another layout", edit(func(h *Header) { h.LayoutHash++ }), ErrIncompatible, "same version"},
-		{"a feature we don't know", edit(func(h *Header) { h.MustFeatures = 1 << 40 }), ErrIncompatible, "upgrade this program"},
+		{"a feature we don't know", edit(func(h *Header) { h.MustFeatures = 1 << 40 }), ErrIncompatible,
+			"upgrade this program"},
 		{"another boot", edit(func(h *Header) { h.BootID[3]++ }), ErrStale, "create the segment anew"},
 		{"not ready", edit(func(h *Header) { h.ready = 0 }), ErrCorrupt, "never finished"},
 		{"a flipped bit", flip(200), ErrCorrupt, "checksum"},
@@ -166,7 +175,8 @@ func TestBadFiles(t *testing.T) {
 		{"an area over the header", edit(func(h *Header) { h.Areas[AreaNode].Off = 0 }), ErrCorrupt, "area"},
 		{"an area at an odd place", edit(func(h *Header) { h.Areas[AreaNode].Off++ }), ErrCorrupt, "area"},
 		{"a copy", good, ErrCopied, "mainz dump"},
-		{"areas that overlap", edit(func(h *Header) { h.Areas[AreaData].Off = h.Areas[AreaNode].Off }), ErrCorrupt, "overlap"},
+		{"areas that overlap", edit(func(h *Header) { h.Areas[AreaData].Off = h.Areas[AreaNode].Off }), ErrCorrupt,
+			"overlap"},
 	} {
 		other := filepath.Join(testenv.ShmDir(t), "v1")
 		if err := MakeDir(other, Config{}); err != nil {
@@ -194,7 +204,8 @@ func TestBadFiles(t *testing.T) {
 		}
 	}
 	var inc *IncompatibleError
-	if _, err := Attach(context.Background(), dir, "another layout"); !errors.As(err, &inc) || inc.What != "the layout" || inc.Creator == "" {
+	if _, err := Attach(context.Background(), dir, "another layout"); !errors.As(err, &inc) ||
+		inc.What != "the layout" || inc.Creator == "" {
 		t.Errorf("attach with another layout: %v", err)
 	}
 	// A minor version and features that may be ignored are.
@@ -232,9 +243,14 @@ func TestUnsafePlaces(t *testing.T) {
 		words     string
 	}
 	spots := []spot{
-		{"directory open to all", place("a", func(dir, _ string) error { return os.Chmod(dir, 0o777) }), ErrPermission, "chmod o-w"},
-		{"sticky directory open to all", place("b", func(dir, _ string) error { return os.Chmod(dir, 0o777|os.ModeSticky) }), ErrPermission, "chmod o-w"},
-		{"directory above open to all", place("c/d", func(dir, _ string) error { return os.Chmod(filepath.Dir(dir), 0o777) }), ErrPermission, "sticky"},
+		{"directory open to all", place("a", func(dir, _ string) error { return os.Chmod(dir, 0o777) }),
+			ErrPermission, "chmod o-w"},
+		{"sticky directory open to all", place("b", func(dir, _ string) error {
+			return os.Chmod(dir, 0o777|os.ModeSticky)
+		}), ErrPermission, "chmod o-w"},
+		{"directory above open to all", place("c/d", func(dir, _ string) error {
+			return os.Chmod(filepath.Dir(dir), 0o777)
+		}), ErrPermission, "sticky"},
 		{"link to a directory", place("e", func(dir, _ string) error {
 			return errors.Join(os.Rename(dir, dir+"2"), os.Symlink(dir+"2", dir))
 		}), ErrPermission, "symbolic link"},
@@ -244,17 +260,26 @@ func TestUnsafePlaces(t *testing.T) {
 		{"link to a segment", place("h", func(_, file string) error {
 			return errors.Join(os.Remove(file), os.Symlink(filepath.Join(top, "good", segmentName), file))
 		}), ErrPermission, "symbolic link"},
-		{"segment open to all", place("i", func(_, file string) error { return os.Chmod(file, 0o666) }), ErrPermission, "chmod o-w"},
-		{"fifo", place("j", func(_, file string) error { return errors.Join(os.Remove(file), unix.Mkfifo(file, 0o600)) }), ErrCorrupt, "regular file"},
+		{"segment open to all", place("i", func(_, file string) error { return os.Chmod(file, 0o666) }),
+			ErrPermission, "chmod o-w"},
+		{"fifo", place("j", func(_, file string) error {
+			return errors.Join(os.Remove(file), unix.Mkfifo(file, 0o600))
+		}), ErrCorrupt, "regular file"},
 		{"a file for the directory", filepath.Join(top, "good", segmentName), nil, "not a directory"},
 		{"no directory", filepath.Join(top, "none", "v1"), ErrNotRunning, "create it"},
 	}
 	if testenv.Root.Reason() == "" {
 		const nobody = 65534
 		spots = append(spots,
-			spot{"somebody else's directory", place("k", func(dir, _ string) error { return os.Chown(dir, nobody, nobody) }), ErrPermission, "usermod"},
-			spot{"a directory in somebody else's", place("l/m", func(dir, _ string) error { return os.Chown(filepath.Dir(dir), nobody, nobody) }), ErrPermission, "usermod"},
-			spot{"somebody else's segment", place("n", func(_, file string) error { return os.Chown(file, nobody, nobody) }), ErrPermission, "usermod"},
+			spot{"somebody else's directory",
+				place("k", func(dir, _ string) error { return os.Chown(dir, nobody, nobody) }), ErrPermission,
+				"usermod"},
+			spot{"a directory in somebody else's",
+				place("l/m", func(dir, _ string) error { return os.Chown(filepath.Dir(dir), nobody, nobody) }),
+				ErrPermission, "usermod"},
+			spot{"somebody else's segment", place("n", func(_, file string) error {
+				return os.Chown(file, nobody, nobody)
+			}), ErrPermission, "usermod"},
 		)
 	} else {
 		t.Log("without root nothing can belong to somebody else: three cases left out, TestOtherUser asks for the gate")
@@ -272,13 +297,15 @@ func TestUnsafePlaces(t *testing.T) {
 		}
 	}
 	link := place("o", func(dir, file string) error {
-		return errors.Join(os.Remove(file), os.Symlink(filepath.Join(top, "good", segmentName), filepath.Join(dir, newName)),
+		return errors.Join(os.Remove(file), os.Symlink(filepath.Join(top, "good", segmentName),
+			filepath.Join(dir, newName)),
 			os.Symlink(filepath.Join(top, "good", segmentName), filepath.Join(dir, lockName)))
 	})
 	if _, err := Create(context.Background(), link, testConfig(2), nil); !errors.Is(err, ErrPermission) {
 		t.Errorf("create with a link for a lock file: %v", err)
 	}
-	if now, err := os.ReadFile(filepath.Join(top, "good", segmentName)); err != nil || !bytes.Equal(now[:HeaderSize], good[:HeaderSize]) {
+	if now, err := os.ReadFile(filepath.Join(top, "good", segmentName)); err != nil ||
+		!bytes.Equal(now[:HeaderSize], good[:HeaderSize]) {
 		t.Errorf("a segment was changed through a link (%v)", err)
 	}
 }
@@ -297,13 +324,15 @@ func TestOtherUser(t *testing.T) {
 	s := newSegment(t, dir, cfg)
 	c := join(t, s, nil)
 	public := testenv.Program(t, "program")
-	stranger := spawnExe(t, public, "attach", dir, &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 54321, Gid: 54321}})
+	stranger := spawnExe(t, public, "attach", dir,
+		&syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 54321, Gid: 54321}})
 	stranger.says("refused true")
 	if msg := stranger.out.Text(); !strings.Contains(msg, "usermod -aG 12345 54321") {
 		t.Errorf("a stranger is told %q", msg)
 	}
 	stranger.end()
-	member := spawnExe(t, public, "attach", dir, &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 54321, Gid: 54321, Groups: []uint32{gid}}})
+	member := spawnExe(t, public, "attach", dir,
+		&syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 54321, Gid: 54321, Groups: []uint32{gid}}})
 	member.says("attached")
 	member.end()
 	// We can recover him, and he us.
@@ -337,7 +366,8 @@ func TestTwoGroups(t *testing.T) {
 	public := testenv.Program(t, "program")
 	old := unix.Umask(0o077) // the modes must not depend on it
 	defer unix.Umask(old)
-	dirs := map[uint32]string{12345: filepath.Join(top, "nodes", "a", "v1"), 12346: filepath.Join(top, "nodes", "b", "v1")}
+	dirs := map[uint32]string{12345: filepath.Join(top, "nodes", "a", "v1"),
+		12346: filepath.Join(top, "nodes", "b", "v1")}
 	for gid, dir := range dirs {
 		cfg := testConfig(4)
 		cfg.Group = fmt.Sprint(gid)
@@ -345,7 +375,8 @@ func TestTwoGroups(t *testing.T) {
 	}
 	for gid := range dirs {
 		for of, dir := range dirs {
-			c := spawnExe(t, public, "attach", dir, &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 54321, Gid: 54321, Groups: []uint32{gid}}})
+			c := spawnExe(t, public, "attach", dir,
+				&syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 54321, Gid: 54321, Groups: []uint32{gid}}})
 			if gid == of {
 				c.says("attached")
 			} else {
@@ -382,7 +413,8 @@ func TestFullRamdisk(t *testing.T) {
 	check := func(what string, err error) {
 		t.Helper()
 		var no *NoSpaceError
-		if !errors.Is(err, ErrNoSpace) || !errors.As(err, &no) || no.Mount != mnt || no.Have >= no.Need || !strings.Contains(no.Fix, "remount,size=") {
+		if !errors.Is(err, ErrNoSpace) || !errors.As(err, &no) || no.Mount != mnt || no.Have >= no.Need ||
+			!strings.Contains(no.Fix, "remount,size=") {
 			t.Fatalf("%s: %v", what, err)
 		}
 		t.Log(err)
@@ -421,7 +453,8 @@ func TestFullRamdisk(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 1<<20, 1<<20); err != nil {
+	if err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 1<<20,
+		1<<20); err != nil {
 		t.Fatal(err)
 	}
 	fill, err := os.Create(filepath.Join(mnt, "fill"))
@@ -465,7 +498,8 @@ func TestHugePages(t *testing.T) {
 		cfg.HugePages = tc.ask
 		s, err := Create(context.Background(), filepath.Join(mnt, "v1"), cfg, nil)
 		if err != nil {
-			if tc.ask == HugeRequire && errors.Is(err, ErrNotSupported) && strings.Contains(err.Error(), "remount,huge=always") {
+			if tc.ask == HugeRequire && errors.Is(err, ErrNotSupported) &&
+				strings.Contains(err.Error(), "remount,huge=always") {
 				t.Logf("%s, asked %d: %v", tc.opts, tc.ask, err)
 				if tc.must {
 					t.Errorf("%s: required, and not had", tc.opts)
@@ -481,7 +515,8 @@ func TestHugePages(t *testing.T) {
 		}
 		got, there := s.Huge(), b.Huge()
 		t.Logf("%s, asked %d: %+v, attached %+v", tc.opts, tc.ask, got, there)
-		if tc.ask == HugeRequire && !tc.must || tc.must && got.Bytes != cfg.Size || !tc.must && got.Bytes != 0 || got.Asked != tc.ask {
+		if tc.ask == HugeRequire && !tc.must || tc.must && got.Bytes != cfg.Size || !tc.must && got.Bytes != 0 ||
+			got.Asked != tc.ask {
 			t.Errorf("%s, asked %d: %+v", tc.opts, tc.ask, got)
 		}
 		if err := errors.Join(b.Close(), s.Close()); err != nil {

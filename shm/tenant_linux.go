@@ -234,7 +234,8 @@ type named struct{ fd, pid int }
 func (p named) close() { _ = unix.Close(p.fd) }
 
 // errUnnamed: the kernel names nobody for a slot, as far as this process can see.
-var errUnnamed = fmt.Errorf("the kernel does not tell which process it is: %w; run as root or as its user", ErrPermission)
+var errUnnamed = fmt.Errorf("the kernel does not tell which process it is: %w; run as root or as its user",
+	ErrPermission)
 
 // peer returns the process that the kernel names for the tenant of a slot: who
 // has dialled as such, else who maps the segment and has the slot's lock open.

@@ -94,7 +94,10 @@ func TestEvict(t *testing.T) {
 		"tracer":  func(t *testing.T, h *child) func() { return stopByTracer(t, h.cmd.Process.Pid) },
 	}
 	for _, v2 := range freezers(t) {
-		ways[fmt.Sprintf("freezer v2 %v", v2)] = func(t *testing.T, h *child) func() { return freeze(t, v2, h.cmd.Process.Pid) }
+		ways[fmt.Sprintf("freezer v2 %v", v2)] = func(t *testing.T,
+			h *child) func() {
+			return freeze(t, v2, h.cmd.Process.Pid)
+		}
 	}
 	for how, stop := range ways {
 		t.Run(how, func(t *testing.T) {
@@ -325,7 +328,8 @@ func TestForgedDeath(t *testing.T) {
 			if i == slot { // who has a socket of it needs no more
 				c.opts.Peer = peer
 				if did, err := c.Recover(i); did || err != nil {
-					t.Fatalf("slot %d, whose tenant lives and has dialled, forged %q: recovered %v, %v", i, how, did, err)
+					t.Fatalf("slot %d, whose tenant lives and has dialled, forged %q: recovered %v, %v", i, how, did,
+						err)
 				}
 				c.opts.Peer = nil
 			}
@@ -383,7 +387,8 @@ func TestLockOfTheDead(t *testing.T) {
 		want  bool
 	}{{id.place, true}, {id.place + 1, false}} {
 		gen := sl.Generation.Load() + 1
-		if err := other.fileLock(unix.F_WRLCK, slotLock(slot, gen), 1+lockWho(uint32(gone.Process.Pid), k.place)); err != nil {
+		if err := other.fileLock(unix.F_WRLCK, slotLock(slot, gen),
+			1+lockWho(uint32(gone.Process.Pid), k.place)); err != nil {
 			t.Fatal(err)
 		}
 		sl.Generation.Store(gen)
@@ -566,7 +571,8 @@ func TestForgedWords(t *testing.T) {
 		sl.PID.Store(1)
 		sl.Start.Store(2)
 		until(t, "the words are right again", func() bool {
-			return sl.Live.Load() == live && sl.PID.Load() == pid && sl.Generation.Load() == gen && sl.Start.Load() == start
+			return sl.Live.Load() == live && sl.PID.Load() == pid && sl.Generation.Load() == gen &&
+				sl.Start.Load() == start
 		})
 	}
 	h.kill()
@@ -598,7 +604,8 @@ func TestForgedWords(t *testing.T) {
 func TestParseThread(t *testing.T) {
 	const stat = "7 (a) b (c) d) T 1 -1 7 0 -1 4194564 9 0 0 0 5 6 0 0 20 0 12 0 34567 99 8 7 1 2 3 4 5 256 0 0 0\n"
 	got, err := parseThread([]byte(stat))
-	if want := (thread{state: 'T', flags: 4194564, threads: 12, start: 34567, pending: 256}); err != nil || got != want {
+	if want := (thread{state: 'T', flags: 4194564, threads: 12, start: 34567, pending: 256}); err != nil ||
+		got != want {
 		t.Errorf("%+v, %v; want %+v", got, err, want)
 	}
 	if !got.doomed() || !got.stopped() {
