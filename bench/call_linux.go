@@ -23,7 +23,8 @@ func callWorker(ctx context.Context, o RingWorkerOptions, in io.Reader, out io.W
 		if err != nil {
 			return err
 		}
-		d, err := dispatcher.Open(ctx, dispatcher.Options{Dir: dir, Idle: idle, Store: ltdb.Options{Create: true, Config: ltdb.Config{Size: 16 << 20, Slots: 2, MaxValue: 4096}}})
+		d, err := dispatcher.Open(ctx, dispatcher.Options{Dir: dir, Idle: idle,
+			Store: ltdb.Options{Create: true, Config: ltdb.Config{Size: 16 << 20, Slots: 2, MaxValue: 4096}}})
 		if err != nil {
 			return err
 		}

@@ -27,11 +27,14 @@ func TestCommandsRoundTrip(t *testing.T) {
 func TestBadCommandsAreRefused(t *testing.T) {
 	for _, line := range []string{
 		"", "close", "sum up",
-		"open create x 0 64", "open borrow x 1 64", "open create x 1 63", "open create x 1 5000", "open create x 1 72.0", "open create x 1",
+		"open create x 0 64", "open borrow x 1 64", "open create x 1 63", "open create x 1 5000",
+		"open create x 1 72.0", "open create x 1",
 		"pin -1", "pin 5000", "pin",
 		"run jump uniform 1us throughput 1 0", "run fetch lukewarm 1us throughput 1 0",
-		"run fetch hot 0us throughput 1 0", "run fetch hot 1s throughput 1 0", "run fetch hot 99999999999us throughput 1 0",
-		"run fetch hot 0calls throughput 1 0", "run fetch hot 1us both 1 0", "run fetch hot 1us latency -1 0", "run fetch hot 1us latency 1 -1",
+		"run fetch hot 0us throughput 1 0", "run fetch hot 1s throughput 1 0",
+		"run fetch hot 99999999999us throughput 1 0",
+		"run fetch hot 0calls throughput 1 0", "run fetch hot 1us both 1 0", "run fetch hot 1us latency -1 0",
+		"run fetch hot 1us latency 1 -1",
 		"sample 1 2", "sample x 2 64",
 	} {
 		if c, err := parseCommand(line); err == nil {

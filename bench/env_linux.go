@@ -34,7 +34,8 @@ func environment(o Options) (Environment, error) {
 		e.LoadBefore, _ = strconv.ParseFloat(fields[0], 64)
 	}
 	if e.LoadBefore > 0.25*float64(e.CPUs) {
-		e.Warnings = append(e.Warnings, fmt.Sprintf("load is %.2f on %d CPUs: wait until the machine is quiet", e.LoadBefore, e.CPUs))
+		e.Warnings = append(e.Warnings, fmt.Sprintf("load is %.2f on %d CPUs: wait until the machine is quiet",
+			e.LoadBefore, e.CPUs))
 	}
 	if e.Clocksource != "tsc" && runtime.GOARCH == "amd64" && e.Clocksource != "kvm-clock" {
 		e.Warnings = append(e.Warnings, fmt.Sprintf("the kernel's clock is %q: its time-stamp counter may not be constant", e.Clocksource))
@@ -44,7 +45,8 @@ func environment(o Options) (Environment, error) {
 		return e, fmt.Errorf("look at %s: %w", o.Dir, err)
 	}
 	if free := uint64(fs.Bavail) * uint64(fs.Bsize); free < spaceNeeded {
-		return e, fmt.Errorf("%s has %d MiB free and %d are needed: name another ramdisk with --dir", o.Dir, free>>20, spaceNeeded>>20)
+		return e, fmt.Errorf("%s has %d MiB free and %d are needed: name another ramdisk with --dir", o.Dir, free>>20,
+			spaceNeeded>>20)
 	}
 	if fs.Type != unix.TMPFS_MAGIC {
 		e.Warnings = append(e.Warnings, o.Dir+" is not a tmpfs: stores wait for its write-back")

@@ -446,7 +446,8 @@ func (r *runner) slice(c *contestant, procs int, cmd runCommand) (mops float64, 
 	return mops, hist, nil
 }
 
-func (r *runner) trySlice(c *contestant, procs int, cmd runCommand) (mops float64, hist *histogram.Histogram, late time.Duration, err error) {
+func (r *runner) trySlice(c *contestant, procs int, cmd runCommand) (mops float64, hist *histogram.Histogram,
+	late time.Duration, err error) {
 	hist = &histogram.Histogram{}
 	if procs > 1 {
 		cmd.start = monotonicNS() + startDelay.Nanoseconds()
@@ -591,8 +592,9 @@ func (r *runner) findGroup(g *group, procs int) *group {
 func (s *series) result(g *group) Result {
 	_, median, _ := quartiles(s.mops)
 	return Result{
-		Suite: "local", Op: g.op.String(), Peer: s.peer, ValueBytes: g.format.bytes(), Keys: keysName(g.hot), Procs: g.procs,
-		Mops: round(median), MopsMin: round(slices.Min(s.mops)), MopsMax: round(slices.Max(s.mops)),
+		Suite: "local", Op: g.op.String(), Peer: s.peer, ValueBytes: g.format.bytes(), Keys: keysName(g.hot),
+		Procs: g.procs,
+		Mops:  round(median), MopsMin: round(slices.Min(s.mops)), MopsMax: round(slices.Max(s.mops)),
 		P50: s.hist.Quantile(0.5), P99: s.hist.Quantile(0.99), P999: s.hist.Quantile(0.999), Max: float64(s.hist.Max),
 		Reps: len(s.mops),
 	}

@@ -207,14 +207,18 @@ func TestWrongWorkEndsTheRun(t *testing.T) {
 		sums []answer // before and after
 		want string
 	}{
-		"right":         {answer{Ops: 10, AllOps: 10, NS: 1000}, []answer{{Sum: 5}, {Sum: 15}}, ""},
-		"wrong value":   {answer{Ops: 10, AllOps: 10, NS: 1000, Errors: 1, Why: "value is torn"}, []answer{{}, {}}, "value is torn"},
-		"lost update":   {answer{Ops: 10, AllOps: 10, NS: 1000}, []answer{{Sum: 5}, {Sum: 14}}, "9 updates are in the store after 10"},
-		"lost record":   {answer{Ops: 10, AllOps: 10, NS: 1000}, []answer{{}, {Sum: 10, Bad: 1}}, "1 of 0 records are wrong"},
-		"no work":       {answer{NS: 1000}, []answer{{}, {}}, "did 0 operations"},
-		"no time":       {answer{Ops: 10, AllOps: 10}, []answer{{}, {}}, "in 0 ns"},
-		"bad histogram": {answer{Ops: 10, AllOps: 10, NS: 1000, Histogram: histogram.Buckets{{histogram.Size, 1}}}, []answer{{}, {}}, "histogram"},
-		"refusal":       {answer{Error: "no"}, []answer{{}, {}}, "no"},
+		"right": {answer{Ops: 10, AllOps: 10, NS: 1000}, []answer{{Sum: 5}, {Sum: 15}}, ""},
+		"wrong value": {answer{Ops: 10, AllOps: 10, NS: 1000, Errors: 1, Why: "value is torn"}, []answer{{}, {}},
+			"value is torn"},
+		"lost update": {answer{Ops: 10, AllOps: 10, NS: 1000}, []answer{{Sum: 5}, {Sum: 14}},
+			"9 updates are in the store after 10"},
+		"lost record": {answer{Ops: 10, AllOps: 10, NS: 1000}, []answer{{}, {Sum: 10, Bad: 1}},
+			"1 of 0 records are wrong"},
+		"no work": {answer{NS: 1000}, []answer{{}, {}}, "did 0 operations"},
+		"no time": {answer{Ops: 10, AllOps: 10}, []answer{{}, {}}, "in 0 ns"},
+		"bad histogram": {answer{Ops: 10, AllOps: 10, NS: 1000, Histogram: histogram.Buckets{{histogram.Size, 1}}},
+			[]answer{{}, {}}, "histogram"},
+		"refusal": {answer{Error: "no"}, []answer{{}, {}}, "no"},
 	} {
 		r := &runner{Options: Options{Progress: io.Discard}, cpus: []int{0}}
 		p := puppet(t, "puppet", func(line string) answer {

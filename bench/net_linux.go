@@ -78,7 +78,8 @@ func (s netSlice) ok() bool { return s.Recv > 0 }
 func Net(ctx context.Context, o NetOptions) (*Report, error) {
 	o.defaults()
 	if os.Geteuid() != 0 {
-		return nil, fmt.Errorf("bench net makes network namespaces and attaches programs: run it as root: %w", os.ErrPermission)
+		return nil, fmt.Errorf("bench net makes network namespaces and attaches programs: run it as root: %w",
+			os.ErrPermission)
 	}
 	env, err := environment(Options{Dir: "/dev/shm", Quick: o.Quick, Slice: o.Slice})
 	if err != nil {
@@ -136,7 +137,8 @@ func Net(ctx context.Context, o NetOptions) (*Report, error) {
 					}
 					if err != nil {
 						lastErr = fmt.Errorf("%s, %d bytes, round %d, %s: %w", op.name, size, round+1, p, err)
-						report.Environment.Warnings = append(report.Environment.Warnings, "not measured, nor in the rounds after: "+lastErr.Error())
+						report.Environment.Warnings = append(report.Environment.Warnings,
+							"not measured, nor in the rounds after: "+lastErr.Error())
 					}
 					got[p] = append(got[p], s)
 				}
@@ -317,7 +319,8 @@ func (b *netBench) slice(ctx context.Context, peer string, size, window int) (s 
 		_ = server.Process.Kill()
 		_ = server.Wait()
 		if err != nil {
-			err = fmt.Errorf("%w; client: %q, server: %q", err, bytes.TrimSpace(clientSays.Bytes()), bytes.TrimSpace(serverSays.Bytes()))
+			err = fmt.Errorf("%w; client: %q, server: %q", err, bytes.TrimSpace(clientSays.Bytes()),
+				bytes.TrimSpace(serverSays.Bytes()))
 		}
 	}()
 	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || line != "ready\n" {
@@ -355,7 +358,8 @@ func (b *netBench) command(ctx context.Context, peer string, server bool, size, 
 		cmd = exec.CommandContext(ctx, b.driver, append(args, strconv.Itoa(window))...)
 	} else {
 		at := func(a string) string { return netip.AddrPortFrom(netip.MustParseAddr(a), netPort).String() }
-		cmd = exec.CommandContext(ctx, b.self, "bench", "net-worker", "--peer", peer, "--listen", at(us), "--to", at(to),
+		cmd = exec.CommandContext(ctx, b.self, "bench", "net-worker", "--peer", peer, "--listen", at(us), "--to",
+			at(to),
 			"--size", strconv.Itoa(size), "--window", strconv.Itoa(window), "--cpu", strconv.Itoa(cpu),
 			"--slice", b.Slice.String(), "--server="+strconv.FormatBool(server))
 	}
@@ -404,7 +408,8 @@ func NetWorker(ctx context.Context, o NetWorkerOptions, in io.Reader, out io.Wri
 		_, err := drive.Echo(ctx, t, d)
 		return err
 	}
-	r, err := drive.Ping(ctx, t, drive.PingOptions{Options: d, To: 1, Size: o.Size, Window: o.Window, Duration: o.Slice, WaitFor: netPatience, Patience: netPatience / 6})
+	r, err := drive.Ping(ctx, t, drive.PingOptions{Options: d, To: 1, Size: o.Size, Window: o.Window,
+		Duration: o.Slice, WaitFor: netPatience, Patience: netPatience / 6})
 	if err != nil {
 		return err
 	}

@@ -36,7 +36,11 @@ func TestStarvedSlices(t *testing.T) {
 	}
 	ctx, stop := context.WithCancel(t.Context())
 	tries := 0
-	if _, err := retried(ctx, func() (netSlice, error) { tries++; stop(); return netSlice{}, ctx.Err() }); err == nil || tries != 1 {
+	if _, err := retried(ctx, func() (netSlice, error) {
+		tries++
+		stop()
+		return netSlice{}, ctx.Err()
+	}); err == nil || tries != 1 {
 		t.Errorf("cancelled, and then %d tries, %v", tries, err)
 	}
 
@@ -74,12 +78,15 @@ func TestStarvedSlices(t *testing.T) {
 		}
 		return v
 	}
-	ratios = netRatios("rate", 64, map[string][]netSlice{peerC: rate(2, 2, 5), peerUDP: rate(4, 4, 4), peerGeneric: rate(8, 8, 10)})
-	if len(ratios) != 3 || ratios[0].Value != 2 || ratios[0].Q3 != 2.25 || ratios[1].Value != 4 || ratios[2].Value != 2 {
+	ratios = netRatios("rate", 64, map[string][]netSlice{peerC: rate(2, 2, 5), peerUDP: rate(4, 4, 4),
+		peerGeneric: rate(8, 8, 10)})
+	if len(ratios) != 3 || ratios[0].Value != 2 || ratios[0].Q3 != 2.25 || ratios[1].Value != 4 ||
+		ratios[2].Value != 2 {
 		t.Errorf("%+v", ratios)
 	}
 	ratios = netRatios("rate", 64, map[string][]netSlice{peerUDP: at(10, 20), peerGeneric: at(5, 5)})
-	if len(ratios) != 2 || ratios[0] != (Ratio{Name: ratios[0].Name, Value: 3, Q1: 2.5, Q3: 3.5, Pairs: 2}) || ratios[1].Value != 3 {
+	if len(ratios) != 2 || ratios[0] != (Ratio{Name: ratios[0].Name, Value: 3, Q1: 2.5, Q3: 3.5, Pairs: 2}) ||
+		ratios[1].Value != 3 {
 		t.Errorf("%+v", ratios)
 	}
 	if r := netRatios("rtt", 64, nil); r != nil {

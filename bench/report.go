@@ -120,7 +120,8 @@ func (r *Report) WriteJSON(w io.Writer) error {
 func (r *Report) WriteText(w io.Writer) error {
 	e := r.Environment
 	fmt.Fprintf(w, "%s, %d CPUs, Linux %s, clock %s in steps of %g ns, load before %.2f, pages of %d bytes (huge: %s), %s, commit %s\n",
-		e.CPUModel, e.CPUs, e.Kernel, e.Clocksource, e.TimerStepNS, e.LoadBefore, e.PageSize, e.HugePages, e.GoVersion, e.Commit)
+		e.CPUModel, e.CPUs, e.Kernel, e.Clocksource, e.TimerStepNS, e.LoadBefore, e.PageSize, e.HugePages,
+		e.GoVersion, e.Commit)
 	fmt.Fprintf(w, "%d records, slices of %g ms, peers: %s\n", e.Records, e.SliceMS, strings.Join(e.Peers, ", "))
 	for _, warning := range e.Warnings {
 		fmt.Fprintf(w, "WARNING: %s\n", warning)
@@ -130,7 +131,8 @@ func (r *Report) WriteText(w io.Writer) error {
 	fmt.Fprintln(t, "\noperation\tbytes\tkeys\tprocesses\tpeer\tMops/s\t[min to max]\tp50 ns\tp99\tp99.9\tmax\tslices\t")
 	for _, x := range r.Results {
 		fmt.Fprintf(t, "%s\t%d\t%s\t%d\t%s\t%.4g\t[%.3g to %.3g]\t%.0f\t%.0f\t%.0f\t%.0f\t%d\t\n",
-			x.Op, x.ValueBytes, x.Keys, x.Procs, x.Peer, x.Mops, x.MopsMin, x.MopsMax, x.P50, x.P99, x.P999, x.Max, x.Reps)
+			x.Op, x.ValueBytes, x.Keys, x.Procs, x.Peer, x.Mops, x.MopsMin, x.MopsMax, x.P50, x.P99, x.P999, x.Max,
+			x.Reps)
 	}
 	if err := t.Flush(); err != nil {
 		return err

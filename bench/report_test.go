@@ -61,7 +61,8 @@ func TestRatioIsTakenPairByPair(t *testing.T) {
 }
 
 func TestRound(t *testing.T) {
-	for x, want := range map[float64]float64{0: 0, 1.23456: 1.235, 123456: 123500, 0.000123456: 0.0001235, -2.34567: -2.346} {
+	for x, want := range map[float64]float64{0: 0, 1.23456: 1.235, 123456: 123500, 0.000123456: 0.0001235,
+		-2.34567: -2.346} {
 		if got := round(x); math.Abs(got-want) > math.Abs(want)*1e-12 {
 			t.Errorf("%v is rounded to %v, not %v", x, got, want)
 		}
@@ -71,7 +72,8 @@ func TestRound(t *testing.T) {
 // sampleReport is a run with made-up figures, one slice of each kind slower.
 func sampleReport() *Report {
 	r := &runner{env: Environment{
-		CPUModel: "Example CPU", CPUs: 2, Kernel: "6.1.0", Clocksource: "tsc", TimerStepNS: 10, LoadBefore: 0.25, PageSize: 4096,
+		CPUModel: "Example CPU", CPUs: 2, Kernel: "6.1.0", Clocksource: "tsc", TimerStepNS: 10, LoadBefore: 0.25,
+		PageSize:  4096,
 		HugePages: "mount never, system never", GoVersion: "go1.26", Commit: "0123456789ab",
 		Peers: []string{"tdb-mutex: libtdb 1.4.8"}, Quick: true, SliceMS: 20, Records: 100000,
 		Warnings: []string{"load is 0.25 on 2 CPUs: wait until the machine is quiet"},

@@ -183,7 +183,8 @@ func (b *ringBench) command(ctx context.Context, peer string, server bool, dir s
 			idle, call, _ = strings.Cut(of, "-")
 		}
 		cmd = exec.CommandContext(ctx, b.self, "bench", "ring-worker", "--idle", idle, "--call="+call,
-			"--dir", dir, "--cpu", strconv.Itoa(cpu), "--slice", b.Slice.String(), "--server="+strconv.FormatBool(server))
+			"--dir", dir, "--cpu", strconv.Itoa(cpu), "--slice", b.Slice.String(),
+			"--server="+strconv.FormatBool(server))
 	}
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -214,7 +215,8 @@ func openRings(ctx context.Context, o RingWorkerOptions) (e ringEnds, err error)
 			Areas: []shm.AreaSpec{{ID: shm.AreaRings, Size: 2 * ring.Size(ringCells)}},
 		}, func(s *shm.Segment) error {
 			off, _ := s.Area(shm.AreaRings)
-			return errors.Join(ring.Init(s.Region(), off, ringCells), ring.Init(s.Region(), off+ring.Size(ringCells), ringCells))
+			return errors.Join(ring.Init(s.Region(), off, ringCells),
+				ring.Init(s.Region(), off+ring.Size(ringCells), ringCells))
 		})
 	} else {
 		e.seg, err = shm.Attach(ctx, dir, ringLayout)

@@ -62,7 +62,8 @@ func TestRingMeasuresEverybody(t *testing.T) {
 	}
 	for i, x := range report.Results {
 		if x.Peer != peers[i] || x.Suite != "ring" || x.Reps != 1 ||
-			!(x.MopsMin > 0 && x.MopsMin <= x.Mops && x.Mops <= x.MopsMax) || !(x.P50 > 0 && x.P50 <= x.P99 && x.P99 <= 1.01*x.Max) {
+			!(x.MopsMin > 0 && x.MopsMin <= x.Mops && x.Mops <= x.MopsMax) ||
+			!(x.P50 > 0 && x.P50 <= x.P99 && x.P99 <= 1.01*x.Max) {
 			t.Errorf("impossible: %+v", x)
 		}
 	}
@@ -84,7 +85,8 @@ func TestRingWorkerRefuses(t *testing.T) {
 	if err := RingWorker(context.Background(), RingWorkerOptions{Idle: "lazy"}, os.Stdin, os.Stdout); err == nil {
 		t.Error("an unknown strategy")
 	}
-	if err := RingWorker(context.Background(), RingWorkerOptions{Idle: "busy", Dir: t.TempDir()}, os.Stdin, os.Stdout); err == nil {
+	if err := RingWorker(context.Background(), RingWorkerOptions{Idle: "busy", Dir: t.TempDir()}, os.Stdin,
+		os.Stdout); err == nil {
 		t.Error("a client without a server")
 	}
 }

@@ -38,7 +38,8 @@ func TestLocalMeasuresEverybody(t *testing.T) {
 	results := make(map[string]Result)
 	for _, x := range report.Results {
 		results[fmt.Sprintf("%s/%d/%s/p%d/%s", x.Op, x.ValueBytes, x.Keys, x.Procs, x.Peer)] = x
-		if !(x.MopsMin > 0 && x.MopsMin <= x.Mops && x.Mops <= x.MopsMax) || !(x.P50 <= x.P99 && x.P99 <= x.P999 && x.P999 <= x.Max && x.Max > 0) || x.Reps < 2 {
+		if !(x.MopsMin > 0 && x.MopsMin <= x.Mops && x.Mops <= x.MopsMax) ||
+			!(x.P50 <= x.P99 && x.P99 <= x.P999 && x.P999 <= x.Max && x.Max > 0) || x.Reps < 2 {
 			t.Errorf("impossible: %+v", x)
 		}
 	}
@@ -55,7 +56,8 @@ func TestLocalMeasuresEverybody(t *testing.T) {
 	}
 	for _, p := range procs {
 		for _, bytes := range []int{64, 1024} {
-			for _, op := range []string{"fetch/%d/uniform", "fetch/%d/hot", "batch8/%d/uniform", "rmw/%d/uniform", "rmw/%d/hot", "store/%d/uniform", "store/%d/hot"} {
+			for _, op := range []string{"fetch/%d/uniform", "fetch/%d/hot", "batch8/%d/uniform", "rmw/%d/uniform",
+				"rmw/%d/hot", "store/%d/uniform", "store/%d/hot"} {
 				expect(t, results, ratios, fmt.Sprintf(op, bytes), p)
 			}
 		}

@@ -31,7 +31,8 @@ func TestTDBTorture(t *testing.T) {
 	if err := json.Unmarshal(out, &r); err != nil {
 		t.Fatalf("%v in %s", err, out)
 	}
-	for _, p := range []*int{r.Kills, r.InsideStore, r.Lost, r.Gone, r.Torn, r.Stale, r.CheckFailed, r.Hung, r.Errors, r.Changes} {
+	for _, p := range []*int{r.Kills, r.InsideStore, r.Lost, r.Gone, r.Torn, r.Stale, r.CheckFailed, r.Hung, r.Errors,
+		r.Changes} {
 		if p == nil {
 			t.Fatalf("a count is missing in %s", out)
 		}

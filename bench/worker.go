@@ -69,11 +69,13 @@ func newWorker(ctx context.Context, open opener) *worker {
 
 // openSegment is the opener for use between processes.
 func openSegment(ctx context.Context, c openCommand) (*ltdb.Store, *ltdb.DB, error) {
-	store, err := ltdb.Open(ctx, c.path, ltdb.Options{Create: c.create, Wipe: c.create, Name: "bench", Config: configFor(c)})
+	store, err := ltdb.Open(ctx, c.path, ltdb.Options{Create: c.create, Wipe: c.create, Name: "bench",
+		Config: configFor(c)})
 	if err != nil {
 		return nil, nil, err
 	}
-	db, err := store.Database(ctx, databaseName, ltdb.KV, ltdb.DatabaseOptions{Records: c.records, MustExist: !c.create})
+	db, err := store.Database(ctx, databaseName, ltdb.KV,
+		ltdb.DatabaseOptions{Records: c.records, MustExist: !c.create})
 	if err != nil {
 		return nil, nil, errors.Join(err, store.Close())
 	}

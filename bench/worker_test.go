@@ -158,7 +158,8 @@ func dialogue(t *testing.T, lines ...string) (answers []answer) {
 	}()
 	replies := bufio.NewReader(fromWorker)
 	var g greeting
-	if line, err := replies.ReadBytes('\n'); err != nil || json.Unmarshal(line, &g) != nil || g.Protocol != protocolVersion || g.Peer != ours {
+	if line, err := replies.ReadBytes('\n'); err != nil || json.Unmarshal(line, &g) != nil ||
+		g.Protocol != protocolVersion || g.Peer != ours {
 		t.Fatalf("greeting %s: %v", line, err)
 	}
 	for _, line := range lines {

@@ -44,7 +44,8 @@ func TestValuesGuardEachByte(t *testing.T) {
 		makeKey(&other, 6)
 		value := preloaded(make([]byte, maxValueBytes), 5, &key, f)
 		counter, ok := wholeOK(value, &key, f)
-		if want := uint64(preloadedEntries(5) - 1); !ok || f == growing && counter != want || f != growing && counter != 0 {
+		if want := uint64(preloadedEntries(5) - 1); !ok || f == growing && counter != want || f != growing &&
+			counter != 0 {
 			t.Fatalf("format %v: a fresh value is %v, its counter %d", f, ok, counter)
 		}
 		for i := range value {

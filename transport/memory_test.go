@@ -37,7 +37,8 @@ func TestMemoryLoses(t *testing.T) {
 	if _, err := net.Open(b4, transport.Filter{}); err == nil {
 		t.Error("two nodes with one address")
 	}
-	if a.SetPeers([]transport.Peer{{ID: 1, Addr: b4}}) != nil || b.SetPeers([]transport.Peer{{ID: 0, Addr: a4}}) != nil {
+	if a.SetPeers([]transport.Peer{{ID: 1, Addr: b4}}) != nil ||
+		b.SetPeers([]transport.Peer{{ID: 0, Addr: a4}}) != nil {
 		t.Fatal("no peers")
 	}
 	n := transporttest.NewNode(a)
@@ -51,7 +52,8 @@ func TestMemoryLoses(t *testing.T) {
 }
 
 func TestProbe(t *testing.T) {
-	for _, k := range []byte{transport.ProbeKernel, transport.ProbeKernelAnswer, transport.ProbePath, transport.ProbePathAnswer} {
+	for _, k := range []byte{transport.ProbeKernel, transport.ProbeKernelAnswer, transport.ProbePath,
+		transport.ProbePathAnswer} {
 		p := transport.Probe{Kind: k, Heard: k == transport.ProbeKernelAnswer, Token: 1<<63 | 5, Serial: 7}
 		b := p.Append(nil)
 		if len(b) != transport.ProbeLen {

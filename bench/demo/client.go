@@ -51,7 +51,8 @@ type ClientOptions struct {
 
 // Serve is a client's main: it does what its input says until that ends.
 func Serve(ctx context.Context, o ClientOptions, in io.Reader, out io.Writer) (err error) {
-	c := &client{me: owner{o.Client, o.Life}, actors: share(o.Trace, int(o.Client), o.Clients), out: json.NewEncoder(out)}
+	c := &client{me: owner{o.Client, o.Life}, actors: share(o.Trace, int(o.Client), o.Clients),
+		out: json.NewEncoder(out)}
 	defer func() {
 		for i := range c.lanes {
 			if e := c.lanes[i].close(); e != nil {
@@ -146,7 +147,8 @@ const (
 	operations
 )
 
-var operationNames = [2 * operations]string{"open", "fetch", "close", "wait", "ring_open", "ring_fetch", "ring_close", "ring_wait"}
+var operationNames = [2 * operations]string{"open", "fetch", "close", "wait", "ring_open", "ring_fetch", "ring_close",
+	"ring_wait"}
 
 // tally is what one goroutine counts for itself, and its buffers.
 type tally struct {

@@ -98,7 +98,9 @@ func newNodeClients(t *testing.T, n int, tr *trace.Trace) *nodeClients {
 		c.in, c.input = json.NewEncoder(inW), inW
 		h.done.Go(func() {
 			// An error ends the replies, which the test is waiting for.
-			if err := Serve(context.Background(), ClientOptions{Dir: h.node.Dir(), Client: c.Client, Clients: n, Life: c.Life, Trace: tr}, inR, outW); err != nil && !errors.Is(err, io.EOF) {
+			if err := Serve(context.Background(),
+				ClientOptions{Dir: h.node.Dir(), Client: c.Client, Clients: n, Life: c.Life, Trace: tr}, inR,
+				outW); err != nil && !errors.Is(err, io.EOF) {
 				t.Log(err)
 			}
 			outW.Close()
@@ -203,7 +205,8 @@ func TestReplay(t *testing.T) {
 		t.Errorf("%+v", total)
 	}
 	if total.Conflicts == 0 || total.Conflicts != total.Triggered+total.GaveUp {
-		t.Errorf("%d opens met others, %d of them were triggered and %d gave up", total.Conflicts, total.Triggered, total.GaveUp)
+		t.Errorf("%d opens met others, %d of them were triggered and %d gave up", total.Conflicts, total.Triggered,
+			total.GaveUp)
 	}
 	if total.Bypass == 0 || total.Ring == 0 {
 		t.Errorf("%d operations by bypass, %d through the ring", total.Bypass, total.Ring)
@@ -225,7 +228,8 @@ func TestReplay(t *testing.T) {
 		}
 	}
 	opens := timed["open"] + timed["wait"] + timed["ring_open"] + timed["ring_wait"]
-	if timed["wait"]+timed["ring_wait"] != total.Triggered || opens*2 != total.Events || timed["close"]+timed["ring_close"] != opens || timed["fetch"]+timed["ring_fetch"] != opens {
+	if timed["wait"]+timed["ring_wait"] != total.Triggered || opens*2 != total.Events ||
+		timed["close"]+timed["ring_close"] != opens || timed["fetch"]+timed["ring_fetch"] != opens {
 		t.Errorf("timed are %v, counted %+v", timed, total)
 	}
 }
@@ -295,7 +299,8 @@ func TestFaultsAreSeen(t *testing.T) {
 	var events []trace.Event
 	for k := range 2 {
 		for open := range uint32(opens) {
-			events = append(events, trace.Event{Kind: trace.Kind(k), Open: open, File: open, Mode: writing, TimeUS: int64(len(events))})
+			events = append(events, trace.Event{Kind: trace.Kind(k), Open: open, File: open, Mode: writing,
+				TimeUS: int64(len(events))})
 		}
 	}
 	same := func(b []byte) []byte { return b }
@@ -308,12 +313,15 @@ func TestFaultsAreSeen(t *testing.T) {
 		trouble string
 	}{
 		{"none", same, nil, counts{}, ""},
-		{"record lost", func([]byte) []byte { return nil }, nil, counts{Lost: 1}, "acknowledged open 2 of file 2 is lost"},
+		{"record lost", func([]byte) []byte { return nil }, nil, counts{Lost: 1},
+			"acknowledged open 2 of file 2 is lost"},
 		{"piece lost", same, mainz.ErrNotFound, counts{Lost: 1}, "acknowledged open 2 of file 2 is lost"},
-		{"record of before", func([]byte) []byte { return listOf(2, entry{owner{0, 9}, 2, reading}) }, nil, counts{Lost: 1}, "lost"},
+		{"record of before", func([]byte) []byte { return listOf(2, entry{owner{0, 9}, 2, reading}) }, nil,
+			counts{Lost: 1}, "lost"},
 		{"torn", func(b []byte) []byte { b[4] ^= 0x40; return b }, nil, counts{Damaged: 1}, "checksum"},
 		{"cut", func(b []byte) []byte { return b[:8] }, nil, counts{Damaged: 1}, "8 bytes"},
-		{"not alone", func(b []byte) []byte { return appendEntry(b, 2, entry{owner{9, 9}, 3, writing}) }, nil, counts{Damaged: 1}, "excludes"},
+		{"not alone", func(b []byte) []byte { return appendEntry(b, 2, entry{owner{9, 9}, 3, writing}) }, nil,
+			counts{Damaged: 1}, "excludes"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var out strings.Builder

@@ -62,7 +62,8 @@ func TestConditionIsTheTraces(t *testing.T) {
 	for _, there := range modes {
 		for _, comes := range modes {
 			rec := ltdb.MakeSnapshot(ltdb.KV, listOf(1, entry{mode: there}), nil)
-			if got, want := condition.Holds(rec, listOf(1, entry{mode: comes, open: 1})), !trace.Conflict(there, comes); got != want {
+			if got, want := condition.Holds(rec, listOf(1, entry{mode: comes, open: 1})),
+				!trace.Conflict(there, comes); got != want {
 				t.Errorf("%v beside %v: %v, the trace says %v", comes, there, got, want)
 			}
 		}

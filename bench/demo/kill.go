@@ -112,7 +112,8 @@ func (r *run) awaitTrigger(ctx context.Context, file int64) {
 		return
 	}
 	key := fileKey(uint32(file))
-	piece := appendEntry(nil, uint32(file), entry{owner: owner{Client: Clients}, mode: trace.MakeMode(trace.Read|trace.Write, trace.DenyAll)})
+	piece := appendEntry(nil, uint32(file), entry{owner: owner{Client: Clients},
+		mode: trace.MakeMode(trace.Read|trace.Write, trace.DenyAll)})
 	begun := make(chan struct{})
 	r.spawn(func() error {
 		close(begun)
@@ -162,7 +163,8 @@ func (r *run) watchCleanup(ctx context.Context, victim owner) error {
 	r.do(func() error {
 		switch {
 		case left > 0:
-			r.problem(fmt.Sprintf("mainzd has not removed %d entries of killed client %d, %.0f s after its death", left, victim.Client, cleaned/1000))
+			r.problem(fmt.Sprintf("mainzd has not removed %d entries of killed client %d, %.0f s after its death",
+				left, victim.Client, cleaned/1000))
 		case !woken:
 			r.problem(fmt.Sprintf("the opener that waits for an entry of killed client %d was not woken by its removal", victim.Client))
 		default:

@@ -38,15 +38,17 @@ type Result struct {
 	RingOps     uint64  `json:"ring_ops"`     // and those that it was asked for
 	BypassShare float64 `json:"bypass_share"` // of both together
 
-	Kills          int     `json:"kills"`           // of clients
-	CleanupMS      float64 `json:"cleanup_ms"`      // from the kill until its entries were out; 0: never
-	TriggerMS      float64 `json:"trigger_ms"`      // until an opener that waited for one of its files had it; 0: no file was its alone
+	Kills     int     `json:"kills"`      // of clients
+	CleanupMS float64 `json:"cleanup_ms"` // from the kill until its entries were out; 0: never
+	// until an opener that waited for one of its files had it; 0: no file was its alone
+	TriggerMS      float64 `json:"trigger_ms"`
 	EntriesCleaned int     `json:"entries_cleaned"` // that the killed client left
 	OwnerDied      int     `json:"owner_died"`      // locks that it held or waited for
 
-	DaemonKills      int     `json:"daemon_kills"`       // of mainzd
-	DaemonAnsweredMS float64 `json:"daemon_answered_ms"` // from a kill until a call that came in meanwhile was answered; the longest
-	DaemonRestartMS  float64 `json:"daemon_restart_ms"`  // the same from the start of the next mainzd
+	DaemonKills int `json:"daemon_kills"` // of mainzd
+	// from a kill until a call that came in meanwhile was answered; the longest
+	DaemonAnsweredMS float64 `json:"daemon_answered_ms"`
+	DaemonRestartMS  float64 `json:"daemon_restart_ms"` // the same from the start of the next mainzd
 	stoodStill       uint64  // times that clients did nothing without mainzd, though they had much to do
 	DaemonDownOps    uint64  `json:"daemon_down_ops"` // files that clients have opened while there was no mainzd
 
@@ -119,7 +121,8 @@ func (r *Result) judge() {
 // titles are the operations in the table.
 var titles = map[string]string{
 	"open": "open", "fetch": "look before a close", "close": "close", "wait": "open that waits",
-	"ring_open": "open through the ring", "ring_fetch": "look through the ring", "ring_close": "close through the ring", "ring_wait": "open that waits, through the ring",
+	"ring_open": "open through the ring", "ring_fetch": "look through the ring",
+	"ring_close": "close through the ring", "ring_wait": "open that waits, through the ring",
 }
 
 // Print writes the table for people.
@@ -137,17 +140,21 @@ func (r *Result) Print(w io.Writer) error {
 		}
 	}
 	row("by bypass", "%.2f %% of %d operations, the others through the ring", 100*r.BypassShare, r.BypassOps+r.RingOps)
-	row("conflicts", "%d opens: %d got their file by a trigger, %d gave up after %s", r.Conflicts, r.Triggered, r.GaveUp, GiveUp)
+	row("conflicts", "%d opens: %d got their file by a trigger, %d gave up after %s", r.Conflicts, r.Triggered,
+		r.GaveUp, GiveUp)
 	row("waits for a lock", "%d", r.Waits)
 	if r.Kills > 0 {
 		row("killed", "%d client with SIGKILL; it left %d entries and %d locks", r.Kills, r.EntriesCleaned, r.OwnerDied)
 	}
 	if r.CleanupMS > 0 {
-		row("cleaned up", "%.1f ms after the kill; who waited for one of its files had it after %.1f ms", r.CleanupMS, r.TriggerMS)
+		row("cleaned up", "%.1f ms after the kill; who waited for one of its files had it after %.1f ms", r.CleanupMS,
+			r.TriggerMS)
 	}
 	if r.DaemonKills > 0 {
-		row("mainzd killed", "%d times with SIGKILL; clients opened %d files before it was started again", r.DaemonKills, r.DaemonDownOps)
-		row("mainzd answered", "%.1f ms after the kill, %.1f ms after its start, at the latest", r.DaemonAnsweredMS, r.DaemonRestartMS)
+		row("mainzd killed", "%d times with SIGKILL; clients opened %d files before it was started again",
+			r.DaemonKills, r.DaemonDownOps)
+		row("mainzd answered", "%.1f ms after the kill, %.1f ms after its start, at the latest", r.DaemonAnsweredMS,
+			r.DaemonRestartMS)
 	}
 	row("acknowledged and lost", "%d", r.AckedLost)
 	row("records left", "%d", r.RecordsLeft)

@@ -31,7 +31,8 @@ const victim = Clients - 1
 // records of a pass, and small enough for the /dev/shm of a container; each
 // client takes two slots, and one more time when it is started again.
 func DaemonFlags(dir string) []string {
-	return []string{"--config", os.DevNull, "--dir", dir, "--size", "32MiB", "--slots", "32", "--max-value", "64KiB", "--databases", "2", "--log-level", "error"}
+	return []string{"--config", os.DevNull, "--dir", dir, "--size", "32MiB", "--slots", "32", "--max-value", "64KiB",
+		"--databases", "2", "--log-level", "error"}
 }
 
 // Options of a run.
@@ -148,16 +149,19 @@ func Run(ctx context.Context, o Options) (_ *Result, err error) {
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(tmp)) }()
 
-	r := &run{Options: o, dir: filepath.Join(tmp, "v1"), launch: newLauncher(), events: make(chan event), plan: kills, looksAtMost: manyLooks, times: map[string]*histogram.Histogram{}}
+	r := &run{Options: o, dir: filepath.Join(tmp, "v1"), launch: newLauncher(), events: make(chan event), plan: kills,
+		looksAtMost: manyLooks, times: map[string]*histogram.Histogram{}}
 	defer r.launch.close()
 	late := o.Duration + latestEnd
 	r.latest = time.After(late)
-	ctx, cancel := context.WithTimeoutCause(ctx, late+time.Minute, fmt.Errorf("the demo has not ended %v after its time: look what keeps this machine busy, or run it again with more --seconds", latestEnd+time.Minute))
+	ctx, cancel := context.WithTimeoutCause(ctx, late+time.Minute,
+		fmt.Errorf("the demo has not ended %v after its time: look what keeps this machine busy, or run it again with more --seconds", latestEnd+time.Minute))
 	defer func() {
 		cancel()
 		err = errors.Join(err, r.clear())
 	}()
-	r.res = Result{Clients: Clients, TraceEvents: len(o.Trace.Events), Processes: o.Trace.Processes, Records: o.Trace.Files}
+	r.res = Result{Clients: Clients, TraceEvents: len(o.Trace.Events), Processes: o.Trace.Processes,
+		Records: o.Trace.Files}
 	if err := r.createNode(ctx); err != nil {
 		return nil, err
 	}

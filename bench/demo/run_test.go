@@ -36,7 +36,8 @@ func testClient(args string) int {
 	case "serve":
 		client, _ := strconv.ParseUint(f[1], 10, 16)
 		life, _ := strconv.ParseUint(f[2], 10, 16)
-		err := Serve(context.Background(), ClientOptions{Dir: f[3], Client: uint16(client), Clients: Clients, Life: uint16(life), Trace: randomTrace(1, 20_000)}, os.Stdin, os.Stdout)
+		err := Serve(context.Background(), ClientOptions{Dir: f[3], Client: uint16(client), Clients: Clients,
+			Life: uint16(life), Trace: randomTrace(1, 20_000)}, os.Stdin, os.Stdout)
 		if err == nil {
 			return 0
 		}
@@ -97,7 +98,8 @@ func TestRun(t *testing.T) {
 		t.Errorf("problems: %q", r.Problems)
 	}
 	if r.Kills != 1 || r.CleanupMS <= 0 || r.EntriesCleaned == 0 || r.Events == 0 || r.Passes == 0 ||
-		r.DaemonKills != 2 || r.DaemonDownOps == 0 || r.DaemonAnsweredMS < r.DaemonRestartMS || r.DaemonRestartMS <= 0 ||
+		r.DaemonKills != 2 || r.DaemonDownOps == 0 || r.DaemonAnsweredMS < r.DaemonRestartMS ||
+		r.DaemonRestartMS <= 0 ||
 		r.BypassShare <= 0.5 || r.BypassShare >= 1 || r.RingOps == 0 {
 		t.Errorf("%+v", r)
 	}
@@ -138,7 +140,8 @@ func TestRunSaysWhatWentWrong(t *testing.T) {
 	t.Run("no mainzd", func(t *testing.T) {
 		o := testOptions(t, "serve")
 		o.Daemon = func(string) *exec.Cmd { return exec.Command("/absent/mainzd") }
-		if _, err := Run(context.Background(), o); !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), "start mainzd") {
+		if _, err := Run(context.Background(), o); !errors.Is(err, os.ErrNotExist) ||
+			!strings.Contains(err.Error(), "start mainzd") {
 			t.Errorf("%v, want ErrNotExist", err)
 		}
 		left(t, o)
@@ -146,7 +149,8 @@ func TestRunSaysWhatWentWrong(t *testing.T) {
 	t.Run("mainzd that ends", func(t *testing.T) {
 		o := testOptions(t, "serve")
 		o.Daemon = func(string) *exec.Cmd { return child("crash") }
-		if _, err := Run(context.Background(), o); err == nil || !strings.Contains(err.Error(), "mainzd ended in a bad way: exit status 3\nlast words") {
+		if _, err := Run(context.Background(), o); err == nil ||
+			!strings.Contains(err.Error(), "mainzd ended in a bad way: exit status 3\nlast words") {
 			t.Errorf("%v", err)
 		}
 		left(t, o)
@@ -160,7 +164,8 @@ func TestRunSaysWhatWentWrong(t *testing.T) {
 			}
 			return child("mainzd", DaemonFlags(dir)...)
 		}
-		if _, err := Run(context.Background(), o); err == nil || !strings.Contains(err.Error(), "mainzd ended in a bad way: exit status 3") {
+		if _, err := Run(context.Background(), o); err == nil ||
+			!strings.Contains(err.Error(), "mainzd ended in a bad way: exit status 3") {
 			t.Errorf("%v", err)
 		}
 		left(t, o)
@@ -223,7 +228,8 @@ func TestWatchCleanup(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer store.Close()
-			if r.records, err = store.Database(ctx, database, ltdb.Pieces, ltdb.DatabaseOptions{MustExist: true}); err != nil {
+			if r.records, err = store.Database(ctx, database, ltdb.Pieces,
+				ltdb.DatabaseOptions{MustExist: true}); err != nil {
 				t.Fatal(err)
 			}
 			r.killing, r.draining = true, true
@@ -232,7 +238,8 @@ func TestWatchCleanup(t *testing.T) {
 				t.Fatal(err)
 			}
 			got := strings.Join(r.res.Problems, "; ")
-			if !strings.Contains(got, c.want) || (got == "") != (c.want == "") || (r.res.CleanupMS > 0) != (c.want == "") {
+			if !strings.Contains(got, c.want) || (got == "") != (c.want == "") ||
+				(r.res.CleanupMS > 0) != (c.want == "") {
 				t.Errorf("problems %q, cleaned up after %v ms", got, r.res.CleanupMS)
 			}
 		})
@@ -245,7 +252,8 @@ func TestJudge(t *testing.T) {
 		t.Errorf("%q", good.Problems)
 	}
 	for _, bad := range []Result{
-		{}, {Events: 1, AckedLost: 1}, {Events: 1, Damaged: 1}, {Events: 1, RecordsLeft: 1}, {Events: 1, PiecesLeft: 1}, {Events: 1, CheckErrors: 1},
+		{}, {Events: 1, AckedLost: 1}, {Events: 1, Damaged: 1}, {Events: 1, RecordsLeft: 1},
+		{Events: 1, PiecesLeft: 1}, {Events: 1, CheckErrors: 1},
 		{Events: 1, LateWakes: 1}, {Events: 1, stoodStill: 1},
 	} {
 		if bad.judge(); len(bad.Problems) != 1 {
@@ -291,7 +299,8 @@ func TestStuckSaysWhat(t *testing.T) {
 		late := make(chan time.Time, 1)
 		late <- time.Now()
 		r.latest = late
-		if err := r.until(context.Background(), func() bool { return false }); err == nil || !strings.Contains(err.Error(), want) {
+		if err := r.until(context.Background(), func() bool { return false }); err == nil ||
+			!strings.Contains(err.Error(), want) {
 			t.Errorf("%v does not say: %s", err, want)
 		}
 	}

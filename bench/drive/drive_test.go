@@ -47,11 +47,14 @@ func serve(t *testing.T, net *transport.Net) *transport.Memory {
 func TestPing(t *testing.T) {
 	for _, window := range []int{1, 7, 64} {
 		m := serve(t, new(transport.Net))
-		r, err := drive.Ping(context.Background(), m, drive.PingOptions{To: 1, Count: 100, Window: window, Size: 100, Patience: time.Minute, Options: drive.Options{CPU: -1}})
+		r, err := drive.Ping(context.Background(), m,
+			drive.PingOptions{To: 1, Count: 100, Window: window, Size: 100, Patience: time.Minute,
+				Options: drive.Options{CPU: -1}})
 		if err != nil {
 			t.Fatal(err)
 		}
-		if r.Sent != 100 || r.Received != 100 || r.Lost != 0 || r.Min > r.P50 || r.P50 > r.P99 || r.P99 > r.P999 || r.P50 <= 0 {
+		if r.Sent != 100 || r.Received != 100 || r.Lost != 0 || r.Min > r.P50 || r.P50 > r.P99 || r.P99 > r.P999 ||
+			r.P50 <= 0 {
 			t.Errorf("window %d: %+v", window, r)
 		}
 	}
@@ -68,7 +71,9 @@ func TestLoss(t *testing.T) {
 		lost.Add(1)
 		return true
 	}})
-	got, err := drive.Ping(context.Background(), m, drive.PingOptions{To: 1, Count: 300, Window: 4, Size: 50, Patience: 1_000_000, Options: drive.Options{Idle: drive.Busy, CPU: -1}})
+	got, err := drive.Ping(context.Background(), m,
+		drive.PingOptions{To: 1, Count: 300, Window: 4, Size: 50, Patience: 1_000_000,
+			Options: drive.Options{Idle: drive.Busy, CPU: -1}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -79,11 +84,13 @@ func TestLoss(t *testing.T) {
 
 func TestNobody(t *testing.T) {
 	m := serve(t, &transport.Net{Lose: func(from, to netip.AddrPort, p []byte) bool { return true }})
-	_, err := drive.Ping(context.Background(), m, drive.PingOptions{To: 1, Count: 1, WaitFor: 1_000_000, Options: drive.Options{Idle: drive.Busy, CPU: -1}})
+	_, err := drive.Ping(context.Background(), m,
+		drive.PingOptions{To: 1, Count: 1, WaitFor: 1_000_000, Options: drive.Options{Idle: drive.Busy, CPU: -1}})
 	if !errors.Is(err, drive.ErrNoAnswer) {
 		t.Errorf("nobody answers: %v", err)
 	}
-	for _, o := range []drive.PingOptions{{To: 1}, {To: 1, Count: 1, Size: 15}, {To: 1, Count: 1, Size: 1 << 20}, {To: 1, Count: 1, Window: -1}, {To: 9, Count: 1},
+	for _, o := range []drive.PingOptions{{To: 1}, {To: 1, Count: 1, Size: 15}, {To: 1, Count: 1, Size: 1 << 20},
+		{To: 1, Count: 1, Window: -1}, {To: 9, Count: 1},
 		{To: 1, Count: -1}, {To: 1, Duration: -1}, {To: 1, Count: 1, Duration: -1}} {
 		if _, err := drive.Ping(context.Background(), m, o); !errors.Is(err, drive.ErrOptions) {
 			t.Errorf("%+v was taken", o)
@@ -106,7 +113,8 @@ func (s *sleeper) Fds() []int {
 func TestIdle(t *testing.T) {
 	for _, idle := range []drive.Idle{drive.Adaptive, drive.Busy, drive.Sleep} {
 		m := serve(t, new(transport.Net))
-		r, err := drive.Ping(context.Background(), m, drive.PingOptions{To: 1, Count: 20, Patience: time.Minute, Options: drive.Options{Idle: idle, CPU: -1}})
+		r, err := drive.Ping(context.Background(), m,
+			drive.PingOptions{To: 1, Count: 20, Patience: time.Minute, Options: drive.Options{Idle: idle, CPU: -1}})
 		if err != nil {
 			t.Fatal(err)
 		}

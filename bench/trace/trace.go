@@ -150,7 +150,8 @@ func (l *ledger) open(e *Event) error {
 	case e.Process > l.processes:
 		return fmt.Errorf("open %d names process %d, the next new one is %d", e.Open, e.Process, l.processes)
 	case e.Thread < threads && l.threads[e.Thread] != e.Process:
-		return fmt.Errorf("open %d puts thread %d in process %d, it belongs to %d", e.Open, e.Thread, e.Process, l.threads[e.Thread])
+		return fmt.Errorf("open %d puts thread %d in process %d, it belongs to %d", e.Open, e.Thread, e.Process,
+			l.threads[e.Thread])
 	}
 	if e.Thread == threads {
 		l.threads = append(l.threads, e.Process)

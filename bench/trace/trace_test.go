@@ -296,15 +296,18 @@ func TestReaderRefuses(t *testing.T) {
 		{"half an event", body(open[:4]...), []string{"event 0", "unexpected EOF"}},
 		{"late start", body(4, 0, 0, 0, 1), []string{"body offset 0", "event 0", "first event"}},
 		{"kind", body(3), []string{"body offset 0", "unknown kind 3"}},
-		{"long number", body(0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80), []string{"body offset 0", "64 bits"}},
-		{"huge time", body(append(slices.Clone(open), 0xfd, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f)...), []string{"body offset 5", "event 1", "limit"}},
+		{"long number", body(0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80),
+			[]string{"body offset 0", "64 bits"}},
+		{"huge time", body(append(slices.Clone(open), 0xfd, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f)...),
+			[]string{"body offset 5", "event 1", "limit"}},
 		{"thread", body(0, 1), []string{"body offset 0", "thread lies 1 back, there are 0"}},
 		{"process", body(0, 0, 1), []string{"process lies 1 back, there are 0"}},
 		{"file", body(0, 0, 0, 1), []string{"file lies 1 back, there are 0"}},
 		{"mode", body(0, 0, 0, 0, 4), []string{"invalid mode 0x04"}},
 		{"close of nothing", body(1, 1), []string{"open lies 1 back, there are 0"}},
 		{"close of the next", body(append(slices.Clone(open), 1, 0)...), []string{"body offset 5", "not happened"}},
-		{"double close", body(append(slices.Clone(open), 1, 1, 1, 1)...), []string{"body offset 7", "event 2", "second close of open 0"}},
+		{"double close", body(append(slices.Clone(open), 1, 1, 1, 1)...),
+			[]string{"body offset 7", "event 2", "second close of open 0"}},
 		{"not closed", body(append(slices.Clone(open), 2, 1)...), []string{"body offset 5", "1 opens not closed"}},
 		{"wrong count", body(2, 1), []string{"body offset 0", "counts 1 events, the file has 0"}},
 		{"time of the end", body(6, 0), []string{"the end has a time"}},
@@ -438,9 +441,11 @@ func TestStats(t *testing.T) {
 		{TimeUS: 0, Kind: Open, Open: 0, Process: 0, Thread: 0, File: 0, Mode: rw},
 		{TimeUS: 1, Kind: Open, Open: 1, Process: 1, Thread: 1, File: 0, Mode: rw}, // conflict with 0
 		{TimeUS: 2, Kind: Close, Open: 0},
-		{TimeUS: 3, Kind: Open, Open: 2, Process: 1, Thread: 2, File: 0, Mode: rw}, // with 1, same process; none if 1 was skipped
+		// with 1, same process; none if 1 was skipped
+		{TimeUS: 3, Kind: Open, Open: 2, Process: 1, Thread: 2, File: 0, Mode: rw},
 		{TimeUS: 4, Kind: Open, Open: 3, Process: 1, Thread: 2, File: 1, Mode: rw},
-		{TimeUS: 5, Kind: Open, Open: 4, Process: 1, Thread: 2, File: 1, Mode: MakeMode(Read, DenyAll)}, // with 3, same thread
+		// with 3, same thread
+		{TimeUS: 5, Kind: Open, Open: 4, Process: 1, Thread: 2, File: 1, Mode: MakeMode(Read, DenyAll)},
 		{TimeUS: 6, Kind: Close, Open: 1},
 		{TimeUS: 7, Kind: Open, Open: 5, Process: 0, Thread: 0, File: 0, Mode: MakeMode(Read, DenyNone)},
 		{TimeUS: 8, Kind: Close, Open: 2},
@@ -458,7 +463,8 @@ func TestStats(t *testing.T) {
 	if got != want {
 		t.Errorf("got  %v\nwant %v", got, want)
 	}
-	if want := []ModeCount{{rw, 4}, {MakeMode(Read, DenyNone), 1}, {MakeMode(Read, DenyAll), 1}}; !slices.Equal(s.Modes, want) {
+	if want := []ModeCount{{rw, 4}, {MakeMode(Read, DenyNone), 1},
+		{MakeMode(Read, DenyAll), 1}}; !slices.Equal(s.Modes, want) {
 		t.Errorf("Modes = %v, want %v", s.Modes, want)
 	}
 	if want := []ClassCount{{rw, rw, 2}, {MakeMode(Read, DenyAll), rw, 1}}; !slices.Equal(s.Classes, want) {

@@ -159,7 +159,8 @@ func sizes(t *testing.T, net Net) {
 		t.Fatalf("MTU is %d", m)
 	}
 	var want []string
-	for _, n := range []int{0, 1, 2, 7, 8, 15, 16, 17, 18, 19, 63, 64, 65, 100, 255, 256, 511, 512, 900, 1000, m/2 - 1, m / 2, m - 9, m - 8, m - 1, m} {
+	for _, n := range []int{0, 1, 2, 7, 8, 15, 16, 17, 18, 19, 63, 64, 65, 100, 255, 256, 511, 512, 900, 1000,
+		m/2 - 1, m / 2, m - 9, m - 8, m - 1, m} {
 		want = append(want, pattern(n, uint64(n)*0x9e3779b97f4a7c15))
 		a.Send(t, 1, want[len(want)-1])
 		Eventually(t, fmt.Sprintf("a datagram of %d bytes", n), func() bool { return len(b.Got) == len(want) }, b)
@@ -203,7 +204,8 @@ func everySize(t *testing.T, net Net) {
 		}
 		sent += len(want)
 		b.Got = nil
-		Eventually(t, fmt.Sprintf("datagrams of %d bytes and more", first), func() bool { return len(b.Got) == len(want) }, b)
+		Eventually(t, fmt.Sprintf("datagrams of %d bytes and more", first),
+			func() bool { return len(b.Got) == len(want) }, b)
 		for _, p := range b.Got {
 			if p != want[len(p)] {
 				t.Fatalf("%d bytes came that were not sent, or twice", len(p))

@@ -153,7 +153,8 @@ func TestOverflow(t *testing.T) {
 	defer a.Close()
 	b := open(t, udp.Options{Listen: netip.MustParseAddrPort("127.0.0.1:0"), BufferBytes: 8192})
 	defer b.Close()
-	if a.SetPeers([]transport.Peer{{ID: 1, Addr: b.Listen()}}) != nil || b.SetPeers([]transport.Peer{{ID: 0, Addr: a.Listen()}}) != nil {
+	if a.SetPeers([]transport.Peer{{ID: 1, Addr: b.Listen()}}) != nil ||
+		b.SetPeers([]transport.Peer{{ID: 0, Addr: a.Listen()}}) != nil {
 		t.Fatal("no peers")
 	}
 	n, m := transporttest.NewNode(a), transporttest.NewNode(b)
@@ -189,7 +190,8 @@ func TestPeersChange(t *testing.T) {
 	// The loopback interface delivers before the call that sends returns, or
 	// soon after.
 	transporttest.Eventually(t, "an overflow", func() bool { return b.Stats().Drops[transport.DropNoRoom] > 0 }, n)
-	if err := b.SetPeers(append(only, transport.Peer{ID: 2, Addr: netip.MustParseAddrPort("127.0.0.9:9")})); err != nil {
+	if err := b.SetPeers(append(only, transport.Peer{ID: 2,
+		Addr: netip.MustParseAddrPort("127.0.0.9:9")})); err != nil {
 		t.Fatal(err)
 	}
 	if len(b.Fds()) != 1 {
@@ -210,7 +212,8 @@ func TestProbes(t *testing.T) {
 	defer a.Close()
 	b := open(t, udp.Options{Listen: netip.MustParseAddrPort("127.0.0.1:0"), Filter: transport.Filter{MinLen: 100}})
 	defer b.Close()
-	if a.SetPeers([]transport.Peer{{ID: 1, Addr: b.Listen()}}) != nil || b.SetPeers([]transport.Peer{{ID: 0, Addr: a.Listen()}}) != nil {
+	if a.SetPeers([]transport.Peer{{ID: 1, Addr: b.Listen()}}) != nil ||
+		b.SetPeers([]transport.Peer{{ID: 0, Addr: a.Listen()}}) != nil {
 		t.Fatal("no peers")
 	}
 	n, m := transporttest.NewNode(a), transporttest.NewNode(b)

@@ -30,7 +30,8 @@ func (u *umem) check() error {
 		s.rx.prod = s.rx.cons
 		waiting := s.rx.available()
 		if out := int(s.fill.prod - s.rx.cons); out+len(s.spare) != u.rxFrames {
-			return fmt.Errorf("queue %d: %d frames are out for receiving and %d put by, of %d (%d wait for us)", s.queue, out, len(s.spare), u.rxFrames, waiting)
+			return fmt.Errorf("queue %d: %d frames are out for receiving and %d put by, of %d (%d wait for us)",
+				s.queue, out, len(s.spare), u.rxFrames, waiting)
 		}
 		for _, a := range s.spare {
 			if err := put(a, "what is put by"); err != nil {

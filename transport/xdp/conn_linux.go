@@ -113,7 +113,8 @@ func Open(opts Options) (transport.Transport, error) {
 		opts.Log.Info("transport", "path", k.Path().String(), "listen", k.Listen())
 		return k, nil
 	}
-	c := &Conn{opts: opts, kind: transport.KindUDP, open: -1, token: rand.Uint64(), table: &transport.Table{}, dirty: true, resolveAt: -resolveEvery}
+	c := &Conn{opts: opts, kind: transport.KindUDP, open: -1, token: rand.Uint64(), table: &transport.Table{},
+		dirty: true, resolveAt: -resolveEvery}
 	c.bounce = make([]byte, txPayload+maxJumbo+head6)
 	if err := c.start(); err != nil {
 		c.Close()
@@ -176,7 +177,8 @@ func (c *Conn) refuse(kind transport.Kind, err error) {
 // openKind attaches the program and opens the sockets, in this order: a driver
 // makes its rings anew when a program comes.
 func (c *Conn) openKind(kind transport.Kind) (err error) {
-	o := socketOptions{ifindex: c.dev.index, queues: min(queuesOf(c.dev), maxQueues), zeroCopy: kind == transport.KindXDPZeroCopy}
+	o := socketOptions{ifindex: c.dev.index, queues: min(queuesOf(c.dev), maxQueues),
+		zeroCopy: kind == transport.KindXDPZeroCopy}
 	o.frame, o.sg = frameFor(c.dev.mtu, o.zeroCopy && largeFrames(ethtoolDriver(c.dev.name)))
 	if c.prog, err = loadProgram(c.opts.Listen, c.opts.Filter, o.queues, o.sg); err != nil {
 		return err
@@ -758,7 +760,8 @@ func (c *Conn) lookAtDevice() error {
 	}
 	if need := d.mtu + ethLen + vlanLen; !c.u.sg && need > c.u.capacity() {
 		// The same way again, with larger frames.
-		c.opts.Log.Info("transport: MTU has grown beyond the frames", "interface", d.name, "mtu", d.mtu, "frame", c.u.frame)
+		c.opts.Log.Info("transport: MTU has grown beyond the frames", "interface", d.name, "mtu", d.mtu, "frame",
+			c.u.frame)
 		c.todo = append([]transport.Kind{c.kind}, c.todo...)
 		c.dev = d
 		c.shut()
@@ -857,7 +860,8 @@ func (c *Conn) verdict() error {
 	if works > 0 || fails == 0 {
 		return nil
 	}
-	return c.leave(fmt.Errorf("%w: peers answer through the kernel, and none of %d over it", transport.ErrPathFailed, fails), c.todo)
+	return c.leave(fmt.Errorf("%w: peers answer through the kernel, and none of %d over it", transport.ErrPathFailed,
+		fails), c.todo)
 }
 
 // leave gives the path up for the next of todo, or for the kernel's.

@@ -228,7 +228,8 @@ func TestAuto(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{`"transport: no xdp-zerocopy" interface=` + nameA + ` reason=`, `path="xdp-generic on ` + nameA + ` (not proven yet); not xdp-zerocopy: `} {
+	for _, want := range []string{`"transport: no xdp-zerocopy" interface=` + nameA + ` reason=`,
+		`path="xdp-generic on ` + nameA + ` (not proven yet); not xdp-zerocopy: `} {
 		if !strings.Contains(log.String(), want) {
 			t.Errorf("the log lacks %s:\n%s", want, &log)
 		}
@@ -256,8 +257,10 @@ func TestOrder(t *testing.T) {
 		driver string
 		want   []transport.Kind
 	}{
-		{Auto, "device", []transport.Kind{zc, native, generic}}, {Auto, "veth", []transport.Kind{zc, generic, native}}, {Auto, "lo", nil},
-		{UDP, "device", nil}, {XDP, "device", []transport.Kind{zc}}, {Copy, "veth", []transport.Kind{native}}, {Generic, "device", []transport.Kind{generic}},
+		{Auto, "device", []transport.Kind{zc, native, generic}},
+		{Auto, "veth", []transport.Kind{zc, generic, native}}, {Auto, "lo", nil},
+		{UDP, "device", nil}, {XDP, "device", []transport.Kind{zc}}, {Copy, "veth", []transport.Kind{native}},
+		{Generic, "device", []transport.Kind{generic}},
 	} {
 		if got := c.mode.kinds(c.driver); !slices.Equal(got, c.want) {
 			t.Errorf("%s on %s: %v, want %v", c.mode, c.driver, got, c.want)
@@ -277,12 +280,14 @@ func TestQueues(t *testing.T) {
 	// The kernel spreads its flows over the queues. From other ports they are strangers. The
 	// two sides' probes are a flow as well, and may come by the second queue.
 	byProbes := c.u.sockets[1].rx.cons
-	for port := uint16(20_000); c.u.sockets[1].rx.cons == byProbes || a.Stats().Drops[transport.DropStranger] == 0; port++ {
+	for port := uint16(20_000); c.u.sockets[1].rx.cons == byProbes ||
+		a.Stats().Drops[transport.DropStranger] == 0; port++ {
 		if port == 20_500 {
 			t.Fatalf("500 flows, and none by the second queue is counted as a stranger's: %+v", a.Stats())
 		}
 		err := w.b.Do(func() error {
-			k, err := net.DialUDP("udp", &net.UDPAddr{IP: w.addr(1).Addr().AsSlice(), Port: int(port)}, net.UDPAddrFromAddrPort(w.addr(0)))
+			k, err := net.DialUDP("udp", &net.UDPAddr{IP: w.addr(1).Addr().AsSlice(), Port: int(port)},
+				net.UDPAddrFromAddrPort(w.addr(0)))
 			if err != nil {
 				return err
 			}
@@ -305,7 +310,8 @@ func TestManyPeers(t *testing.T) {
 	a, b := w.net(Generic).Open2(t, transport.Filter{})
 	var list []transport.Peer
 	for i := range maxMembers + 1 {
-		list = append(list, transport.Peer{ID: transport.PeerID(i), Addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 9, byte(i >> 8), byte(i)}), 1)})
+		list = append(list, transport.Peer{ID: transport.PeerID(i),
+			Addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 9, byte(i >> 8), byte(i)}), 1)})
 	}
 	if err := a.SetPeers(list); !errors.Is(err, transport.ErrPeer) {
 		t.Fatalf("%d peers: %v", len(list), err)
@@ -409,7 +415,8 @@ func TestForced(t *testing.T) {
 		t.Errorf("zero copy on veth: %v, %v", tr, err)
 	}
 	for _, m := range []Mode{XDP, Copy, Generic} {
-		if _, err := Open(Options{Listen: netip.MustParseAddrPort("127.0.0.1:0"), Mode: m}); !errors.Is(err, transport.ErrNotSupported) {
+		if _, err := Open(Options{Listen: netip.MustParseAddrPort("127.0.0.1:0"), Mode: m}); !errors.Is(err,
+			transport.ErrNotSupported) {
 			t.Errorf("%s on lo: %v", m, err)
 		}
 	}
@@ -427,7 +434,8 @@ func TestTwoDaemons(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, mode := range []Mode{Generic, Copy} {
-		if _, err := w.open(t, 2, Options{Mode: mode}); err == nil || !strings.Contains(err.Error(), "is attached there") {
+		if _, err := w.open(t, 2, Options{Mode: mode}); err == nil ||
+			!strings.Contains(err.Error(), "is attached there") {
 			t.Errorf("%s: two programs on one interface: %v", mode, err)
 		}
 	}

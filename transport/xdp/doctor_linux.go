@@ -80,7 +80,8 @@ func (e *Examination) expect(d device, ethernet bool) transport.Kind {
 		return transport.KindUDP
 	case e.features&featZeroCopy != 0 && (!e.MultiBuffer || e.features&featRxSG != 0):
 		return transport.KindXDPZeroCopy
-	case d.driver != "veth" && e.features&featBasic != 0 && e.features&featRedirect != 0 && (!e.MultiBuffer || e.features&featRxSG != 0):
+	case d.driver != "veth" && e.features&featBasic != 0 && e.features&featRedirect != 0 &&
+		(!e.MultiBuffer || e.features&featRxSG != 0):
 		return transport.KindXDPNative
 	}
 	return transport.KindXDPGeneric
@@ -155,7 +156,8 @@ func (e *Examination) advise(d device, noEthernet error) {
 		say("the XDP program can't be loaded: a kernel with CONFIG_BPF_SYSCALL, and CAP_BPF and CAP_NET_ADMIN")
 	}
 	if e.RxRing > 0 && e.RxRing < min(rxSize, e.RxRingMax) || e.TxRing > 0 && e.TxRing < min(txSize, e.TxRingMax) {
-		say("short rings lose packets of a burst: ethtool -G %s rx %d tx %d", d.name, min(rxSize, e.RxRingMax), min(txSize, e.TxRingMax))
+		say("short rings lose packets of a burst: ethtool -G %s rx %d tx %d", d.name, min(rxSize, e.RxRingMax),
+			min(txSize, e.TxRingMax))
 	}
 	if len(e.Capabilities) > 0 {
 		say("grant the missing capabilities (AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW CAP_BPF in the unit); they are dropped after opening")
@@ -169,7 +171,8 @@ func (e *Examination) advise(d device, noEthernet error) {
 	if e.RxQueues > maxQueues {
 		say("%d receive queues, of which %d get a socket: steer our port to one of them (%s), or have fewer (ethtool -L %s combined %[2]d)", e.RxQueues, maxQueues, steer, d.name)
 	} else if e.RxQueues > 1 {
-		say("%d receive queues are looked at in turn: steering our port to one (%s) makes that cheaper", e.RxQueues, steer)
+		say("%d receive queues are looked at in turn: steering our port to one (%s) makes that cheaper", e.RxQueues,
+			steer)
 	}
 	if e.MultiBuffer {
 		say("an MTU of %d needs several frames a packet, which costs a copy: 3500 or less does not", e.MTU)

@@ -44,7 +44,8 @@ func TestFrameSize(t *testing.T) {
 		frame  uint32
 		sg     bool
 	}{
-		{1500, "ixgbe", 2048, false}, {1774, "", 2048, false}, {1775, "veth", 4096, false}, {3822, "ixgbe", 4096, false},
+		{1500, "ixgbe", 2048, false}, {1774, "", 2048, false}, {1775, "veth", 4096, false},
+		{3822, "ixgbe", 4096, false},
 		{3823, "ixgbe", 4096, true}, {9000, "veth", 4096, true},
 		{1500, "ena", 4096, false}, {9001, "ena", 4096, true},
 	} {

@@ -112,7 +112,8 @@ func FuzzParseFrame(f *testing.F) {
 		udp := ip[head:]
 		want := udp[8 : int(udp[4])<<8|int(udp[5])]
 		port := uint16(udp[0])<<8 | uint16(udp[1])
-		if len(p) != len(want) || len(p) > 0 && &p[0] != &want[0] || from != transport.SourceOf(netip.AddrPortFrom(addr, port)) {
+		if len(p) != len(want) || len(p) > 0 && &p[0] != &want[0] ||
+			from != transport.SourceOf(netip.AddrPortFrom(addr, port)) {
 			t.Fatalf("%d bytes from %+v, want %d from %v port %d", len(p), from, len(want), addr, port)
 		}
 	})

@@ -99,7 +99,8 @@ func TestNeighbourChanges(t *testing.T) {
 			IP: w.addr(1).Addr().AsSlice(), HardwareAddr: []byte{2, 1, 2, 3, 4, 5}})
 	})
 	transporttest.Eventually(t, "the new address", func() bool {
-		return conn(a).peers[0].head.last.dst == [6]byte{2, 1, 2, 3, 4, 5} && conn(b).peers[0].head.last.src == [6]byte{2, 1, 2, 3, 4, 5}
+		return conn(a).peers[0].head.last.dst == [6]byte{2, 1, 2, 3, 4, 5} &&
+			conn(b).peers[0].head.last.src == [6]byte{2, 1, 2, 3, 4, 5}
 	}, a, b)
 	passes(t, a, b)
 }
@@ -130,7 +131,8 @@ func TestMTUChanges(t *testing.T) {
 				a.Got, b.Got = nil, nil
 				a.Send(t, 1, strings.Repeat("x", mtu-28))
 				b.Send(t, 0, strings.Repeat("y", mtu-28))
-				transporttest.Eventually(t, "datagrams of that size", func() bool { return len(a.Got) == 1 && len(b.Got) == 1 }, a, b)
+				transporttest.Eventually(t, "datagrams of that size",
+					func() bool { return len(a.Got) == 1 && len(b.Got) == 1 }, a, b)
 				if k := a.Path().Kind; k != kind {
 					t.Fatalf("MTU %d: path is %v", mtu, a.Path())
 				}
@@ -150,7 +152,8 @@ func TestInterfaceDeleted(t *testing.T) {
 			b.Close()
 			w.link(t, 0, netlink.LinkDel)
 			if mode == Auto {
-				transporttest.Eventually(t, "the kernel's way", func() bool { return a.Path().Kind == transport.KindUDP }, a)
+				transporttest.Eventually(t, "the kernel's way",
+					func() bool { return a.Path().Kind == transport.KindUDP }, a)
 				p := a.Path()
 				if last := p.Refused[len(p.Refused)-1]; !errors.Is(last.Err, transport.ErrInterfaceGone) {
 					t.Errorf("path is %v", p)
@@ -221,7 +224,8 @@ func TestPathFails(t *testing.T) {
 				}
 				return
 			}
-			transporttest.Eventually(t, "the next way", func() bool { return a.Path().Kind == transport.KindXDPNative }, a, b)
+			transporttest.Eventually(t, "the next way",
+				func() bool { return a.Path().Kind == transport.KindXDPNative }, a, b)
 			if p := a.Path(); !errors.Is(p.Refused[len(p.Refused)-1].Err, transport.ErrPathFailed) {
 				t.Errorf("path is %v", p)
 			}
@@ -467,7 +471,8 @@ func TestDropPrivileges(t *testing.T) {
 		t.Fatal(err)
 	}
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), childEnv+"="+string(Generic)+" "+w.addr(0).String(), childPeerEnv+"="+w.addr(1).String())
+	cmd.Env = append(os.Environ(), childEnv+"="+string(Generic)+" "+w.addr(0).String(),
+		childPeerEnv+"="+w.addr(1).String())
 	out := new(strings.Builder)
 	cmd.Stdout, cmd.Stderr = out, out
 	if err := w.a.Do(cmd.Start); err != nil {

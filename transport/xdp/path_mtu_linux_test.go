@@ -30,9 +30,11 @@ func TestPathMTU(t *testing.T) {
 
 func pathMTU(t *testing.T, mode Mode, v6 bool) {
 	const narrow = 1300
-	prefixes, forward, head := []string{"10.77.0.1/24", "10.77.0.9/24", "10.78.0.9/24", "10.78.0.2/24"}, "ipv4/ip_forward", 28
+	prefixes, forward, head := []string{"10.77.0.1/24", "10.77.0.9/24", "10.78.0.9/24", "10.78.0.2/24"},
+		"ipv4/ip_forward", 28
 	if v6 {
-		prefixes, forward, head = []string{"fd77::1/64", "fd77::9/64", "fd78::9/64", "fd78::2/64"}, "ipv6/conf/all/forwarding", 48
+		prefixes, forward, head = []string{"fd77::1/64", "fd77::9/64", "fd78::9/64", "fd78::2/64"},
+			"ipv6/conf/all/forwarding", 48
 	}
 	var at [4]netip.Prefix
 	for i, p := range prefixes {
@@ -78,7 +80,8 @@ func pathMTU(t *testing.T, mode Mode, v6 bool) {
 				return err
 			}
 			all := &net.IPNet{IP: make(net.IP, at[0].Addr().BitLen()/8), Mask: net.CIDRMask(0, at[0].Addr().BitLen())}
-			return netlink.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Dst: all, Gw: at[x.via].Addr().AsSlice()})
+			return netlink.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Dst: all,
+				Gw: at[x.via].Addr().AsSlice()})
 		})
 	}
 
@@ -91,7 +94,8 @@ func pathMTU(t *testing.T, mode Mode, v6 bool) {
 		})
 		t.Cleanup(func() { tr.Close() })
 		n := transporttest.NewNode(inNS{tr, w.ns(i)})
-		if err := n.SetPeers([]transport.Peer{{ID: transport.PeerID(1 - i), Addr: netip.AddrPortFrom(at[3*(1-i)].Addr(), 4379)}}); err != nil {
+		if err := n.SetPeers([]transport.Peer{{ID: transport.PeerID(1 - i),
+			Addr: netip.AddrPortFrom(at[3*(1-i)].Addr(), 4379)}}); err != nil {
 			t.Fatal(err)
 		}
 		return n

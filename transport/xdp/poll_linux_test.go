@@ -41,7 +41,8 @@ func newFakeQueues(t *testing.T, queues int) *fakeQueues {
 	if err != nil {
 		t.Fatal(err)
 	}
-	u := &umem{socketOptions: socketOptions{frame: 2048, sg: true}, rxFrames: fakeRing, mem: make([]byte, queues*fakeRing*2048)}
+	u := &umem{socketOptions: socketOptions{frame: 2048, sg: true}, rxFrames: fakeRing,
+		mem: make([]byte, queues*fakeRing*2048)}
 	ring := func(descs bool) ring {
 		r := ring{producer: new(uint32), consumer: new(uint32), flags: new(uint32), mask: fakeRing - 1}
 		if descs {

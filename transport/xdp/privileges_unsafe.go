@@ -36,12 +36,14 @@ func DropPrivileges() error {
 	// Without this an execve by root would give them back.
 	_, _, errno := syscall.AllThreadsSyscall(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0)
 	if errno == unix.ENOTSUP {
-		return fmt.Errorf("drop capabilities: %w in a binary built with cgo: build with CGO_ENABLED=0, or keep them", transport.ErrNotSupported)
+		return fmt.Errorf("drop capabilities: %w in a binary built with cgo: build with CGO_ENABLED=0, or keep them",
+			transport.ErrNotSupported)
 	}
 	if errno != 0 {
 		return fmt.Errorf("set no_new_privs: %w", errno)
 	}
-	_, _, errno = syscall.AllThreadsSyscall(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&hdr)), uintptr(unsafe.Pointer(&data[0])), 0)
+	_, _, errno = syscall.AllThreadsSyscall(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&hdr)),
+		uintptr(unsafe.Pointer(&data[0])), 0)
 	if errno != 0 {
 		return fmt.Errorf("drop capabilities: %w", errno)
 	}

@@ -58,11 +58,16 @@ func loadProgram(listen netip.AddrPort, f transport.Filter, queues int, frags bo
 		to   **ebpf.Map
 		spec ebpf.MapSpec
 	}{
-		{&p.sockets, ebpf.MapSpec{Name: "mainz_sockets", Type: ebpf.XSKMap, KeySize: 4, ValueSize: 4, MaxEntries: uint32(queues)}},
-		{&p.members, ebpf.MapSpec{Name: "mainz_members", Type: ebpf.Hash, KeySize: 16, ValueSize: 4, MaxEntries: memberSlots}},
-		{&p.near, ebpf.MapSpec{Name: "mainz_near", Type: ebpf.Array, KeySize: 4, ValueSize: nearSlots * 16, MaxEntries: 1, Flags: unix.BPF_F_MMAPABLE}},
-		{&p.counters, ebpf.MapSpec{Name: "mainz_counters", Type: ebpf.PerCPUArray, KeySize: 4, ValueSize: 8, MaxEntries: numCounters}},
-		{&p.passes, ebpf.MapSpec{Name: "mainz_passes", Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 1, Flags: unix.BPF_F_MMAPABLE}},
+		{&p.sockets, ebpf.MapSpec{Name: "mainz_sockets", Type: ebpf.XSKMap, KeySize: 4, ValueSize: 4,
+			MaxEntries: uint32(queues)}},
+		{&p.members, ebpf.MapSpec{Name: "mainz_members", Type: ebpf.Hash, KeySize: 16, ValueSize: 4,
+			MaxEntries: memberSlots}},
+		{&p.near, ebpf.MapSpec{Name: "mainz_near", Type: ebpf.Array, KeySize: 4, ValueSize: nearSlots * 16,
+			MaxEntries: 1, Flags: unix.BPF_F_MMAPABLE}},
+		{&p.counters, ebpf.MapSpec{Name: "mainz_counters", Type: ebpf.PerCPUArray, KeySize: 4, ValueSize: 8,
+			MaxEntries: numCounters}},
+		{&p.passes, ebpf.MapSpec{Name: "mainz_passes", Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 1,
+			Flags: unix.BPF_F_MMAPABLE}},
 	} {
 		x, err := ebpf.NewMap(&m.spec)
 		if err != nil {
@@ -76,7 +81,8 @@ func loadProgram(listen netip.AddrPort, f transport.Filter, queues int, frags bo
 		p.close()
 		return nil, fmt.Errorf("map mainz_passes: %w", err)
 	}
-	if p.nearMem, err = unix.Mmap(p.near.FD(), 0, nearSlots*16, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED); err != nil {
+	if p.nearMem, err = unix.Mmap(p.near.FD(), 0, nearSlots*16, unix.PROT_READ|unix.PROT_WRITE,
+		unix.MAP_SHARED); err != nil {
 		p.close()
 		return nil, fmt.Errorf("map mainz_near: %w", err)
 	}

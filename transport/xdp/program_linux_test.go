@@ -80,14 +80,17 @@ func TestProgram(t *testing.T) {
 					{"two tags", tagged(tagged(good, ether8021), ether88a8), xdpPass, nothing},
 					{"padded", append(append([]byte(nil), good...), 0, 0, 0, 0), xdpPass, cntNoSocket},
 					{"stranger", wireFrame(stranger, us, "MZ\x01 seven more"), xdpDrop, cntStranger},
-					{"tagged stranger", tagged(wireFrame(stranger, us, "MZ\x01 seven more"), ether8021), xdpDrop, cntStranger},
+					{"tagged stranger", tagged(wireFrame(stranger, us, "MZ\x01 seven more"), ether8021), xdpDrop,
+						cntStranger},
 					{"short", wireFrame(member, us, "MZ\x01 45678"), xdpDrop, cntMalformed},
 					{"empty", wireFrame(member, us, ""), xdpDrop, cntMalformed},
 					{"foreign", wireFrame(member, us, "MZ\x02 seven more"), xdpDrop, cntForeign},
 					{"foreign first byte", wireFrame(member, us, "mZ\x01 seven more"), xdpDrop, cntForeign},
-					{"other port", wireFrame(member, netip.AddrPortFrom(us.Addr(), 4380), "MZ\x01 seven more"), xdpPass, nothing},
+					{"other port", wireFrame(member, netip.AddrPortFrom(us.Addr(), 4380), "MZ\x01 seven more"),
+						xdpPass, nothing},
 					{"other address", wireFrame(member, stranger, "MZ\x01 seven more"), xdpPass, nothing},
-					{"TCP", changed(good, map[bool]int{false: ethLen + 9, true: ethLen + 6}[us.Addr().Is6()], 6), xdpPass, nothing},
+					{"TCP", changed(good, map[bool]int{false: ethLen + 9, true: ethLen + 6}[us.Addr().Is6()], 6),
+						xdpPass, nothing},
 					{"ARP", changed(good, 12, 0x08, 0x06), xdpPass, nothing},
 					{"UDP length 0", changed(good, udp+4, 0, 0), xdpDrop, cntMalformed},
 					{"UDP length beyond IP's", changed(good, udp+4, 0, 200), xdpDrop, cntMalformed},
@@ -134,7 +137,8 @@ func TestProgram(t *testing.T) {
 						}
 					}
 					if p.passed() != passed {
-						t.Errorf("%s: the program says that it passed on %d of ours, want %d", c.name, p.passed(), passed)
+						t.Errorf("%s: the program says that it passed on %d of ours, want %d", c.name, p.passed(),
+							passed)
 					}
 					if after := p.count(); got != c.verdict || after != want {
 						t.Errorf("%s: verdict %d, want %d; counters %v, want %v", c.name, got, c.verdict, after, want)
@@ -161,7 +165,8 @@ func TestMembers(t *testing.T) {
 	}
 	defer p.close()
 	peer := func(i byte) transport.Peer { // 4 and 5 have the same last byte as 2 and 3
-		return transport.Peer{ID: transport.PeerID(i), Addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 1, i / 4, 2 + i%2}), 4379)}
+		return transport.Peer{ID: transport.PeerID(i),
+			Addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 1, i / 4, 2 + i%2}), 4379)}
 	}
 	for _, list := range [][]byte{{2}, {2, 3}, {3, 4}, {}, {2, 3, 4}, {4, 2}, {2}, {4}} {
 		var peers []transport.Peer

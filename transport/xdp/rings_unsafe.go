@@ -124,7 +124,8 @@ func setsockopt(fd, name int, p unsafe.Pointer, n uintptr) error {
 
 func getsockopt(fd, name int, p unsafe.Pointer, n uintptr) error {
 	size := uint32(n)
-	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_XDP, uintptr(name), uintptr(p), uintptr(unsafe.Pointer(&size)), 0)
+	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_XDP, uintptr(name), uintptr(p),
+		uintptr(unsafe.Pointer(&size)), 0)
 	if errno != 0 {
 		return errno
 	}

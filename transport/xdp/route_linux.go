@@ -141,7 +141,8 @@ func (r *routes) nextHop(d device, us, to netip.Addr, known []netlink.Neigh) (ma
 		hop = to.AsSlice()
 	}
 	for _, n := range known {
-		if n.State&usable != 0 && n.IP.Equal(hop) && len(n.HardwareAddr) == len(mac) && !bytes.Equal(n.HardwareAddr, make([]byte, 6)) {
+		if n.State&usable != 0 && n.IP.Equal(hop) && len(n.HardwareAddr) == len(mac) &&
+			!bytes.Equal(n.HardwareAddr, make([]byte, 6)) {
 			copy(mac[:], n.HardwareAddr)
 			return mac, true, false
 		}

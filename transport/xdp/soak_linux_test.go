@@ -96,7 +96,8 @@ func (s *soaker) take(p []byte, _ transport.PeerID) {
 	if len(p) >= 8 {
 		serial = binary.LittleEndian.Uint64(p)
 	}
-	if serial > s.newest+soakWindow || serial+soakWindow < s.newest || !bytes.Equal(p[8:], s.noise[serial%4096:][:len(p)-8]) {
+	if serial > s.newest+soakWindow || serial+soakWindow < s.newest ||
+		!bytes.Equal(p[8:], s.noise[serial%4096:][:len(p)-8]) {
 		s.wrong++
 		return
 	}

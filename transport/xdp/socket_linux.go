@@ -150,7 +150,8 @@ func openUMEM(o socketOptions) (*umem, error) {
 	u.queues = min(o.queues, maxQueues)
 	u.rxFrames = rxFramesOf(o.zeroCopy)
 	size := umemBytes(o.frame, u.queues, o.zeroCopy)
-	mem, err := unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_POPULATE)
+	mem, err := unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE,
+		unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_POPULATE)
 	if err != nil {
 		return nil, fmt.Errorf("map %d MiB of frames: %w", size>>20, err)
 	}
