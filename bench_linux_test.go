@@ -16,7 +16,8 @@ func benchNode(b *testing.B, idle string) *Client {
 		b.Fatal(err)
 	}
 	dir := filepath.Join(base, "v1")
-	d := child(b, "mainzd", "--config", os.DevNull, "--dir", dir, "--size", "64MiB", "--idle", idle, "--log-level", "warn")
+	d := child(b, "mainzd", "--config", os.DevNull, "--dir", dir, "--size", "64MiB", "--idle", idle, "--log-level",
+		"warn")
 	if err := d.Start(); err != nil {
 		b.Fatal(err)
 	}

@@ -94,7 +94,8 @@ func crowd(t *testing.T, clients, each, rounds int, opts []Option) {
 	attached := time.Now()
 	want(t, held.StoreUnlock(make([]byte, 8)), nil)
 	wg.Wait()
-	t.Logf("%d clients in %v, the crowd in %v", clients, attached.Sub(began).Round(time.Millisecond), time.Since(attached).Round(time.Microsecond))
+	t.Logf("%d clients in %v, the crowd in %v", clients, attached.Sub(began).Round(time.Millisecond),
+		time.Since(attached).Round(time.Microsecond))
 	for range clients * each {
 		want(t, <-errs, nil)
 	}

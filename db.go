@@ -302,7 +302,9 @@ func (db *DB) lock(ctx context.Context, key []byte, wait bool) (Record, error) {
 	if wait {
 		m.Timeout = limit(ctx)
 	}
-	p, err := db.c.ring.Call(ctx, &m, func(end *call.Pending) { _ = db.l.Withdraw(n, !end.Abandoned && end.Status == wire.OK) })
+	p, err := db.c.ring.Call(ctx, &m, func(end *call.Pending) {
+		_ = db.l.Withdraw(n, !end.Abandoned && end.Status == wire.OK)
+	})
 	defer db.c.ring.Done(p)
 	if err == nil && p.Status == wire.OK {
 		return db.l.Redeem(n)
@@ -395,13 +397,14 @@ func (db *DB) remove(ctx context.Context, key []byte, p Piece) error {
 	if err := db.l.MarkRemoving(key, p); err != nil {
 		return err
 	}
-	err := db.change(ctx, &wire.Message{Op: wire.ReqRemoveTrigger, Key: key, Piece: opid(p)}, false, func(end *call.Pending) {
-		if end.Abandoned || end.Status != wire.OK && end.Status != wire.NotFound {
-			db.l.KeepPiece(p)
-			return
-		}
-		_ = db.l.DropPiece(p)
-	})
+	err := db.change(ctx, &wire.Message{Op: wire.ReqRemoveTrigger, Key: key, Piece: opid(p)}, false,
+		func(end *call.Pending) {
+			if end.Abandoned || end.Status != wire.OK && end.Status != wire.NotFound {
+				db.l.KeepPiece(p)
+				return
+			}
+			_ = db.l.DropPiece(p)
+		})
 	switch {
 	case err == nil || errors.Is(err, ErrNotFound):
 		return db.l.DropPiece(p)
@@ -415,7 +418,8 @@ func (db *DB) removeMatching(ctx context.Context, cond ConditionID, key, data []
 	if db.l.Mode() != KV {
 		return ErrMode
 	}
-	return db.change(ctx, &wire.Message{Op: wire.ReqRemoveTrigger, Cond: uint32(cond), Key: key, Data: data}, false, nil)
+	return db.change(ctx, &wire.Message{Op: wire.ReqRemoveTrigger, Cond: uint32(cond), Key: key, Data: data}, false,
+		nil)
 }
 
 func (db *DB) put(ctx context.Context, key, data []byte) error {

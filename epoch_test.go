@@ -101,7 +101,8 @@ func TestWatchRecovered(t *testing.T) {
 			break
 		}
 	}
-	if len(seen) < 3 || seen[0] != Armed || seen[len(seen)-1] != Changed || slices.Contains(seen[1:], Armed) || !slices.Contains(seen, Recovered) {
+	if len(seen) < 3 || seen[0] != Armed || seen[len(seen)-1] != Changed || slices.Contains(seen[1:], Armed) ||
+		!slices.Contains(seen, Recovered) {
 		t.Errorf("seen %v", seen)
 	}
 }

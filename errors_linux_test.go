@@ -41,7 +41,8 @@ func TestErrorTexts(t *testing.T) {
 		{"fetch without a key", fetchErr, ErrTooBig, "1 to 1,024 bytes"},
 		{"watch without a key", watch(db, nil), ErrTooBig, "1 to 1,024 bytes"},
 		{"append nothing", pieceErr, ErrTooBig, "at least one byte"},
-		{"store too much", db.Store(minute(t), []byte("k"), make([]byte, 2<<20)), ErrTooBig, "longer than this node takes"},
+		{"store too much", db.Store(minute(t), []byte("k"), make([]byte, 2<<20)), ErrTooBig,
+			"longer than this node takes"},
 		{"unknown condition", condErr, ErrNoCondition, "condition"},
 	} {
 		switch {
@@ -52,8 +53,10 @@ func TestErrorTexts(t *testing.T) {
 		}
 		foreign(t, c.err)
 	}
-	for _, err := range []error{ErrNotFound, ErrLocked, ErrNotLocked, ErrCondition, ErrNoCondition, ErrMode, ErrTooBig, ErrNoSpace, ErrNoHandles, ErrNoSlots, ErrTooManyLocks,
-		ErrNoDatabase, ErrLeaseLost, ErrNotRunning, ErrIncompatible, ErrPermission, ErrCorrupt, ErrClosed, ErrNotSupported, ErrUnknown, ltdb.ErrFull} {
+	for _, err := range []error{ErrNotFound, ErrLocked, ErrNotLocked, ErrCondition, ErrNoCondition, ErrMode,
+		ErrTooBig, ErrNoSpace, ErrNoHandles, ErrNoSlots, ErrTooManyLocks,
+		ErrNoDatabase, ErrLeaseLost, ErrNotRunning, ErrIncompatible, ErrPermission, ErrCorrupt, ErrClosed,
+		ErrNotSupported, ErrUnknown, ltdb.ErrFull} {
 		foreign(t, err)
 	}
 }

@@ -25,7 +25,10 @@ func exampleNode(opts ...mainz.Option) (c *mainz.Client, end func()) {
 	ready, done := make(chan struct{}), make(chan error, 1)
 	node := filepath.Join(dir, "v1")
 	go func() {
-		done <- daemon.Run(ctx, []string{"--config", os.DevNull, "--dir", node, "--size", "32MiB", "--log-level", "error"}, io.Discard, func() { close(ready) })
+		done <- daemon.Run(ctx, []string{"--config", os.DevNull, "--dir", node, "--size", "32MiB", "--log-level",
+			"error"}, io.Discard, func() {
+			close(ready)
+		})
 	}()
 	select {
 	case <-ready:
@@ -272,7 +275,8 @@ func ExampleDB_Handle() {
 }
 
 func ExampleWithCondition() {
-	even := mainz.Condition{ID: 16, Name: "even", Version: 1, Holds: func(rec mainz.Snapshot, _ []byte) bool { return len(rec.Data())%2 == 0 }}
+	even := mainz.Condition{ID: 16, Name: "even", Version: 1,
+		Holds: func(rec mainz.Snapshot, _ []byte) bool { return len(rec.Data())%2 == 0 }}
 	db, end := exampleDB(mainz.KV, mainz.WithCondition(even))
 	defer end()
 	ctx := context.Background()
@@ -366,9 +370,10 @@ func ExampleResupply() {
 	c, end := exampleNode()
 	defer end()
 	ctx := context.Background()
-	db, err := c.Open(ctx, "example", mainz.KV, mainz.Resupply(func(_ context.Context, put func(key, data []byte) error) error {
-		return put([]byte("door"), []byte("open")) // from what the program has kept
-	}))
+	db, err := c.Open(ctx, "example", mainz.KV,
+		mainz.Resupply(func(_ context.Context, put func(key, data []byte) error) error {
+			return put([]byte("door"), []byte("open")) // from what the program has kept
+		}))
 	check(err)
 	v, err := db.Fetch(ctx, []byte("door"))
 	check(err)

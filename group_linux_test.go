@@ -53,7 +53,8 @@ func TestGroup(t *testing.T) {
 	want(t, os.Chmod(base, 0o755), nil)
 	program := testenv.Program(t, "program")
 	dir := filepath.Join(base, "v1")
-	d := child(t, "mainzd", "--config", os.DevNull, "--dir", dir, "--group", fmt.Sprint(group), "--size", "32MiB", "--slots", "8", "--log-level", "warn")
+	d := child(t, "mainzd", "--config", os.DevNull, "--dir", dir, "--group", fmt.Sprint(group), "--size", "32MiB",
+		"--slots", "8", "--log-level", "warn")
 	want(t, d.Start(), nil)
 	defer func() {
 		_ = d.Process.Kill()
@@ -64,7 +65,8 @@ func TestGroup(t *testing.T) {
 	run := func(groups ...uint32) (int, string) {
 		cmd := exec.Command(program, dir)
 		cmd.Env = []string{"MAINZ_TEST_CHILD=attach"}
-		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody, Groups: groups}}
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody,
+			Groups: groups}}
 		out, err := cmd.CombinedOutput()
 		if exit := new(exec.ExitError); err != nil && !errors.As(err, &exit) {
 			t.Fatal(err)

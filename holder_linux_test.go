@@ -26,7 +26,8 @@ func TestLockTimeoutNamesTheHolder(t *testing.T) {
 				t.Fatalf("%s: %v", what, err)
 			}
 			h := l.Holder
-			if l.Database != "locking" || string(l.Key) != "door" || h.PID != uint32(os.Getpid()) || h.Name != "the holder" || h.Slot == 0 || time.Since(h.Attached) > time.Hour {
+			if l.Database != "locking" || string(l.Key) != "door" || h.PID != uint32(os.Getpid()) ||
+				h.Name != "the holder" || h.Slot == 0 || time.Since(h.Attached) > time.Hour {
 				t.Errorf("%s: %+v", what, l)
 			}
 			for _, part := range []string{"door", "locking", "the holder"} {

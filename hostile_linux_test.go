@@ -179,7 +179,8 @@ func (m *member) guard(t *testing.T) (pid int, alive func() error) {
 	end := make(chan error, 1)
 	go func() {
 		lines.Scan()
-		end <- fmt.Errorf("process %d of user %d: %q, %w", cmd.Process.Pid, cmd.SysProcAttr.Credential.Uid, lines.Text(), errors.Join(cmd.Wait(), errSignalled))
+		end <- fmt.Errorf("process %d of user %d: %q, %w", cmd.Process.Pid, cmd.SysProcAttr.Credential.Uid,
+			lines.Text(), errors.Join(cmd.Wait(), errSignalled))
 	}()
 	t.Cleanup(func() {
 		_ = cmd.Process.Kill()
@@ -204,7 +205,8 @@ func TestTortureHostileMember(t *testing.T) {
 	testenv.Need(t, testenv.Linux, testenv.Ramdisk)
 	t.Run("of the same user", func(t *testing.T) {
 		m := &member{program: os.Args[0]}
-		hostileMember(t, m, []*member{{program: os.Args[0], cred: &syscall.Credential{Uid: uint32(os.Getuid()), Gid: uint32(os.Getgid()), NoSetGroups: true}}})
+		hostileMember(t, m, []*member{{program: os.Args[0],
+			cred: &syscall.Credential{Uid: uint32(os.Getuid()), Gid: uint32(os.Getgid()), NoSetGroups: true}}})
 	})
 	// mainzd is root's, as are the honest clients: it could kill anybody.
 	t.Run("of another user", func(t *testing.T) {
@@ -251,7 +253,8 @@ func hostileMember(t *testing.T, m *member, others []*member) {
 		fill(t, d.dir, 300)
 		before := privateKiB(t, cmd.Process.Pid)
 		for round := range 4 {
-			wild := m.command("wild", append([]string{d.dir, fmt.Sprint(seed + uint64(100*bout+round)), "3000"}, pids...)...)
+			wild := m.command("wild", append([]string{d.dir, fmt.Sprint(seed + uint64(100*bout+round)), "3000"},
+				pids...)...)
 			out, err := wild.Output()
 			if err != nil || !strings.HasSuffix(string(out), "done\n") {
 				t.Fatalf("the hostile member: %v %s", err, out)
@@ -339,7 +342,9 @@ func TestForgedDispatcher(t *testing.T) {
 				_ = d.Close()
 			}
 		}
-		until(t, "the word is right again", func() bool { return sl.Live.Load() == live && sl.PID.Load() == uint32(os.Getpid()) })
+		until(t, "the word is right again", func() bool {
+			return sl.Live.Load() == live && sl.PID.Load() == uint32(os.Getpid())
+		})
 		n.end()
 		sl.Live.Store(v)
 		n.start()
@@ -365,7 +370,8 @@ func TestPunchedHoles(t *testing.T) {
 		go func() { ended <- cmd.Wait() }()
 		f, err := os.OpenFile(filepath.Join(d.dir, "segment"), os.O_RDWR, 0)
 		want(t, err, nil)
-		want(t, unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, int64(off), int64(size)), nil)
+		want(t, unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, int64(off),
+			int64(size)), nil)
 		want(t, f.Close(), nil)
 		if area < 0 {
 			select {
@@ -459,7 +465,8 @@ func TestTruncated(t *testing.T) {
 	defer os.RemoveAll(base)
 	d := &killable{t: t, dir: filepath.Join(base, "v1")}
 	var log bytes.Buffer
-	d.cmd = child(t, "mainzd", "--config", os.DevNull, "--dir", d.dir, "--size", "64MiB", "--slots", "32", "--log-level", "warn")
+	d.cmd = child(t, "mainzd", "--config", os.DevNull, "--dir", d.dir, "--size", "64MiB", "--slots", "32",
+		"--log-level", "warn")
 	d.cmd.Stderr = &log
 	want(t, d.cmd.Start(), nil)
 	for {
@@ -470,7 +477,8 @@ func TestTruncated(t *testing.T) {
 	}
 	want(t, os.Truncate(filepath.Join(d.dir, "segment"), 0), nil)
 	_ = waitOrKill(d.cmd, time.Minute)
-	if code := d.cmd.ProcessState.ExitCode(); code <= 0 || !strings.Contains(log.String(), "truncated") || strings.Contains(log.String(), "goroutine ") {
+	if code := d.cmd.ProcessState.ExitCode(); code <= 0 || !strings.Contains(log.String(), "truncated") ||
+		strings.Contains(log.String(), "goroutine ") {
 		t.Errorf("mainzd ended with %d: %s", code, log.String())
 	}
 }

@@ -51,12 +51,15 @@ func TestHostileClient(t *testing.T) {
 			}
 			m.Head = [2]uint64{rnd.Uint64(), rnd.Uint64()}
 			if rnd.IntN(4) > 0 { // for the dispatcher that is there
-				payload := call.AppendRequest(nil, &wire.Message{Op: wire.Op(rnd.IntN(20)), DBID: good.l.ID(), Timeout: rnd.Uint32N(3), Cond: rnd.Uint32N(4),
-					Key: m.Inline[:rnd.IntN(20)], Data: m.Inline[:rnd.IntN(40)], RSN: rnd.Uint64N(2)})
+				payload := call.AppendRequest(nil,
+					&wire.Message{Op: wire.Op(rnd.IntN(20)), DBID: good.l.ID(), Timeout: rnd.Uint32N(3),
+						Cond: rnd.Uint32N(4),
+						Key:  m.Inline[:rnd.IntN(20)], Data: m.Inline[:rnd.IntN(40)], RSN: rnd.Uint64N(2)})
 				for range rnd.IntN(3) {
 					payload[rnd.IntN(min(len(payload), 12))] = byte(rnd.Uint32())
 				}
-				h := call.Head{Kind: call.Kind(rnd.IntN(6)), Call: rnd.Uint32N(4), Total: uint32(len(payload)), Dispatcher: node.Incarnation.Load()}
+				h := call.Head{Kind: call.Kind(rnd.IntN(6)), Call: rnd.Uint32N(4), Total: uint32(len(payload)),
+					Dispatcher: node.Incarnation.Load()}
 				if rnd.IntN(8) == 0 {
 					h.Total = rnd.Uint32N(1 << 25)
 				}

@@ -86,7 +86,8 @@ func checkLinear(ctx context.Context, t *testing.T, dbs []*DB, seed uint64, firs
 		wg.Go(func() {
 			rnd := rand.New(rand.NewPCG(seed, uint64(w)+2))
 			for i := range steps {
-				op := linearOp{kind: []string{"put", "delete", "append", "fetch", "fetch", "swap"}[rnd.IntN(6)], key: first + rnd.IntN(keys), value: fmt.Sprintf("%d.%d", w, i)}
+				op := linearOp{kind: []string{"put", "delete", "append", "fetch", "fetch", "swap"}[rnd.IntN(6)],
+					key: first + rnd.IntN(keys), value: fmt.Sprintf("%d.%d", w, i)}
 				called := time.Since(start)
 				res, err := step(ctx, db, op)
 				returned := time.Since(start)
@@ -95,7 +96,8 @@ func checkLinear(ctx context.Context, t *testing.T, dbs []*DB, seed uint64, firs
 					return
 				}
 				mu.Lock()
-				history = append(history, porcupine.Operation{ClientId: w, Input: op, Call: int64(called), Output: res, Return: int64(returned)})
+				history = append(history, porcupine.Operation{ClientId: w, Input: op, Call: int64(called),
+					Output: res, Return: int64(returned)})
 				mu.Unlock()
 			}
 		})

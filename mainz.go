@@ -193,7 +193,8 @@ func (c *Client) attach(ctx context.Context, dir string) error {
 		return err
 	}
 	if answer.Kind != attach.Welcome || answer.Version != attach.Version {
-		return fmt.Errorf("mainz: %s: the dispatcher speaks version %d, this program %d: %w; upgrade the older one", dir, answer.Version, attach.Version, ErrIncompatible)
+		return fmt.Errorf("mainz: %s: the dispatcher speaks version %d, this program %d: %w; upgrade the older one",
+			dir, answer.Version, attach.Version, ErrIncompatible)
 	}
 	if c.door, err = shm.OpenDoorbell(dir); err != nil {
 		return fmt.Errorf("mainz: %w", err)
@@ -203,7 +204,8 @@ func (c *Client) attach(ctx context.Context, dir string) error {
 			b.Wake()
 		}
 	}
-	if err := c.join(ctx, dir, ltdb.Options{Name: c.opts.name, Conditions: c.opts.conditions, Doorbell: wake, LookEvery: c.opts.lookEvery}); err != nil {
+	if err := c.join(ctx, dir, ltdb.Options{Name: c.opts.name, Conditions: c.opts.conditions, Doorbell: wake,
+		LookEvery: c.opts.lookEvery}); err != nil {
 		return err
 	}
 	seg := c.store.Segment()
@@ -215,7 +217,8 @@ func (c *Client) attach(ctx context.Context, dir string) error {
 		return fmt.Errorf("mainz: %w", err)
 	}
 	generation := uint32(seg.Slot(c.store.Slot()).Generation.Load())
-	if err := c.ask(ctx, &attach.Message{Kind: attach.Joined, Version: attach.Version, Segment: seg.Header().ID, Slot: c.store.Slot(), Generation: generation}, &answer); err != nil {
+	if err := c.ask(ctx, &attach.Message{Kind: attach.Joined, Version: attach.Version, Segment: seg.Header().ID,
+		Slot: c.store.Slot(), Generation: generation}, &answer); err != nil {
 		return err
 	}
 	if c.ring, err = call.Open(seg, c.store.Slot(), c.bell, node.Spin.Load(), c.opts.teller()); err != nil {
@@ -230,8 +233,8 @@ func (c *Client) attach(ctx context.Context, dir string) error {
 const lookEvery = 500 * time.Millisecond
 
 // watchNode ends the calls through the ring with the segment, looks from time to
-// time at what a node has besides, and dials again when the dispatcher has ended. The segment itself is looked at by the guardian
-// of the client's slot.
+// time at what a node has besides, and dials again when the dispatcher has ended. The
+// segment itself is looked at by the guardian of the client's slot.
 func (c *Client) watchNode(seg *shm.Segment, node *call.Node) {
 	defer close(c.watch)
 	t := time.NewTicker(lookEvery)
@@ -341,7 +344,8 @@ func (c *Client) prove(ctx context.Context, conn *attach.Conn) error {
 	}
 	seg := c.store.Segment()
 	generation := uint32(seg.Slot(slot).Generation.Load())
-	if err := conn.Call(ctx, &attach.Message{Kind: attach.Again, Version: attach.Version, Segment: seg.Header().ID, Slot: slot, Generation: generation}, &m); err != nil {
+	if err := conn.Call(ctx, &attach.Message{Kind: attach.Again, Version: attach.Version, Segment: seg.Header().ID,
+		Slot: slot, Generation: generation}, &m); err != nil {
 		return err
 	}
 	if m.Kind != attach.Prove {

@@ -106,15 +106,21 @@ func TestWrongOptions(t *testing.T) {
 	ring := n.attach(ThroughRing()).open(t, "db", KV)
 	pieces := n.attach(ThroughRing()).open(t, "pieces", Pieces)
 	for what, f := range map[string]func() error{
-		"Fetch":             func() error { _, err := ring.Fetch(none, []byte("k")); return err },
-		"FetchBatch":        func() error { _, err := ring.FetchBatch(none, &Batch{Keys: [][]byte{[]byte("k")}}); return err },
-		"no batch":          func() error { _, err := ring.FetchBatch(ctx, nil); return err },
-		"FetchLocked":       func() error { _, err := ring.FetchLocked(none, []byte("k")); return err },
-		"Store":             func() error { return ring.Store(none, []byte("k"), []byte("v")) },
-		"Delete":            func() error { return ring.Delete(none, []byte("k")) },
-		"ConditionalAppend": func() error { _, err := ring.ConditionalAppend(none, Always, []byte("k"), []byte("v")); return err },
-		"RemoveAndTrigger":  func() error { return pieces.RemoveAndTrigger(none, []byte("k"), Piece{}) },
-		"RemoveMatching":    func() error { return ring.RemoveMatching(none, Always, []byte("k"), []byte("v")) },
+		"Fetch": func() error { _, err := ring.Fetch(none, []byte("k")); return err },
+		"FetchBatch": func() error {
+			_, err := ring.FetchBatch(none, &Batch{Keys: [][]byte{[]byte("k")}})
+			return err
+		},
+		"no batch":    func() error { _, err := ring.FetchBatch(ctx, nil); return err },
+		"FetchLocked": func() error { _, err := ring.FetchLocked(none, []byte("k")); return err },
+		"Store":       func() error { return ring.Store(none, []byte("k"), []byte("v")) },
+		"Delete":      func() error { return ring.Delete(none, []byte("k")) },
+		"ConditionalAppend": func() error {
+			_, err := ring.ConditionalAppend(none, Always, []byte("k"), []byte("v"))
+			return err
+		},
+		"RemoveAndTrigger": func() error { return pieces.RemoveAndTrigger(none, []byte("k"), Piece{}) },
+		"RemoveMatching":   func() error { return ring.RemoveMatching(none, Always, []byte("k"), []byte("v")) },
 	} {
 		if p := panicOf(func() {
 			if err := f(); !errors.Is(err, ErrMisuse) {
@@ -168,7 +174,8 @@ func TestCloseWithOpenHandle(t *testing.T) {
 				}
 			})
 			for _, r := range held {
-				for what, err := range map[string]error{"Store": r.Store([]byte("late")), "StoreUnlock": r.StoreUnlock([]byte("late")), "Unlock": r.Unlock()} {
+				for what, err := range map[string]error{"Store": r.Store([]byte("late")),
+					"StoreUnlock": r.StoreUnlock([]byte("late")), "Unlock": r.Unlock()} {
 					if !errors.Is(err, ErrClosed) {
 						t.Errorf("%s after Close: %v", what, err)
 					}

@@ -238,7 +238,8 @@ func TestPieces(t *testing.T) {
 
 // A condition that the client doesn't have: the dispatcher's is asked.
 func TestForeignCondition(t *testing.T) {
-	cond := Condition{ID: 16, Name: "even", Version: 1, Holds: func(rec Snapshot, _ []byte) bool { return len(rec.Data())%2 == 0 }}
+	cond := Condition{ID: 16, Name: "even", Version: 1,
+		Holds: func(rec Snapshot, _ []byte) bool { return len(rec.Data())%2 == 0 }}
 	n := startNode(t, cond)
 	ctx := minute(t)
 	c := n.attach()
@@ -461,7 +462,8 @@ func TestMalformed(t *testing.T) {
 		for _, mode := range []Mode{KV, Pieces} {
 			db := c.open(t, fmt.Sprint("malformed ", mode), mode)
 			good := AppendByteRange(nil, 0, 1, RangeExclusive, [16]byte{1})
-			if _, err := db.ConditionalAppendWait(ctx, ByteRanges, []byte("new"), []byte("x")); !errors.Is(err, ErrMalformed) {
+			if _, err := db.ConditionalAppendWait(ctx, ByteRanges, []byte("new"), []byte("x")); !errors.Is(err,
+				ErrMalformed) {
 				t.Error(mode, err)
 			}
 			if _, err := db.ConditionalAppend(ctx, Always, []byte("there"), []byte("x")); err != nil {

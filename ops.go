@@ -26,14 +26,16 @@ func special[T any](ctx context.Context, db *DB, ring, bypass func() (T, error))
 
 // specialErr is special for operations without a result.
 func specialErr(ctx context.Context, db *DB, ring, bypass func() error) error {
-	_, err := special(ctx, db, func() (struct{}, error) { return struct{}{}, ring() }, func() (struct{}, error) { return struct{}{}, bypass() })
+	_, err := special(ctx, db, func() (struct{}, error) { return struct{}{}, ring() },
+		func() (struct{}, error) { return struct{}{}, bypass() })
 	return err
 }
 
 // Fetch: see Ops.
 func (db *DB) Fetch(ctx context.Context, key []byte) ([]byte, error) {
 	if db.special {
-		return special(ctx, db, func() ([]byte, error) { return db.fetch(ctx, nil, key) }, func() ([]byte, error) { return db.l.Fetch(ctx, key) })
+		return special(ctx, db, func() ([]byte, error) { return db.fetch(ctx, nil, key) },
+			func() ([]byte, error) { return db.l.Fetch(ctx, key) })
 	}
 	v, err := db.l.Fetch(ctx, key)
 	if err != nil && db.ringServes(err) {
@@ -45,7 +47,8 @@ func (db *DB) Fetch(ctx context.Context, key []byte) ([]byte, error) {
 // AppendFetch: see Ops.
 func (db *DB) AppendFetch(ctx context.Context, dst, key []byte) ([]byte, error) {
 	if db.special {
-		return special(ctx, db, func() ([]byte, error) { return db.fetch(ctx, dst, key) }, func() ([]byte, error) { return db.l.AppendFetch(ctx, dst, key) })
+		return special(ctx, db, func() ([]byte, error) { return db.fetch(ctx, dst, key) },
+			func() ([]byte, error) { return db.l.AppendFetch(ctx, dst, key) })
 	}
 	v, err := db.l.AppendFetch(ctx, dst, key)
 	if err != nil && db.ringServes(err) {
@@ -57,7 +60,8 @@ func (db *DB) AppendFetch(ctx context.Context, dst, key []byte) ([]byte, error) 
 // FetchLocked: see Ops.
 func (db *DB) FetchLocked(ctx context.Context, key []byte) (Record, error) {
 	if db.special {
-		return special(ctx, db, func() (Record, error) { return db.lock(ctx, key, true) }, func() (Record, error) { return db.l.FetchLocked(ctx, key) })
+		return special(ctx, db, func() (Record, error) { return db.lock(ctx, key, true) },
+			func() (Record, error) { return db.l.FetchLocked(ctx, key) })
 	}
 	v, err := db.l.FetchLocked(ctx, key)
 	if err != nil && db.ringServes(err) {
@@ -69,7 +73,8 @@ func (db *DB) FetchLocked(ctx context.Context, key []byte) (Record, error) {
 // TryFetchLocked: see Ops.
 func (db *DB) TryFetchLocked(ctx context.Context, key []byte) (Record, error) {
 	if db.special {
-		return special(ctx, db, func() (Record, error) { return db.lock(ctx, key, false) }, func() (Record, error) { return db.l.TryFetchLocked(ctx, key) })
+		return special(ctx, db, func() (Record, error) { return db.lock(ctx, key, false) },
+			func() (Record, error) { return db.l.TryFetchLocked(ctx, key) })
 	}
 	v, err := db.l.TryFetchLocked(ctx, key)
 	if err != nil && db.ringServes(err) {
@@ -81,7 +86,8 @@ func (db *DB) TryFetchLocked(ctx context.Context, key []byte) (Record, error) {
 // Store: see Ops.
 func (db *DB) Store(ctx context.Context, key, data []byte) error {
 	if db.special {
-		return specialErr(ctx, db, func() error { return db.put(ctx, key, data) }, func() error { return db.l.Store(ctx, key, data) })
+		return specialErr(ctx, db, func() error { return db.put(ctx, key, data) },
+			func() error { return db.l.Store(ctx, key, data) })
 	}
 	err := db.l.Store(ctx, key, data)
 	if err != nil && db.ringServes(err) {
@@ -93,7 +99,9 @@ func (db *DB) Store(ctx context.Context, key, data []byte) error {
 // Delete: see Ops.
 func (db *DB) Delete(ctx context.Context, key []byte) error {
 	if db.special {
-		return specialErr(ctx, db, func() error { return db.change(ctx, &wire.Message{Op: wire.ReqDelete, Key: key}, false, nil) }, func() error { return db.l.Delete(ctx, key) })
+		return specialErr(ctx, db, func() error {
+			return db.change(ctx, &wire.Message{Op: wire.ReqDelete, Key: key}, false, nil)
+		}, func() error { return db.l.Delete(ctx, key) })
 	}
 	err := db.l.Delete(ctx, key)
 	if err != nil && db.ringServes(err) {
@@ -105,7 +113,8 @@ func (db *DB) Delete(ctx context.Context, key []byte) error {
 // ConditionalAppend: see Ops.
 func (db *DB) ConditionalAppend(ctx context.Context, cond ConditionID, key, piece []byte) (Piece, error) {
 	if db.special {
-		return special(ctx, db, func() (Piece, error) { return db.append(ctx, cond, key, piece, false) }, func() (Piece, error) { return db.l.ConditionalAppend(ctx, cond, key, piece) })
+		return special(ctx, db, func() (Piece, error) { return db.append(ctx, cond, key, piece, false) },
+			func() (Piece, error) { return db.l.ConditionalAppend(ctx, cond, key, piece) })
 	}
 	v, err := db.l.ConditionalAppend(ctx, cond, key, piece)
 	if err != nil && db.ringServes(err) {
@@ -117,7 +126,8 @@ func (db *DB) ConditionalAppend(ctx context.Context, cond ConditionID, key, piec
 // ConditionalAppendWait: see Ops.
 func (db *DB) ConditionalAppendWait(ctx context.Context, cond ConditionID, key, piece []byte) (Piece, error) {
 	if db.special {
-		return special(ctx, db, func() (Piece, error) { return db.append(ctx, cond, key, piece, true) }, func() (Piece, error) { return db.l.ConditionalAppendWait(ctx, cond, key, piece) })
+		return special(ctx, db, func() (Piece, error) { return db.append(ctx, cond, key, piece, true) },
+			func() (Piece, error) { return db.l.ConditionalAppendWait(ctx, cond, key, piece) })
 	}
 	v, err := db.l.ConditionalAppendWait(ctx, cond, key, piece)
 	if err != nil && db.ringServes(err) {
@@ -129,7 +139,8 @@ func (db *DB) ConditionalAppendWait(ctx context.Context, cond ConditionID, key, 
 // RemoveAndTrigger: see Ops.
 func (db *DB) RemoveAndTrigger(ctx context.Context, key []byte, p Piece) error {
 	if db.special {
-		return specialErr(ctx, db, func() error { return db.remove(ctx, key, p) }, func() error { return db.l.RemoveAndTrigger(ctx, key, p) })
+		return specialErr(ctx, db, func() error { return db.remove(ctx, key, p) },
+			func() error { return db.l.RemoveAndTrigger(ctx, key, p) })
 	}
 	err := db.l.RemoveAndTrigger(ctx, key, p)
 	if err != nil && db.ringServes(err) {
@@ -141,7 +152,8 @@ func (db *DB) RemoveAndTrigger(ctx context.Context, key []byte, p Piece) error {
 // RemoveMatching: see Ops.
 func (db *DB) RemoveMatching(ctx context.Context, cond ConditionID, key, data []byte) error {
 	if db.special {
-		return specialErr(ctx, db, func() error { return db.removeMatching(ctx, cond, key, data) }, func() error { return db.l.RemoveMatching(ctx, cond, key, data) })
+		return specialErr(ctx, db, func() error { return db.removeMatching(ctx, cond, key, data) },
+			func() error { return db.l.RemoveMatching(ctx, cond, key, data) })
 	}
 	err := db.l.RemoveMatching(ctx, cond, key, data)
 	if err != nil && db.ringServes(err) {
@@ -153,7 +165,8 @@ func (db *DB) RemoveMatching(ctx context.Context, cond ConditionID, key, data []
 // FetchBatch: see Ops.
 func (db *DB) FetchBatch(ctx context.Context, b *Batch) (int, error) {
 	if db.special {
-		return special(ctx, db, func() (int, error) { return db.batch(ctx, b) }, func() (int, error) { return db.l.FetchBatch(ctx, b) })
+		return special(ctx, db, func() (int, error) { return db.batch(ctx, b) },
+			func() (int, error) { return db.l.FetchBatch(ctx, b) })
 	}
 	v, err := db.l.FetchBatch(ctx, b)
 	if err != nil && db.ringServes(err) {
@@ -165,7 +178,8 @@ func (db *DB) FetchBatch(ctx context.Context, b *Batch) (int, error) {
 // Fetch: see Ops.
 func (h *Handle) Fetch(ctx context.Context, key []byte) ([]byte, error) {
 	if h.special {
-		return special(ctx, h.db, func() ([]byte, error) { return h.db.fetch(ctx, nil, key) }, func() ([]byte, error) { return h.l.Fetch(ctx, key) })
+		return special(ctx, h.db, func() ([]byte, error) { return h.db.fetch(ctx, nil, key) },
+			func() ([]byte, error) { return h.l.Fetch(ctx, key) })
 	}
 	v, err := h.l.Fetch(ctx, key)
 	if err != nil && h.db.ringServes(err) {
@@ -188,7 +202,8 @@ func (h *Handle) AppendFetch(ctx context.Context, dst, key []byte) ([]byte, erro
 
 func (h *Handle) quickMissed(ctx context.Context, dst, key []byte, why int) ([]byte, error) {
 	if h.special {
-		return special(ctx, h.db, func() ([]byte, error) { return h.db.fetch(ctx, dst, key) }, func() ([]byte, error) { return h.l.AppendFetch(ctx, dst, key) })
+		return special(ctx, h.db, func() ([]byte, error) { return h.db.fetch(ctx, dst, key) },
+			func() ([]byte, error) { return h.l.AppendFetch(ctx, dst, key) })
 	}
 	v, err := h.l.QuickMissed(ctx, dst, key, why)
 	if err != nil && h.db.ringServes(err) {
@@ -200,7 +215,8 @@ func (h *Handle) quickMissed(ctx context.Context, dst, key []byte, why int) ([]b
 // FetchLocked: see Ops.
 func (h *Handle) FetchLocked(ctx context.Context, key []byte) (Record, error) {
 	if h.special {
-		return special(ctx, h.db, func() (Record, error) { return h.lock(ctx, key, true) }, func() (Record, error) { return h.l.FetchLocked(ctx, key) })
+		return special(ctx, h.db, func() (Record, error) { return h.lock(ctx, key, true) },
+			func() (Record, error) { return h.l.FetchLocked(ctx, key) })
 	}
 	v, err := h.l.FetchLocked(ctx, key)
 	if err != nil && h.db.ringServes(err) {
@@ -212,7 +228,8 @@ func (h *Handle) FetchLocked(ctx context.Context, key []byte) (Record, error) {
 // TryFetchLocked: see Ops.
 func (h *Handle) TryFetchLocked(ctx context.Context, key []byte) (Record, error) {
 	if h.special {
-		return special(ctx, h.db, func() (Record, error) { return h.lock(ctx, key, false) }, func() (Record, error) { return h.l.TryFetchLocked(ctx, key) })
+		return special(ctx, h.db, func() (Record, error) { return h.lock(ctx, key, false) },
+			func() (Record, error) { return h.l.TryFetchLocked(ctx, key) })
 	}
 	v, err := h.l.TryFetchLocked(ctx, key)
 	if err != nil && h.db.ringServes(err) {
@@ -224,7 +241,8 @@ func (h *Handle) TryFetchLocked(ctx context.Context, key []byte) (Record, error)
 // Store: see Ops.
 func (h *Handle) Store(ctx context.Context, key, data []byte) error {
 	if h.special {
-		return specialErr(ctx, h.db, func() error { return h.db.put(ctx, key, data) }, func() error { return h.l.Store(ctx, key, data) })
+		return specialErr(ctx, h.db, func() error { return h.db.put(ctx, key, data) },
+			func() error { return h.l.Store(ctx, key, data) })
 	}
 	err := h.l.Store(ctx, key, data)
 	if err != nil && h.db.ringServes(err) {
@@ -236,7 +254,9 @@ func (h *Handle) Store(ctx context.Context, key, data []byte) error {
 // Delete: see Ops.
 func (h *Handle) Delete(ctx context.Context, key []byte) error {
 	if h.special {
-		return specialErr(ctx, h.db, func() error { return h.db.change(ctx, &wire.Message{Op: wire.ReqDelete, Key: key}, false, nil) }, func() error { return h.l.Delete(ctx, key) })
+		return specialErr(ctx, h.db, func() error {
+			return h.db.change(ctx, &wire.Message{Op: wire.ReqDelete, Key: key}, false, nil)
+		}, func() error { return h.l.Delete(ctx, key) })
 	}
 	err := h.l.Delete(ctx, key)
 	if err != nil && h.db.ringServes(err) {
@@ -248,7 +268,8 @@ func (h *Handle) Delete(ctx context.Context, key []byte) error {
 // ConditionalAppend: see Ops.
 func (h *Handle) ConditionalAppend(ctx context.Context, cond ConditionID, key, piece []byte) (Piece, error) {
 	if h.special {
-		return special(ctx, h.db, func() (Piece, error) { return h.db.append(ctx, cond, key, piece, false) }, func() (Piece, error) { return h.l.ConditionalAppend(ctx, cond, key, piece) })
+		return special(ctx, h.db, func() (Piece, error) { return h.db.append(ctx, cond, key, piece, false) },
+			func() (Piece, error) { return h.l.ConditionalAppend(ctx, cond, key, piece) })
 	}
 	v, err := h.l.ConditionalAppend(ctx, cond, key, piece)
 	if err != nil && h.db.ringServes(err) {
@@ -260,7 +281,8 @@ func (h *Handle) ConditionalAppend(ctx context.Context, cond ConditionID, key, p
 // ConditionalAppendWait: see Ops.
 func (h *Handle) ConditionalAppendWait(ctx context.Context, cond ConditionID, key, piece []byte) (Piece, error) {
 	if h.special {
-		return special(ctx, h.db, func() (Piece, error) { return h.db.append(ctx, cond, key, piece, true) }, func() (Piece, error) { return h.l.ConditionalAppendWait(ctx, cond, key, piece) })
+		return special(ctx, h.db, func() (Piece, error) { return h.db.append(ctx, cond, key, piece, true) },
+			func() (Piece, error) { return h.l.ConditionalAppendWait(ctx, cond, key, piece) })
 	}
 	v, err := h.l.ConditionalAppendWait(ctx, cond, key, piece)
 	if err != nil && h.db.ringServes(err) {
@@ -272,7 +294,8 @@ func (h *Handle) ConditionalAppendWait(ctx context.Context, cond ConditionID, ke
 // RemoveAndTrigger: see Ops.
 func (h *Handle) RemoveAndTrigger(ctx context.Context, key []byte, p Piece) error {
 	if h.special {
-		return specialErr(ctx, h.db, func() error { return h.db.remove(ctx, key, p) }, func() error { return h.l.RemoveAndTrigger(ctx, key, p) })
+		return specialErr(ctx, h.db, func() error { return h.db.remove(ctx, key, p) },
+			func() error { return h.l.RemoveAndTrigger(ctx, key, p) })
 	}
 	err := h.l.RemoveAndTrigger(ctx, key, p)
 	if err != nil && h.db.ringServes(err) {
@@ -284,7 +307,8 @@ func (h *Handle) RemoveAndTrigger(ctx context.Context, key []byte, p Piece) erro
 // RemoveMatching: see Ops.
 func (h *Handle) RemoveMatching(ctx context.Context, cond ConditionID, key, data []byte) error {
 	if h.special {
-		return specialErr(ctx, h.db, func() error { return h.db.removeMatching(ctx, cond, key, data) }, func() error { return h.l.RemoveMatching(ctx, cond, key, data) })
+		return specialErr(ctx, h.db, func() error { return h.db.removeMatching(ctx, cond, key, data) },
+			func() error { return h.l.RemoveMatching(ctx, cond, key, data) })
 	}
 	err := h.l.RemoveMatching(ctx, cond, key, data)
 	if err != nil && h.db.ringServes(err) {
@@ -296,7 +320,8 @@ func (h *Handle) RemoveMatching(ctx context.Context, cond ConditionID, key, data
 // FetchBatch: see Ops.
 func (h *Handle) FetchBatch(ctx context.Context, b *Batch) (int, error) {
 	if h.special {
-		return special(ctx, h.db, func() (int, error) { return h.db.batch(ctx, b) }, func() (int, error) { return h.l.FetchBatch(ctx, b) })
+		return special(ctx, h.db, func() (int, error) { return h.db.batch(ctx, b) },
+			func() (int, error) { return h.l.FetchBatch(ctx, b) })
 	}
 	v, err := h.l.FetchBatch(ctx, b)
 	if err != nil && h.db.ringServes(err) {

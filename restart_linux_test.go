@@ -45,7 +45,8 @@ func sized(b *testing.B, size string) *killable {
 
 func (d *killable) boot(b *testing.B, size string) {
 	b.Helper()
-	d.cmd = child(b, "mainzd", "--config", os.DevNull, "--dir", d.dir, "--size", size, "--slots", "32", "--log-level", "warn")
+	d.cmd = child(b, "mainzd", "--config", os.DevNull, "--dir", d.dir, "--size", size, "--slots", "32", "--log-level",
+		"warn")
 	if err := d.cmd.Start(); err != nil {
 		b.Fatal(err)
 	}

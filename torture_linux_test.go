@@ -256,7 +256,8 @@ func torture(t *testing.T, whom string) {
 			defer wg.Done()
 			rnd := rand.New(rand.NewPCG(seed, uint64(w)+1))
 			for i := 0; !stop.Load(); i++ {
-				if _, err := logs.ConditionalAppend(ctx, Always, fmt.Append(nil, "log", w), fmt.Append(nil, i, ",")); err != nil {
+				if _, err := logs.ConditionalAppend(ctx, Always, fmt.Append(nil, "log", w),
+					fmt.Append(nil, i, ",")); err != nil {
 					t.Errorf("append: %v", err)
 					return
 				}
@@ -301,7 +302,8 @@ func torture(t *testing.T, whom string) {
 		for ; !stop.Load() && !t.Failed(); rounds++ {
 			checkLinear(ctx, t, []*DB{ringed, bypass, ringed, bypass}, seed+uint64(rounds), 2*rounds, 2, 40)
 			for k := range 2 {
-				if err := ringed.Delete(ctx, fmt.Append(nil, "key", 2*rounds+k)); err != nil && !errors.Is(err, ErrNotFound) {
+				if err := ringed.Delete(ctx, fmt.Append(nil, "key", 2*rounds+k)); err != nil &&
+					!errors.Is(err, ErrNotFound) {
 					t.Errorf("round %d: delete: %v", rounds, err)
 				}
 			}
@@ -323,7 +325,8 @@ func torture(t *testing.T, whom string) {
 		defer unwatch()
 		for !stop.Load() && !t.Failed() {
 			changed++
-			if err := changes.Store(ctx, []byte("watched"), binary.LittleEndian.AppendUint64(nil, changed)); err != nil {
+			if err := changes.Store(ctx, []byte("watched"),
+				binary.LittleEndian.AppendUint64(nil, changed)); err != nil {
 				t.Errorf("change: %v", err)
 				return
 			}
@@ -453,7 +456,8 @@ func torture(t *testing.T, whom string) {
 	if !rep.OK() {
 		t.Errorf("check: %+v", rep)
 	}
-	t.Logf("%d kills, appends %v, counters %v, %d rounds of operations that have an order, %d changes watched", n, acked, last, rounds, changed)
+	t.Logf("%d kills, appends %v, counters %v, %d rounds of operations that have an order, %d changes watched", n,
+		acked, last, rounds, changed)
 }
 
 // Client and dispatcher need not be in one PID namespace.

@@ -41,7 +41,8 @@ type Config struct {
 }
 
 func defaults() Config {
-	return Config{Dir: "/dev/shm/mainz/default/0/v1", Cluster: "default", Size: "256MiB", Slots: 256, MaxValue: "1MiB", Databases: 16,
+	return Config{Dir: "/dev/shm/mainz/default/0/v1", Cluster: "default", Size: "256MiB", Slots: 256,
+		MaxValue: "1MiB", Databases: 16,
 		HugePages: "auto", Idle: "adaptive", Stall: "10s", LogLevel: "info", LogFormat: "text"}
 }
 
@@ -84,16 +85,23 @@ func number(name, help string, at func(c *Config) *int) field {
 var fields = []field{
 	text("dir", "`directory` of the node, on a ramdisk", func(c *Config) *string { return &c.Dir }),
 	text("cluster", "`name` of the cluster", func(c *Config) *string { return &c.Cluster }),
-	text("group", "`group` whose members may attach; empty: the daemon's own", func(c *Config) *string { return &c.Group }),
+	text("group", "`group` whose members may attach; empty: the daemon's own",
+		func(c *Config) *string { return &c.Group }),
 	text("size", "`size` of a new segment", func(c *Config) *string { return &c.Size }),
 	number("slots", "`number` of clients at a time, for a new segment", func(c *Config) *int { return &c.Slots }),
 	text("max_value", "longest value, a `size`, for a new segment", func(c *Config) *string { return &c.MaxValue }),
-	number("databases", "`number` of databases at most, for a new segment", func(c *Config) *int { return &c.Databases }),
-	text("huge_pages", "pages of 2 MiB for a new segment: `auto`, never or require", func(c *Config) *string { return &c.HugePages }),
-	text("idle", "what to do when there is nothing to do: busy, `adaptive` or sleep", func(c *Config) *string { return &c.Idle }),
-	text("stall_limit", "for how long a client may be stopped in the middle of a call before it is killed, a `time`; 0: for ever, as when debugging", func(c *Config) *string { return &c.Stall }),
+	number("databases", "`number` of databases at most, for a new segment",
+		func(c *Config) *int { return &c.Databases }),
+	text("huge_pages", "pages of 2 MiB for a new segment: `auto`, never or require",
+		func(c *Config) *string { return &c.HugePages }),
+	text("idle", "what to do when there is nothing to do: busy, `adaptive` or sleep",
+		func(c *Config) *string { return &c.Idle }),
+	text("stall_limit", "for how long a client may be stopped in the middle of a call before it is killed, a `time`; 0: for ever, as when debugging", func(c *Config) *string {
+		return &c.Stall
+	}),
 	text("log_level", "`level`: debug, info, warn or error", func(c *Config) *string { return &c.LogLevel }),
-	text("log_format", "`format` of the log on standard error: text or json", func(c *Config) *string { return &c.LogFormat }),
+	text("log_format", "`format` of the log on standard error: text or json",
+		func(c *Config) *string { return &c.LogFormat }),
 }
 
 func (f *field) flagName() string { return strings.ReplaceAll(f.name, "_", "-") }
@@ -117,10 +125,11 @@ func (f *flags) add(to *pflag.FlagSet) {
 	was := defaults()
 	for i := range fields {
 		set := &fields[i]
-		to.Func(set.flagName(), set.help+" (default "+strconv.Quote(set.get(&was))+", or $"+set.variable()+")", func(v string) error {
-			f.given[set.name] = v
-			return nil
-		})
+		to.Func(set.flagName(), set.help+" (default "+strconv.Quote(set.get(&was))+", or $"+set.variable()+")",
+			func(v string) error {
+				f.given[set.name] = v
+				return nil
+			})
 	}
 	to.StringVar(&f.file, "config", "", "TOML `file`; default "+DefaultConfig+" if that is there")
 	to.BoolVar(&f.wipe, "wipe", false, "start from an empty segment")
@@ -343,7 +352,8 @@ func (p *parsed) settings() []Setting {
 		if source == "" {
 			source = "default"
 		}
-		all = append(all, Setting{Name: f.name, Value: f.get(&p.Config), Source: source, Help: strings.ReplaceAll(f.help, "`", "")})
+		all = append(all, Setting{Name: f.name, Value: f.get(&p.Config), Source: source,
+			Help: strings.ReplaceAll(f.help, "`", "")})
 	}
 	return all
 }

@@ -26,7 +26,8 @@ func TestSources(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := map[string]string{"size": "1GiB " + file, "idle": "sleep MAINZ_IDLE", "slots": "9 --slots", "databases": "16 default"}
+	want := map[string]string{"size": "1GiB " + file, "idle": "sleep MAINZ_IDLE", "slots": "9 --slots",
+		"databases": "16 default"}
 	for _, s := range p.settings() {
 		if w := want[s.Name]; w != "" && w != s.Value+" "+s.Source {
 			t.Errorf("%s is %s from %s, not %s", s.Name, s.Value, s.Source, w)

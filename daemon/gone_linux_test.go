@@ -47,7 +47,8 @@ func TestNotInForce(t *testing.T) {
 	}
 	q := p.again(log, args...)
 	q.until("it does not open", func() bool { return has("node is open") == 2 })
-	for _, words := range []string{"setting=size configured=32MiB in_force=16MiB", "setting=slots configured=20 in_force=16"} {
+	for _, words := range []string{"setting=size configured=32MiB in_force=16MiB",
+		"setting=slots configured=20 in_force=16"} {
 		if has(words) != 1 {
 			t.Errorf("the log does not say %q", words)
 		}

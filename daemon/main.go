@@ -96,8 +96,10 @@ func (d *daemon) serve(ctx context.Context, p *parsed, to *sink, ready func()) e
 		return err
 	}
 	opening, cancel := context.WithTimeout(ctx, openLimit)
-	n, err := dispatcher.Open(opening, dispatcher.Options{Dir: p.Dir, Idle: idle, Log: log, StallLimit: stall, Alive: m.alive, AliveEvery: m.every,
-		Store: ltdb.Options{Create: true, Wipe: p.wipe, Config: cfg, Name: "mainzd", Conditions: d.conditions, Log: log}})
+	n, err := dispatcher.Open(opening, dispatcher.Options{Dir: p.Dir, Idle: idle, Log: log, StallLimit: stall,
+		Alive: m.alive, AliveEvery: m.every,
+		Store: ltdb.Options{Create: true, Wipe: p.wipe, Config: cfg, Name: "mainzd", Conditions: d.conditions,
+			Log: log}})
 	cancel()
 	if err != nil {
 		return err
@@ -152,7 +154,8 @@ func (p *parsed) reload(log *slog.Logger, level *slog.LevelVar) {
 	p.LogLevel, p.source["log_level"] = now.LogLevel, now.source["log_level"]
 	for i := range fields {
 		if f := &fields[i]; f.get(&now.Config) != f.get(&p.Config) {
-			log.Warn("a changed setting needs a restart", "setting", f.name, "value", f.get(&p.Config), "configured", f.get(&now.Config))
+			log.Warn("a changed setting needs a restart", "setting", f.name, "value", f.get(&p.Config), "configured",
+				f.get(&now.Config))
 		}
 	}
 }

@@ -32,7 +32,10 @@ import (
 func TestMain(m *testing.M) {
 	if os.Getenv("MAINZD_TEST") != "" {
 		// A condition function that never returns hangs the loop, as a bug would.
-		opts := []Option{WithVersion("v1.2.3"), WithCondition(ltdb.Condition{ID: hangs, Name: "hangs", Version: 1, Holds: func(ltdb.Snapshot, []byte) bool { select {} }})}
+		opts := []Option{WithVersion("v1.2.3"),
+			WithCondition(ltdb.Condition{ID: hangs, Name: "hangs", Version: 1, Holds: func(ltdb.Snapshot, []byte) bool {
+				select {}
+			}})}
 		if os.Getenv("MAINZD_TEST") == "command" {
 			within(opts)
 		}
@@ -254,7 +257,8 @@ func TestHangUpReadsTheConfiguration(t *testing.T) {
 	p.served()
 	write("log_level = \"debug\"\ncluster = \"b\"\n")
 	p.signal(syscall.SIGHUP)
-	p.until("it does not read the configuration", func() bool { return has("needs a restart") == 1 && has("setting=cluster") == 1 })
+	p.until("it does not read the configuration",
+		func() bool { return has("needs a restart") == 1 && has("setting=cluster") == 1 })
 	if n := has("client attached"); n != 0 {
 		t.Errorf("%d lines of level debug before", n)
 	}
@@ -559,7 +563,8 @@ func TestSocketFlood(t *testing.T) {
 					return
 				}
 				if unix.Connect(fd, &unix.SockaddrUnix{Name: filepath.Join(p.dir, attach.SocketName)}) == nil && i > 0 {
-					_ = unix.Sendto(fd, bytes.Repeat([]byte{byte(n)}, 1+n*37%20000), unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT, nil)
+					_ = unix.Sendto(fd, bytes.Repeat([]byte{byte(n)}, 1+n*37%20000),
+						unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT, nil)
 				}
 				_ = unix.Close(fd)
 			}

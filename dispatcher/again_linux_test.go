@@ -149,7 +149,8 @@ func TestDialsAgain(t *testing.T) {
 		words, locks, other bool
 		want                error
 	}{
-		{false, true, false, attach.ErrRefused}, {true, false, false, attach.ErrPermission}, {true, true, false, attach.ErrPermission},
+		{false, true, false, attach.ErrRefused}, {true, false, false, attach.ErrPermission},
+		{true, true, false, attach.ErrPermission},
 		{true, false, true, attach.ErrRefused}, // of a segment that was replaced
 	} {
 		if lie.words {
@@ -215,7 +216,8 @@ func pretend(ctx context.Context, d *Dispatcher, id [16]byte, as *client, locks 
 	if err := conn.Call(ctx, &attach.Message{Kind: attach.Hello, Version: attach.Version}, &m); err != nil {
 		return err
 	}
-	if err := conn.Call(ctx, &attach.Message{Kind: attach.Again, Segment: id, Slot: as.slot, Generation: as.generation}, &m); err != nil {
+	if err := conn.Call(ctx, &attach.Message{Kind: attach.Again, Segment: id, Slot: as.slot,
+		Generation: as.generation}, &m); err != nil {
 		return err
 	}
 	if locks {
@@ -278,7 +280,8 @@ func TestUnproven(t *testing.T) {
 	sl.PID.Store(uint32(os.Getpid()))
 	sl.Start.Store(d.seg.Slot(shm.DispatcherSlot).Start.Load())
 	sl.Live.Store(1<<31 | 1<<30) // as the kernel marks a death; its robust list no more finds itself
-	d.turnUntil(ctx, t, "it is not named while it lives", func() bool { return d.node.Unproven[0].Load()>>40 == uint64(slot) })
+	d.turnUntil(ctx, t, "it is not named while it lives",
+		func() bool { return d.node.Unproven[0].Load()>>40 == uint64(slot) })
 	_ = who.Process.Kill()
 	_ = who.Wait()
 	if err := <-locked; err != nil {
@@ -289,14 +292,17 @@ func TestUnproven(t *testing.T) {
 		d.scanAt = 0
 		d.turn()
 	}
-	if w := d.node.Unproven[0].Load(); w>>40 != uint64(slot) || time.Since(time.Unix(int64(w&(1<<40-1)), 0)) > time.Minute {
+	if w := d.node.Unproven[0].Load(); w>>40 != uint64(slot) ||
+		time.Since(time.Unix(int64(w&(1<<40-1)), 0)) > time.Minute {
 		t.Errorf("the word for status is %#x", w)
 	}
-	if n := strings.Count(log.String(), "is marked dead"); n != 1 || !strings.Contains(log.String(), fmt.Sprint(d.seg.LockPlace(slot))) {
+	if n := strings.Count(log.String(), "is marked dead"); n != 1 ||
+		!strings.Contains(log.String(), fmt.Sprint(d.seg.LockPlace(slot))) {
 		t.Errorf("the log says so %d times:\n%s", n, &log)
 	}
 	if err := f.Close(); err != nil {
 		t.Fatal(err)
 	}
-	d.turnUntil(ctx, t, "it is named for ever", func() bool { return d.node.Unproven[0].Load() == 0 && len(d.clients) == 0 })
+	d.turnUntil(ctx, t, "it is named for ever",
+		func() bool { return d.node.Unproven[0].Load() == 0 && len(d.clients) == 0 })
 }

@@ -53,7 +53,8 @@ func (c *calls) begin(cl *client, id uint32) *state {
 		c.states = append(c.states, nil)
 	}
 	c.turns++
-	*st = state{client: cl, id: id, cookie: uint64(c.turns)<<32 | uint64(at) + 1, line: -1, request: st.request[:0], reply: st.reply[:0], kind: call.Reply}
+	*st = state{client: cl, id: id, cookie: uint64(c.turns)<<32 | uint64(at) + 1, line: -1, request: st.request[:0],
+		reply: st.reply[:0], kind: call.Reply}
 	c.states[at] = st
 	return st
 }

@@ -162,7 +162,8 @@ func (d *Dispatcher) cell(c *client, m *ring.Message) {
 func (d *Dispatcher) requestCell(c *client, h *call.Head, part []byte) {
 	st := c.byID[h.Call]
 	if h.Offset == 0 {
-		if st != nil || len(c.byID) >= call.MaxCalls || h.Total > uint32(d.maxRequest) || c.bytes+int(h.Total) > maxBytes {
+		if st != nil || len(c.byID) >= call.MaxCalls || h.Total > uint32(d.maxRequest) ||
+			c.bytes+int(h.Total) > maxBytes {
 			d.breakOff(c, errGarbage)
 			return
 		}
@@ -276,7 +277,8 @@ func (d *Dispatcher) pump(c *client) (did bool) {
 				return did
 			}
 			did = true
-			h := call.Head{Kind: st.kind, Call: st.id, Total: uint32(len(st.reply)), Offset: st.given, Dispatcher: d.incarnation, Status: st.status, Why: st.why}
+			h := call.Head{Kind: st.kind, Call: st.id, Total: uint32(len(st.reply)), Offset: st.given,
+				Dispatcher: d.incarnation, Status: st.status, Why: st.why}
 			n := h.Put(&m, st.reply)
 			claim.Commit(&m)
 			if st.given += uint32(n); st.given == uint32(len(st.reply)) {

@@ -81,7 +81,8 @@ func (d *Dispatcher) guarded(f func() error) (err error) {
 		if !ok {
 			panic(p)
 		}
-		err = fmt.Errorf("dispatcher: %s: a page of the segment can't be had (%w): %w", d.opts.Dir, fault, shm.ErrCorrupt)
+		err = fmt.Errorf("dispatcher: %s: a page of the segment can't be had (%w): %w", d.opts.Dir, fault,
+			shm.ErrCorrupt)
 		if d.seg != nil {
 			if why := d.seg.Look(); why != nil {
 				err = fmt.Errorf("dispatcher: %s: %w", d.opts.Dir, why)

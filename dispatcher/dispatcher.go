@@ -171,7 +171,8 @@ func (d *Dispatcher) open(ctx context.Context) (err error) {
 	// and Pass.) Locks and flags of that dispatcher are released by the loop.
 	warm := d.node.Magic.Load() == call.Magic
 	d.calls.settle(d.store, func(slot, generation uint32) bool {
-		return slot >= 1 && slot <= d.seg.Slots() && d.node.Attached[slot].Load() == generation && d.store.alive(slot, generation)
+		return slot >= 1 && slot <= d.seg.Slots() && d.node.Attached[slot].Load() == generation &&
+			d.store.alive(slot, generation)
 	})
 	d.load(warm)
 	d.core = protocol.New(d.readClock(), protocol.Config{
@@ -218,7 +219,8 @@ func (d *Dispatcher) open(ctx context.Context) (err error) {
 			time.Sleep(100 * time.Microsecond)
 		}
 	}
-	d.log.Info("node is open", "dir", d.opts.Dir, "warm", warm, "clients", len(d.clients), "epoch", uint64(d.gate.Epoch))
+	d.log.Info("node is open", "dir", d.opts.Dir, "warm", warm, "clients", len(d.clients), "epoch",
+		uint64(d.gate.Epoch))
 	return nil
 }
 
@@ -253,7 +255,8 @@ func (d *Dispatcher) load(warm bool) {
 	s.Memory = wire.MemoryFull
 	s.Life = d.seg.Gate().Life.Load()
 	if warm {
-		s.Promised, s.Taken, s.Opened = protocol.Epoch(d.node.Promised.Load()), protocol.Epoch(d.node.Taken.Load()), protocol.Epoch(d.node.Opened.Load())
+		s.Promised, s.Taken, s.Opened = protocol.Epoch(d.node.Promised.Load()), protocol.Epoch(d.node.Taken.Load()),
+			protocol.Epoch(d.node.Opened.Load())
 		s.HighVNN = protocol.VNN(d.node.HighVNN.Load())
 	}
 	// A node that is alone can take any epoch: what can't be one is left out.
@@ -288,7 +291,8 @@ func (d *Dispatcher) save() {
 	for _, v := range []struct {
 		w *shm.Word64
 		x uint64
-	}{{&n.Promised, uint64(s.Promised)}, {&n.Taken, uint64(s.Taken)}, {&n.Opened, uint64(s.Opened)}, {&n.Life, s.Life}, {&n.HighVNN, uint64(s.HighVNN)}} {
+	}{{&n.Promised, uint64(s.Promised)}, {&n.Taken, uint64(s.Taken)}, {&n.Opened, uint64(s.Opened)},
+		{&n.Life, s.Life}, {&n.HighVNN, uint64(s.HighVNN)}} {
 		if v.w.Load() != v.x {
 			v.w.Store(v.x)
 		}
@@ -446,7 +450,8 @@ func (d *Dispatcher) perform() {
 	for i := range e.Events {
 		v := &e.Events[i]
 		for _, c := range d.clients {
-			d.say(c, call.Opened, 0, call.AppendOpened(nil, uint64(v.Epoch), uint64(v.Members), uint64(v.Joined), uint64(v.Left), v.Kept))
+			d.say(c, call.Opened, 0, call.AppendOpened(nil, uint64(v.Epoch), uint64(v.Members), uint64(v.Joined),
+				uint64(v.Left), v.Kept))
 		}
 	}
 	for i := range e.Replies {

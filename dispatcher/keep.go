@@ -76,7 +76,8 @@ func (d *Dispatcher) again(name string, f func() (made bool, err error)) {
 			d.lacks = map[string]bool{}
 		}
 		d.lacks[name] = true
-		d.log.Error("a file of the node is gone and can't be made again; put it right, or restart mainzd", "file", name, "dir", d.opts.Dir, "error", err)
+		d.log.Error("a file of the node is gone and can't be made again; put it right, or restart mainzd", "file",
+			name, "dir", d.opts.Dir, "error", err)
 	case err == nil && made:
 		d.log.Warn("a file of the node was deleted or replaced; it was made again", "file", name, "dir", d.opts.Dir)
 	}

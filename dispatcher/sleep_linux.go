@@ -20,7 +20,8 @@ type pollSet struct {
 func (p *pollSet) fill(d *Dispatcher) {
 	if p.stale || len(p.fds) == 0 {
 		p.stale = false
-		p.fds = append(p.fds[:0], unix.PollFd{Fd: int32(d.door.FD()), Events: unix.POLLIN}, unix.PollFd{Events: unix.POLLIN})
+		p.fds = append(p.fds[:0], unix.PollFd{Fd: int32(d.door.FD()), Events: unix.POLLIN},
+			unix.PollFd{Events: unix.POLLIN})
 		p.conns = append(p.conns[:0], d.conns...)
 		for _, q := range d.conns {
 			p.fds = append(p.fds, unix.PollFd{Fd: int32(q.FD()), Events: unix.POLLIN})

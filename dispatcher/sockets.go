@@ -177,20 +177,25 @@ func (d *Dispatcher) talk(p *conn, m *attach.Message) error {
 
 func (d *Dispatcher) hello(p *conn, m *attach.Message) error {
 	if m.Version != attach.Version {
-		return p.Refuse(attach.CodeIncompatible, fmt.Sprintf("the dispatcher speaks version %d, the client %d; upgrade the older one", attach.Version, m.Version))
+		return p.Refuse(attach.CodeIncompatible,
+			fmt.Sprintf("the dispatcher speaks version %d, the client %d; upgrade the older one", attach.Version,
+				m.Version))
 	}
 	known, err := d.keeper.Store().Conditions()
 	if err != nil && !errors.Is(err, shm.ErrCorrupt) {
 		return err
 	}
-	w := attach.Message{Kind: attach.Welcome, Version: attach.Version, Name: d.seg.Header().Cluster(), PNN: d.seg.Header().PNN}
+	w := attach.Message{Kind: attach.Welcome, Version: attach.Version, Name: d.seg.Header().Cluster(),
+		PNN: d.seg.Header().PNN}
 	for _, c := range known {
 		w.Conditions = append(w.Conditions, attach.Condition{ID: uint32(c.ID), Version: c.Version, Name: c.Name})
 	}
 	for _, c := range m.Conditions {
-		if i := slices.IndexFunc(w.Conditions, func(k attach.Condition) bool { return k.ID == c.ID }); i >= 0 && w.Conditions[i] != c {
+		if i := slices.IndexFunc(w.Conditions, func(k attach.Condition) bool { return k.ID == c.ID }); i >= 0 &&
+			w.Conditions[i] != c {
 			k := w.Conditions[i]
-			return p.Refuse(attach.CodeIncompatible, fmt.Sprintf("condition %d is %q version %d at this node and %q version %d at the client; use one version everywhere", c.ID, k.Name, k.Version, c.Name, c.Version))
+			return p.Refuse(attach.CodeIncompatible,
+				fmt.Sprintf("condition %d is %q version %d at this node and %q version %d at the client; use one version everywhere", c.ID, k.Name, k.Version, c.Name, c.Version))
 		}
 	}
 	p.greeted = true
@@ -202,11 +207,13 @@ func (d *Dispatcher) joined(p *conn, m *attach.Message) error {
 		return p.Refuse(attach.CodeOther, err.Error())
 	}
 	if !d.store.alive(m.Slot, m.Generation) {
-		return p.Refuse(attach.CodeOther, fmt.Sprintf("nobody of generation %d is in slot %d; attach again", m.Generation, m.Slot))
+		return p.Refuse(attach.CodeOther, fmt.Sprintf("nobody of generation %d is in slot %d; attach again",
+			m.Generation, m.Slot))
 	}
 	// If the kernel knows who it is, it must be the slot's client.
 	if !d.itsPID(p, m.Slot) {
-		return p.Refuse(attach.CodePermission, fmt.Sprintf("slot %d is process %d's, not process %d's", m.Slot, d.seg.Slot(m.Slot).PID.Load(), p.Cred.PID))
+		return p.Refuse(attach.CodePermission,
+			fmt.Sprintf("slot %d is process %d's, not process %d's", m.Slot, d.seg.Slot(m.Slot).PID.Load(), p.Cred.PID))
 	}
 	if old := d.bySlot[m.Slot]; old != nil {
 		if old.generation == m.Generation {
@@ -254,7 +261,8 @@ func (d *Dispatcher) served(p *conn, slot, generation uint32) (*client, error) {
 	case c == nil || c.generation != generation || !d.store.alive(slot, generation):
 		return nil, fmt.Errorf("nobody of generation %d is served in slot %d; attach again", generation, slot)
 	case !d.itsPID(p, slot):
-		return nil, fmt.Errorf("slot %d is process %d's, not process %d's", slot, d.seg.Slot(slot).PID.Load(), p.Cred.PID)
+		return nil, fmt.Errorf("slot %d is process %d's, not process %d's", slot, d.seg.Slot(slot).PID.Load(),
+			p.Cred.PID)
 	case c.peer != nil && slices.ContainsFunc(d.conns, func(q *conn) bool { return q.Peer == c.peer }):
 		return nil, fmt.Errorf("slot %d is attached already", slot)
 	}
@@ -270,7 +278,8 @@ func (d *Dispatcher) proven(p *conn) error {
 		return p.Refuse(attach.CodeOther, err.Error())
 	}
 	if !d.seg.Stretched(p.slot, uint64(p.generation), stretch) {
-		return p.Refuse(attach.CodePermission, fmt.Sprintf("the lock of slot %d in the segment's file is another process's", p.slot))
+		return p.Refuse(attach.CodePermission,
+			fmt.Sprintf("the lock of slot %d in the segment's file is another process's", p.slot))
 	}
 	if c.peer != nil {
 		d.closePeer(c.peer) // its client gave it up before our answer came
@@ -295,7 +304,8 @@ func (d *Dispatcher) itsSegment(m *attach.Message) error {
 // true as well if these can't be compared, as they are of different namespaces.
 func (d *Dispatcher) itsPID(p *conn, slot uint32) bool {
 	sl := d.seg.Slot(slot)
-	return p.Cred.PID == 0 || sl.Place.Load() != d.seg.Slot(shm.DispatcherSlot).Place.Load() || sl.PID.Load() == uint32(p.Cred.PID)
+	return p.Cred.PID == 0 || sl.Place.Load() != d.seg.Slot(shm.DispatcherSlot).Place.Load() ||
+		sl.PID.Load() == uint32(p.Cred.PID)
 }
 
 // dialled is ltdb.Options.Peer: whom the kernel names for the socket of a slot's

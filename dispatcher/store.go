@@ -91,7 +91,8 @@ func (s *store) Look(db uint32, key []byte, r *protocol.Record) bool {
 	if !s.keeper.Look(db, key, h) {
 		return false
 	}
-	*r = protocol.Record{RSN: h.RSN, LAccessor: protocol.PNN(h.LAccessor), LACount: h.LACount, Data: h.Data, Tags: h.Tags}
+	*r = protocol.Record{RSN: h.RSN, LAccessor: protocol.PNN(h.LAccessor), LACount: h.LACount, Data: h.Data,
+		Tags: h.Tags}
 	return true
 }
 
@@ -172,7 +173,8 @@ func (s *store) Room() uint32 { return s.keeper.Room() }
 
 func (s *store) Scan(db uint32, cursor uint64, f func(key []byte, r *protocol.Record) bool) uint64 {
 	return s.keeper.Scan(db, cursor, func(key []byte, h *ltdb.Held) bool {
-		return f(key, &protocol.Record{RSN: h.RSN, LAccessor: protocol.PNN(h.LAccessor), LACount: h.LACount, Data: h.Data, Tags: h.Tags})
+		return f(key, &protocol.Record{RSN: h.RSN, LAccessor: protocol.PNN(h.LAccessor), LACount: h.LACount,
+			Data: h.Data, Tags: h.Tags})
 	})
 }
 
@@ -186,7 +188,8 @@ func (s *store) Each(func(db uint32, key []byte, rsn uint64)) {}
 func (s *store) Sweep(func(o protocol.OPID) bool) {}
 
 func (s *store) Provisional(db uint32, key []byte, o protocol.OPID, piece []byte, epoch protocol.Epoch) bool {
-	return s.keeper.Provisional(db, key, ltdb.OPID{PNN: uint32(o.PNN), Life: o.Life, Counter: o.Counter}, piece, uint64(epoch))
+	return s.keeper.Provisional(db, key, ltdb.OPID{PNN: uint32(o.PNN), Life: o.Life, Counter: o.Counter}, piece,
+		uint64(epoch))
 }
 
 // DropProvisional has nothing to do: a recovery of a node that is alone makes no

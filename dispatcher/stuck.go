@@ -40,7 +40,8 @@ func (d *Dispatcher) evict() {
 		switch {
 		case ended:
 			d.Stats.Evicted++
-			d.log.Warn("a client that was stopped in the middle of a call is ended", "slot", c.Slot, "name", name, "latch", c.Latch, "for", c.For)
+			d.log.Warn("a client that was stopped in the middle of a call is ended", "slot", c.Slot, "name", name,
+				"latch", c.Latch, "for", c.For)
 			d.scanAt = 0
 		case err == nil: // it goes on
 		case c.Latch:
@@ -49,7 +50,8 @@ func (d *Dispatcher) evict() {
 			_ = d.seg.End(reason)
 		case d.complained != c.Slot:
 			d.complained = c.Slot
-			d.log.Error("a client is stopped in the middle of a change of a record, and can't be ended; end it", "process", d.seg.Slot(c.Slot).PID.Load(), "slot", c.Slot, "name", name, "for", c.For, "error", err)
+			d.log.Error("a client is stopped in the middle of a change of a record, and can't be ended; end it",
+				"process", d.seg.Slot(c.Slot).PID.Load(), "slot", c.Slot, "name", name, "for", c.For, "error", err)
 		}
 	})
 }

@@ -65,5 +65,6 @@ func (d *Dispatcher) unproven() {
 // Unproven says what to do about a slot that is marked dead and can't be recovered.
 func Unproven(slot uint32, name string, pid uint32, lock int64) string {
 	return fmt.Sprintf("slot %d (%q, process %d): end that process if it is a client of this node, or let it go on if it is stopped; "+
-		"else end the one that has the slot's lock: grep -l 'OFDLCK.* %d ' /proc/[0-9]*/fdinfo/*", slot, name, pid, lock)
+		"else end the one that has the slot's lock: grep -l 'OFDLCK.* %d ' /proc/[0-9]*/fdinfo/*", slot, name, pid,
+		lock)
 }

@@ -59,7 +59,10 @@ func (n *Node) start() {
 	n.stop, n.done = stop, make(chan error, 1)
 	ready := make(chan struct{})
 	go func() {
-		n.done <- daemon.Run(ctx, []string{"--config", os.DevNull, "--dir", n.dir, "--size", "32MiB", "--slots", "32", "--log-level", "error"}, log{n.tb}, func() { close(ready) }, n.opts...)
+		n.done <- daemon.Run(ctx, []string{"--config", os.DevNull, "--dir", n.dir, "--size", "32MiB", "--slots", "32",
+			"--log-level", "error"}, log{n.tb}, func() {
+			close(ready)
+		}, n.opts...)
 	}()
 	select {
 	case <-ready:

@@ -7,7 +7,8 @@ import (
 )
 
 func TestStart(t *testing.T) {
-	odd := mainz.Condition{ID: 20, Name: "odd", Version: 1, Holds: func(rec mainz.Snapshot, _ []byte) bool { return len(rec.Data())%2 == 1 }}
+	odd := mainz.Condition{ID: 20, Name: "odd", Version: 1,
+		Holds: func(rec mainz.Snapshot, _ []byte) bool { return len(rec.Data())%2 == 1 }}
 	n := Start(t, odd)
 	db, err := n.Attach().Open(t.Context(), "db", mainz.KV)
 	if err != nil {

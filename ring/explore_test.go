@@ -56,7 +56,8 @@ type rig struct {
 
 func newRig(er *explore.Run) *rig {
 	const size = wordAt + words*64
-	w := &rig{Run: er, r: shm.Heap(size), delivered: map[uint64]int{}, order: map[uint64][]uint64{}, mayDie: map[*explore.Task]bool{}}
+	w := &rig{Run: er, r: shm.Heap(size), delivered: map[uint64]int{}, order: map[uint64][]uint64{},
+		mayDie: map[*explore.Task]bool{}}
 	for i := range rings {
 		must(0, Init(w.r, w.ring(i), simCells))
 	}
@@ -552,7 +553,8 @@ func caught(t *testing.T, bug, text string, c explore.Case, sound *explore.Case)
 		t.Fatalf("%q: found something else than %q: %v", bug, text, r.Violation)
 	}
 	t.Logf("caught in run %d: %v", r.Runs, r.Violation.Err)
-	if again := explore.Replay(t, c, r.Violation.Schedule); again == nil || again.Err.Error() != r.Violation.Err.Error() {
+	if again := explore.Replay(t, c, r.Violation.Schedule); again == nil ||
+		again.Err.Error() != r.Violation.Err.Error() {
 		t.Errorf("the schedule %q does not repeat it: %v", r.Violation.Schedule, again)
 	}
 	Plant = ""

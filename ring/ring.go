@@ -29,7 +29,8 @@ var (
 )
 
 // Prebuilt for paths that do not allocate.
-var errPositions = fmt.Errorf("%w: its positions do not fit together; end its process and make the ring anew", ErrCorrupt)
+var errPositions = fmt.Errorf("%w: its positions do not fit together; end its process and make the ring anew",
+	ErrCorrupt)
 
 // Message is what one cell holds. The ring does not look into it: a call of package
 // mainz is cut into several.
@@ -71,7 +72,8 @@ func open(r *shm.Region, off shm.Offset, cells int) (view, error) {
 		return v, err
 	}
 	if m, n := v.h.magic.Load(), v.h.cells.Load(); m != magic || n != uint64(cells) {
-		return v, fmt.Errorf("ring: at %d: %w: magic %#x, %d cells, and not %#x and %d; make it anew", off, ErrCorrupt, m, n, uint64(magic), cells)
+		return v, fmt.Errorf("ring: at %d: %w: magic %#x, %d cells, and not %#x and %d; make it anew", off,
+			ErrCorrupt, m, n, uint64(magic), cells)
 	}
 	return v, nil
 }

@@ -427,7 +427,8 @@ func TestOpenErrors(t *testing.T) {
 	for _, c := range []struct {
 		off   shm.Offset
 		cells int
-	}{{0, 0}, {0, 1}, {0, 3}, {0, -4}, {0, 1 << 21}, {64, 4}, {1, 4}, {256, 4}, {0, 8}, {1 << 63, 4}, {^uint64(127), 4}} {
+	}{{0, 0}, {0, 1}, {0, 3}, {0, -4}, {0, 1 << 21}, {64, 4}, {1, 4}, {256, 4}, {0, 8}, {1 << 63, 4},
+		{^uint64(127), 4}} {
 		if err := Init(r, c.off, c.cells); err == nil {
 			t.Errorf("init of %d cells at %d works", c.cells, c.off)
 		}
@@ -549,7 +550,8 @@ func TestAllocations(t *testing.T) {
 			}
 		},
 		"sleep": func() {
-			sleeper := Consumer{view: c.view, pos: c.pos, opts: Options{Idle: Sleep, Wait: func(shm.Watch, *shm.Word32) error { return nil }}}
+			sleeper := Consumer{view: c.view, pos: c.pos,
+				opts: Options{Idle: Sleep, Wait: func(shm.Watch, *shm.Word32) error { return nil }}}
 			if err := sleeper.sleep(ctx); err != nil {
 				t.Fatal(err)
 			}

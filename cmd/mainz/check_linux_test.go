@@ -26,7 +26,8 @@ func TestCheckUnderLoad(t *testing.T) {
 	defer stop()
 	var ops atomic.Int64
 	for i := range 4 {
-		s, err := ltdb.Open(ctx, dir, ltdb.Options{Create: true, Config: ltdb.Config{Size: 32 << 20, Slots: 8, MaxValue: 9000}})
+		s, err := ltdb.Open(ctx, dir, ltdb.Options{Create: true,
+			Config: ltdb.Config{Size: 32 << 20, Slots: 8, MaxValue: 9000}})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -35,8 +35,10 @@ func lookAt(cmd *cobra.Command, name string) (*ltdb.DB, func(), error) {
 }
 
 // changing makes a command that works on a database as a client of the node.
-func changing(cmd *cobra.Command, f func(ctx context.Context, cmd *cobra.Command, db *mainz.DB, args []string) error) *cobra.Command {
-	timeout := cmd.Flags().Duration("timeout", 5*time.Second, "`time` to wait for who holds the record; ends with 6 then")
+func changing(cmd *cobra.Command, f func(ctx context.Context, cmd *cobra.Command, db *mainz.DB,
+	args []string) error) *cobra.Command {
+	timeout := cmd.Flags().Duration("timeout", 5*time.Second,
+		"`time` to wait for who holds the record; ends with 6 then")
 	create := cmd.Flags().Bool("create", false, "make the database if there is none")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		ctx, cancel := context.WithTimeout(cmd.Context(), *timeout)

@@ -62,7 +62,8 @@ was, and the output says what.`, demo.Clients, demo.GiveUp),
 			program := []string{self, "daemon"}
 			if mainzd != "" {
 				if mainzd, err = exec.LookPath(mainzd); err != nil {
-					return &problem{kind: failure, err: fmt.Errorf("the demo needs mainzd: %w", err), hint: "without --mainzd the demo runs mainz daemon"}
+					return &problem{kind: failure, err: fmt.Errorf("the demo needs mainzd: %w", err),
+						hint: "without --mainzd the demo runs mainz daemon"}
 				}
 				program = []string{mainzd}
 			}
@@ -71,7 +72,8 @@ was, and the output says what.`, demo.Clients, demo.GiveUp),
 				Duration: time.Duration(secs * float64(time.Second)),
 				Trace:    t,
 				Daemon: func(dir string) *exec.Cmd {
-					c := exec.Command(program[0], append(program[1:len(program):len(program)], demo.DaemonFlags(dir)...)...)
+					c := exec.Command(program[0],
+						append(program[1:len(program):len(program)], demo.DaemonFlags(dir)...)...)
 					c.Env = withoutSettings(os.Environ())
 					return c
 				},
@@ -96,13 +98,15 @@ was, and the output says what.`, demo.Clients, demo.GiveUp),
 				err = res.Print(cmd.OutOrStdout())
 			}
 			if err == nil && len(res.Problems) > 0 {
-				err = &problem{kind: degraded, err: errors.New(res.Problems[0]), hint: "the store lost or damaged something: please report it with the output above"}
+				err = &problem{kind: degraded, err: errors.New(res.Problems[0]),
+					hint: "the store lost or damaged something: please report it with the output above"}
 			}
 			return err
 		},
 	}
 	cmd.Flags().Float64Var(&secs, "seconds", 20, "how long to replay")
-	cmd.Flags().StringVar(&ramdisk, "dir", "/dev/shm", "a `directory` in a ramdisk; what the demo makes there it removes")
+	cmd.Flags().StringVar(&ramdisk, "dir", "/dev/shm",
+		"a `directory` in a ramdisk; what the demo makes there it removes")
 	cmd.Flags().StringVar(&traceFile, "trace", "", "replay the trace in this `file` instead of the built-in one")
 	cmd.Flags().StringVar(&mainzd, "mainzd", "", "`program` of the daemon; default: mainz daemon")
 	return cmd

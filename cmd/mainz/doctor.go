@@ -41,7 +41,8 @@ the link for seconds.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			addr, err := netip.ParseAddr(args[0])
 			if err != nil {
-				return &problem{kind: usage, err: fmt.Errorf("%q is no address", args[0]), hint: "give an address of this node: mainz doctor net 10.0.0.1"}
+				return &problem{kind: usage, err: fmt.Errorf("%q is no address", args[0]),
+					hint: "give an address of this node: mainz doctor net 10.0.0.1"}
 			}
 			e, err := xdp.Examine(addr)
 			if err != nil {

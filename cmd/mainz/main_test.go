@@ -330,13 +330,15 @@ func TestProgressLine(t *testing.T) {
 func TestEmptyDir(t *testing.T) {
 	for _, args := range [][]string{{"status", "--dir", ""}, {"get", "--dir=", "db", "key"}} {
 		var stderr strings.Builder
-		if code := run(args, strings.NewReader(""), io.Discard, &stderr); code != 2 || !strings.Contains(stderr.String(), "directory is empty") {
+		if code := run(args, strings.NewReader(""), io.Discard, &stderr); code != 2 ||
+			!strings.Contains(stderr.String(), "directory is empty") {
 			t.Errorf("%q: code %d, %s", args, code, stderr.String())
 		}
 	}
 	t.Setenv("MAINZ_DIR", "")
 	var stderr strings.Builder
-	if code := run([]string{"size"}, strings.NewReader(""), io.Discard, &stderr); code != 2 || !strings.Contains(stderr.String(), "MAINZ_DIR") {
+	if code := run([]string{"size"}, strings.NewReader(""), io.Discard, &stderr); code != 2 ||
+		!strings.Contains(stderr.String(), "MAINZ_DIR") {
 		t.Errorf("code %d, %s", code, stderr.String())
 	}
 }

@@ -79,7 +79,8 @@ func (f *netFlags) open(cmd *cobra.Command, peers []string) (transport.Transport
 		return nil, o, &problem{kind: usage, err: err}
 	}
 	if f.listen == "" {
-		return nil, o, &problem{kind: usage, err: fmt.Errorf("no --listen"), hint: "name this node's address, by which the peers know it: --listen 10.0.0.1"}
+		return nil, o, &problem{kind: usage, err: fmt.Errorf("no --listen"),
+			hint: "name this node's address, by which the peers know it: --listen 10.0.0.1"}
 	}
 	listen, err := addrPort(f.listen)
 	if err != nil {
@@ -125,11 +126,14 @@ func (f *netFlags) open(cmd *cobra.Command, peers []string) (transport.Transport
 func netProblem(err error) error {
 	switch {
 	case errors.Is(err, fs.ErrPermission):
-		return &problem{kind: permission, err: err, hint: "AF_XDP wants root, or CAP_NET_ADMIN, CAP_NET_RAW and CAP_BPF: see mainz doctor net"}
+		return &problem{kind: permission, err: err,
+			hint: "AF_XDP wants root, or CAP_NET_ADMIN, CAP_NET_RAW and CAP_BPF: see mainz doctor net"}
 	case errors.Is(err, syscall.EADDRINUSE):
-		return &problem{kind: busy, err: err, hint: "another program has the port: end it, or give another one, --listen ADDRESS:PORT"}
+		return &problem{kind: busy, err: err,
+			hint: "another program has the port: end it, or give another one, --listen ADDRESS:PORT"}
 	case errors.Is(err, transport.ErrPeer):
-		return &problem{kind: usage, err: err, hint: "give each peer once, as an address of the IP version that --listen has"}
+		return &problem{kind: usage, err: err,
+			hint: "give each peer once, as an address of the IP version that --listen has"}
 	}
 	return err
 }
@@ -140,7 +144,8 @@ func addrPort(s string) (netip.AddrPort, error) {
 	}
 	a, err := netip.ParseAddrPort(s)
 	if err != nil {
-		return a, &problem{kind: usage, err: fmt.Errorf("%q is no address", s), hint: "give an IP address, with or without a port: 10.0.0.1 or 10.0.0.1:" + strconv.Itoa(netPort)}
+		return a, &problem{kind: usage, err: fmt.Errorf("%q is no address", s),
+			hint: "give an IP address, with or without a port: 10.0.0.1 or 10.0.0.1:" + strconv.Itoa(netPort)}
 	}
 	return a, nil
 }
@@ -180,7 +185,8 @@ func (r *netResult) print(w io.Writer, asJSON bool) error {
 			p.Min/1e3, p.P50/1e3, p.P90/1e3, p.P99/1e3, p.P999/1e3, p.Max/1e3)
 	}
 	s := r.Stats
-	fmt.Fprintf(w, "received %d (%d by the kernel), sent %d (%d by the kernel)", s.RxPackets, s.RxKernel, s.TxPackets, s.TxKernel)
+	fmt.Fprintf(w, "received %d (%d by the kernel), sent %d (%d by the kernel)", s.RxPackets, s.RxKernel, s.TxPackets,
+		s.TxKernel)
 	if r.Unechoed > 0 {
 		fmt.Fprintf(w, ", not echoed %d", r.Unechoed)
 	}
@@ -260,7 +266,8 @@ func netPingCommand() *cobra.Command {
 				return &problem{kind: degraded, err: fmt.Errorf("none of %d datagrams came back", got.Sent)}
 			}
 			if f.forced() && !r.Proven {
-				return &problem{kind: degraded, err: fmt.Errorf("%s did not answer over %s, and was reached through the kernel", args[0], r.Kind),
+				return &problem{kind: degraded,
+					err:  fmt.Errorf("%s did not answer over %s, and was reached through the kernel", args[0], r.Kind),
 					hint: "its route may lead by another interface, or its hardware address is unknown: ip route get, ip neigh; and mainz doctor net at both ends"}
 			}
 			return nil

@@ -41,12 +41,14 @@ func TestNetEchoAndPing(t *testing.T) {
 		}
 		t.Cleanup(n.Close)
 		ns[i] = n
-		ends[i] = netns.End{NS: n, Name: []string{"mzc0", "mzc1"}[i], Addrs: []netip.Prefix{netip.MustParsePrefix(addrs[i] + "/24")}}
+		ends[i] = netns.End{NS: n, Name: []string{"mzc0", "mzc1"}[i],
+			Addrs: []netip.Prefix{netip.MustParsePrefix(addrs[i] + "/24")}}
 	}
 	if err := netns.Veth(ends[0], ends[1], 1); err != nil {
 		t.Fatal(err)
 	}
-	for mode, kind := range map[string]string{"udp": "udp", "xdp-generic": "xdp-generic", "xdp-copy": "xdp-native", "auto": "xdp-generic"} {
+	for mode, kind := range map[string]string{"udp": "udp", "xdp-generic": "xdp-generic", "xdp-copy": "xdp-native",
+		"auto": "xdp-generic"} {
 		t.Run(mode, func(t *testing.T) { echoAndPing(t, ns, addrs, mode, kind) })
 	}
 	t.Run("forced and not taken", func(t *testing.T) { forcedNotTaken(t, ends[0]) })
@@ -78,7 +80,8 @@ func forcedNotTaken(t *testing.T, end netns.End) {
 		_ = echo.Process.Kill()
 		_ = echo.Wait()
 	}()
-	ping := mainzCommand(t, "net", "ping", "--listen", us, "--transport", "xdp-generic", "--keep-privileges", "--count", "10", other)
+	ping := mainzCommand(t, "net", "ping", "--listen", us, "--transport", "xdp-generic", "--keep-privileges",
+		"--count", "10", other)
 	var out []byte
 	var said bytes.Buffer
 	ping.Stderr = &said
@@ -87,7 +90,8 @@ func forcedNotTaken(t *testing.T, end netns.End) {
 		return err
 	})
 	exit, ok := errors.AsType[*exec.ExitError](err)
-	if !ok || exit.ExitCode() != degraded.code || !strings.Contains(said.String(), "through the kernel") || !bytes.Contains(out, []byte("10 sent")) {
+	if !ok || exit.ExitCode() != degraded.code || !strings.Contains(said.String(), "through the kernel") ||
+		!bytes.Contains(out, []byte("10 sent")) {
 		t.Errorf("%v: %s%s", err, &said, out)
 	}
 }
@@ -97,7 +101,8 @@ func forcedNotTaken(t *testing.T, end netns.End) {
 func TestBenchNet(t *testing.T) {
 	testenv.Need(t, testenv.NetNS, testenv.AFXDP, testenv.TwoCPUs)
 	// It starts itself, by its path: /proc/self/exe would run these tests again.
-	cmd := exec.CommandContext(t.Context(), testenv.Program(t, "mainz"), "bench", "net", "--rounds", "1", "--slice", "10ms", "-o", "json")
+	cmd := exec.CommandContext(t.Context(), testenv.Program(t, "mainz"), "bench", "net", "--rounds", "1", "--slice",
+		"10ms", "-o", "json")
 	var said bytes.Buffer
 	cmd.Stderr = &said
 	out, err := cmd.Output()
@@ -124,7 +129,8 @@ func TestBenchNet(t *testing.T) {
 	}
 	got := map[string]bool{}
 	for _, r := range report.Results {
-		got[fmt.Sprintln(r.Op, r.Peer, r.ValueBytes)] = r.P50 > 0 && r.P99 >= r.P50 && r.P999 >= r.P99 && r.PacketsPerCore > 0
+		got[fmt.Sprintln(r.Op, r.Peer, r.ValueBytes)] = r.P50 > 0 && r.P99 >= r.P50 && r.P999 >= r.P99 &&
+			r.PacketsPerCore > 0
 	}
 	for _, op := range []string{"rtt", "rate"} {
 		for _, peer := range peers {
@@ -137,7 +143,8 @@ func TestBenchNet(t *testing.T) {
 	}
 	// One ratio for each of the others, less one mode of ours, and one for the best.
 	if len(report.Results) != 4*len(peers) || len(report.Ratios) != 4*(len(peers)-1) {
-		t.Errorf("%d results and %d ratios of %d contestants:\n%s", len(report.Results), len(report.Ratios), len(peers), out)
+		t.Errorf("%d results and %d ratios of %d contestants:\n%s", len(report.Results), len(report.Ratios),
+			len(peers), out)
 	}
 }
 
@@ -196,7 +203,8 @@ func echoAndPing(t *testing.T, ns [2]*netns.NS, addrs [2]string, mode, kind stri
 		t.Fatalf("%v: %s", err, out)
 	}
 	// A pause of a second, which is not ours to rule out, makes one late.
-	if p := got.Ping; got.Kind != kind || !got.Proven || p.Sent != 300 || p.Received == 0 || p.Received+p.Lost != 300 || p.P50 <= 0 || len(got.Drops) == 0 {
+	if p := got.Ping; got.Kind != kind || !got.Proven || p.Sent != 300 || p.Received == 0 ||
+		p.Received+p.Lost != 300 || p.P50 <= 0 || len(got.Drops) == 0 {
 		t.Errorf("%s", out)
 	}
 

@@ -32,7 +32,8 @@ func onNode(cmd *cobra.Command) *cobra.Command {
 		if dirOf(cmd) != "" {
 			return nil
 		}
-		return &problem{kind: usage, err: errors.New("the name of the directory is empty"), hint: "name the node's directory in --dir or MAINZ_DIR, or leave both out"}
+		return &problem{kind: usage, err: errors.New("the name of the directory is empty"),
+			hint: "name the node's directory in --dir or MAINZ_DIR, or leave both out"}
 	}
 	cmd.Flags().String("dir", dir, "`directory` of the node; default $MAINZ_DIR")
 	return cmd
@@ -105,7 +106,8 @@ func unproven(seg *shm.Segment, node *call.Node) (all []undead) {
 		if slot == 0 || slot > seg.Slots() || !seg.Dead(slot) {
 			continue
 		}
-		all = append(all, undead{slot, seg.SlotName(slot), seg.Slot(slot).PID.Load(), time.Unix(int64(v&(1<<40-1)), 0).UTC().Format(time.RFC3339), seg.LockPlace(slot)})
+		all = append(all, undead{slot, seg.SlotName(slot), seg.Slot(slot).PID.Load(),
+			time.Unix(int64(v&(1<<40-1)), 0).UTC().Format(time.RFC3339), seg.LockPlace(slot)})
 	}
 	return all
 }
@@ -153,7 +155,8 @@ printed even if the exit code is not 0, but for a segment that can't be read.`,
 			return err
 		}
 		err = show(cmd, st, func(w io.Writer) {
-			fmt.Fprintf(w, "node\t%s\nstate\t%s\ncluster\t%s, node %d\n", st.Dir, strings.Join(orHealthy(st.Problems), ", "), visible(st.Cluster), st.PNN)
+			fmt.Fprintf(w, "node\t%s\nstate\t%s\ncluster\t%s, node %d\n", st.Dir,
+				strings.Join(orHealthy(st.Problems), ", "), visible(st.Cluster), st.PNN)
 			switch {
 			case st.Answers:
 				fmt.Fprintf(w, "mainzd\tprocess %d, since %s, answered in %.1f ms\n", st.PID, st.Started, st.Answer)
@@ -162,7 +165,8 @@ printed even if the exit code is not 0, but for a segment that can't be read.`,
 			default:
 				fmt.Fprintf(w, "mainzd\tnot running\n")
 			}
-			fmt.Fprintf(w, "gate\t%s, epoch %d\nsegment\t%d MiB, %d of %d spans of %d KiB are free\n", st.Gate, st.Epoch, st.Size>>20, st.FreeSpans, st.Spans, st.SpanBytes>>10)
+			fmt.Fprintf(w, "gate\t%s, epoch %d\nsegment\t%d MiB, %d of %d spans of %d KiB are free\n", st.Gate,
+				st.Epoch, st.Size>>20, st.FreeSpans, st.Spans, st.SpanBytes>>10)
 			fmt.Fprintf(w, "clients\t%d of %d", st.Clients, st.Slots)
 			if st.Dead > 0 {
 				fmt.Fprintf(w, ", and %d dead", st.Dead)
@@ -172,7 +176,8 @@ printed even if the exit code is not 0, but for a segment that can't be read.`,
 				fmt.Fprintf(w, "damage\t%s\n", visible(text))
 			}
 			for _, u := range st.Unproven {
-				fmt.Fprintf(w, "not proven dead\tsince %s: %s\n", u.Since, dispatcher.Unproven(u.Slot, u.Name, u.PID, u.LockAt))
+				fmt.Fprintf(w, "not proven dead\tsince %s: %s\n", u.Since,
+					dispatcher.Unproven(u.Slot, u.Name, u.PID, u.LockAt))
 			}
 		})
 		if err == nil && len(all) > 0 {
@@ -204,7 +209,8 @@ func statusOf(ctx context.Context, cmd *cobra.Command, limit time.Duration) (*no
 	}
 	var all []trouble
 	h, g, room := seg.Header(), seg.Gate(), s.Room()
-	st := &nodeStatus{Dir: dir, Cluster: h.Cluster(), PNN: h.PNN, Epoch: g.Epoch.Load(), Life: g.Life.Load(), Size: h.Size, Slots: seg.Slots(),
+	st := &nodeStatus{Dir: dir, Cluster: h.Cluster(), PNN: h.PNN, Epoch: g.Epoch.Load(), Life: g.Life.Load(),
+		Size: h.Size, Slots: seg.Slots(),
 		Spans: room.Spans, FreeSpans: room.FreeSpans, SpanBytes: room.SpanBytes, Problems: []string{}}
 	for _, c := range s.Clients() {
 		if c.Dead {
@@ -215,10 +221,13 @@ func statusOf(ctx context.Context, cmd *cobra.Command, limit time.Duration) (*no
 	}
 	dbs, err := s.Databases()
 	if err != nil {
-		all = append(all, trouble{"damaged", degraded, err.Error(), "see mainz check; then dump what is sound, and start mainzd with --wipe"})
+		all = append(all, trouble{"damaged", degraded, err.Error(),
+			"see mainz check; then dump what is sound, and start mainzd with --wipe"})
 	}
 	if st.Damage = s.Damage(); err == nil && len(st.Damage) > 0 {
-		all = append(all, trouble{"damaged", degraded, "somebody has overwritten parts of the segment; what is whole is served", "find out which member of the group did it; dump what is sound, and start mainzd with --wipe"})
+		all = append(all, trouble{"damaged", degraded,
+			"somebody has overwritten parts of the segment; what is whole is served",
+			"find out which member of the group did it; dump what is sound, and start mainzd with --wipe"})
 	}
 	st.Databases = len(dbs)
 	// The dispatcher's loop greets whoever comes: so it turns, and can let clients in.
@@ -238,21 +247,25 @@ func statusOf(ctx context.Context, cmd *cobra.Command, limit time.Duration) (*no
 	case !st.Running:
 		all = append(all, trouble{"not_running", notRunning, "mainzd does not run", "start mainzd for " + dir})
 	case errors.Is(err, context.DeadlineExceeded):
-		all = append(all, trouble{"not_answering", timeout, fmt.Sprintf("mainzd, process %d, has not answered in %v", st.PID, limit),
+		all = append(all, trouble{"not_answering", timeout,
+			fmt.Sprintf("mainzd, process %d, has not answered in %v", st.PID, limit),
 			fmt.Sprintf("it is stopped, hangs, or has no CPU: see /proc/%d/status; killing it loses nothing, and the next one takes over", st.PID)})
 	case err != nil:
 		k, hint := classify(err)
 		all = append(all, trouble{"not_answering", k, err.Error(), hint})
 	case state != shm.GateOpen:
-		all = append(all, trouble{"closed", degraded, "the gate is closed: nothing is served", "it opens when mainzd has recovered the node; if it stays closed, see mainzd's log"})
+		all = append(all, trouble{"closed", degraded, "the gate is closed: nothing is served",
+			"it opens when mainzd has recovered the node; if it stays closed, see mainzd's log"})
 	}
 	if st.Unproven = unproven(seg, node); len(st.Unproven) > 0 {
 		u := st.Unproven[0]
-		all = append(all, trouble{"unproven_death", degraded, fmt.Sprintf("%d clients are marked dead, and nothing proves that their processes are gone: what they hold stays locked", len(st.Unproven)),
+		all = append(all, trouble{"unproven_death", degraded,
+			fmt.Sprintf("%d clients are marked dead, and nothing proves that their processes are gone: what they hold stays locked", len(st.Unproven)),
 			dispatcher.Unproven(u.Slot, u.Name, u.PID, u.LockAt)})
 	}
 	if room.Full {
-		all = append(all, trouble{"full", noSpace, fmt.Sprintf("the store is full: no span of %d is free", room.Spans), full.hint})
+		all = append(all, trouble{"full", noSpace,
+			fmt.Sprintf("the store is full: no span of %d is free", room.Spans), full.hint})
 	}
 	if st.Clients >= int(st.Slots) {
 		all = append(all, trouble{"no_slots", noSlots, fmt.Sprintf("all %d slots are taken", st.Slots), noSlots.hint})
@@ -313,7 +326,8 @@ has cleaned up after yet. It needs no mainzd.`,
 					if c.Dead {
 						state = "DEAD"
 					}
-					fmt.Fprintf(w, "%d\t%q\t%d\t%s\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t\n", c.Slot, c.Name, c.PID, state, c.Fetches, c.Stores, c.Deletes, c.Locks, c.Waits, c.Held, c.Waiting)
+					fmt.Fprintf(w, "%d\t%q\t%d\t%s\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t\n", c.Slot, c.Name, c.PID, state,
+						c.Fetches, c.Stores, c.Deletes, c.Locks, c.Waits, c.Held, c.Waiting)
 				}
 			})
 		},

@@ -83,7 +83,8 @@ The exit code is 0 only if every invariant held in every run, else 7.`,
 	f.IntVar(&o.cores, "cores", runtime.GOMAXPROCS(0), "runs at a time")
 	f.StringVar(&o.plant, "plant", "", "turn a planted bug on by `name`; list lists them")
 	f.BoolVar(&o.aim, "aim", false, "with --plant: more of the faults that this bug needs")
-	f.StringVar(&o.handling, "handling", "none", "how long dispatchers are busy with what they handle: none, model or cpu")
+	f.StringVar(&o.handling, "handling", "none",
+		"how long dispatchers are busy with what they handle: none, model or cpu")
 	f.BoolVar(&o.trace, "trace", false, "with --seed: print every message and every change of state")
 	return cmd
 }
@@ -176,7 +177,8 @@ func (o *simOptions) one(cmd *cobra.Command) error {
 			return err
 		}
 	} else {
-		fmt.Fprintf(out, "seed %d: %v\n%d operations acknowledged, %d recoveries, trace hash %x\n", seed, r.Mix, r.Acked, r.Recovered, r.Hash)
+		fmt.Fprintf(out, "seed %d: %v\n%d operations acknowledged, %d recoveries, trace hash %x\n", seed, r.Mix,
+			r.Acked, r.Recovered, r.Hash)
 		if r.Handled != nil {
 			fmt.Fprintln(out, r.Handled)
 		}
@@ -195,7 +197,8 @@ func (o *simOptions) failed(n int) error {
 	if o.nodes != "" { // a seed draws another run without it
 		nodes = " --nodes " + o.nodes
 	}
-	return &problem{kind: degraded, err: fmt.Errorf("%d failures: an invariant did not hold", n), hint: "mainz sim" + nodes + " --seed N --trace shows the run"}
+	return &problem{kind: degraded, err: fmt.Errorf("%d failures: an invariant did not hold", n), hint: "mainz sim" +
+		nodes + " --seed N --trace shows the run"}
 }
 
 // many runs on all cores.
@@ -252,7 +255,8 @@ func (o *simOptions) many(cmd *cobra.Command) error {
 				}
 				if time.Since(told) > 5*time.Second {
 					told = time.Now()
-					fmt.Fprintf(errOut, "%d seeds, %d failing, %d operations, %d recoveries\n", res.Seeds, len(res.Failing), res.Acked, res.Recovered)
+					fmt.Fprintf(errOut, "%d seeds, %d failing, %d operations, %d recoveries\n", res.Seeds,
+						len(res.Failing), res.Acked, res.Recovered)
 				}
 				mu.Unlock()
 			}

@@ -29,10 +29,12 @@ func TestSim(t *testing.T) {
 		t.Errorf("%v: %s", err, out)
 	}
 	// same-vnn breaks every run that has a second recovery.
-	if out, err = runSim(t, "--plant", "same-vnn", "--seeds", "20", "--cores", "1"); err == nil || !strings.Contains(out, "made smaller") {
+	if out, err = runSim(t, "--plant", "same-vnn", "--seeds", "20", "--cores", "1"); err == nil ||
+		!strings.Contains(out, "made smaller") {
 		t.Errorf("a planted bug went unseen: %v: %s", err, out)
 	}
-	for _, args := range [][]string{{"--plant", "nonsense"}, {"--trace"}, {"--nodes", "7..2"}, {"--seed", "x"}, {"--cores", "0"}} {
+	for _, args := range [][]string{{"--plant", "nonsense"}, {"--trace"}, {"--nodes", "7..2"}, {"--seed", "x"},
+		{"--cores", "0"}} {
 		if out, err = runSim(t, args...); err == nil {
 			t.Errorf("%v was taken: %s", args, out)
 		}

@@ -18,7 +18,8 @@ import (
 func TestStatusUnproven(t *testing.T) {
 	testenv.Need(t, testenv.Linux, testenv.NoRace)
 	dir := filepath.Join(testenv.ShmDir(t), "v1")
-	d, err := dispatcher.Open(t.Context(), dispatcher.Options{Dir: dir, Store: ltdb.Options{Create: true, Config: ltdb.Config{Size: 16 << 20, Slots: 8}}})
+	d, err := dispatcher.Open(t.Context(), dispatcher.Options{Dir: dir,
+		Store: ltdb.Options{Create: true, Config: ltdb.Config{Size: 16 << 20, Slots: 8}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -35,7 +36,8 @@ func TestStatusUnproven(t *testing.T) {
 	}
 	status := func(args ...string) (string, int) {
 		var out, stderr strings.Builder
-		code := run(append([]string{"status", "--dir", dir, "--timeout", "10ms"}, args...), strings.NewReader(""), &out, &stderr)
+		code := run(append([]string{"status", "--dir", dir, "--timeout", "10ms"}, args...), strings.NewReader(""),
+			&out, &stderr)
 		return out.String(), code
 	}
 	sl := seg.Slot(5)
@@ -51,7 +53,8 @@ func TestStatusUnproven(t *testing.T) {
 	node.Unproven[4].Store(1<<60 | 1)             // garbage
 	text, code := status()
 	lock := fmt.Sprint(seg.LockPlace(5))
-	for _, want := range []string{"not proven dead", "2023-11-14T22:13:20Z", "slot 5", "process 4711", lock, "unproven_death"} {
+	for _, want := range []string{"not proven dead", "2023-11-14T22:13:20Z", "slot 5", "process 4711", lock,
+		"unproven_death"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("status does not say %q:\n%s", want, text)
 		}
@@ -61,7 +64,8 @@ func TestStatusUnproven(t *testing.T) {
 	}
 	text, _ = status("-o", "json")
 	var st nodeStatus
-	if err := json.Unmarshal([]byte(text), &st); err != nil || len(st.Unproven) != 1 || st.Unproven[0].Slot != 5 || st.Unproven[0].PID != 4711 || fmt.Sprint(st.Unproven[0].LockAt) != lock {
+	if err := json.Unmarshal([]byte(text), &st); err != nil || len(st.Unproven) != 1 || st.Unproven[0].Slot != 5 ||
+		st.Unproven[0].PID != 4711 || fmt.Sprint(st.Unproven[0].LockAt) != lock {
 		t.Errorf("%v: %s", err, text)
 	}
 	sl.Live.Store(0)

@@ -57,10 +57,12 @@ func TestHiddenBy(t *testing.T) {
 		}
 		return string(out)
 	}
-	if text := ask(54321, outer, 0o770); !strings.Contains(text, outer+" keeps") || !strings.Contains(text, "usermod -aG 54321 54322") {
+	if text := ask(54321, outer, 0o770); !strings.Contains(text, outer+" keeps") ||
+		!strings.Contains(text, "usermod -aG 54321 54322") {
 		t.Errorf("the directory above: %s", text)
 	}
-	if text := ask(0, outer, 0o770); !strings.Contains(text, outer+" keeps") || strings.Contains(text, "usermod") || !strings.Contains(text, "--group") {
+	if text := ask(0, outer, 0o770); !strings.Contains(text, outer+" keeps") || strings.Contains(text, "usermod") ||
+		!strings.Contains(text, "--group") {
 		t.Errorf("the directory above, root's: %s", text)
 	}
 	ask(0, outer, 0o755)

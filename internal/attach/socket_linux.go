@@ -29,7 +29,8 @@ func address(dir string) (sa *unix.SockaddrUnix, done func(), err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	return &unix.SockaddrUnix{Name: fmt.Sprintf("/proc/self/fd/%d/%s", fd, SocketName)}, func() { _ = unix.Close(fd) }, nil
+	return &unix.SockaddrUnix{Name: fmt.Sprintf("/proc/self/fd/%d/%s", fd, SocketName)},
+		func() { _ = unix.Close(fd) }, nil
 }
 
 // Conn is a client's connection to its dispatcher.
@@ -52,12 +53,14 @@ func Dial(ctx context.Context, dir string) (*Conn, error) {
 			if err := pause(ctx); err != nil {
 				return nil, fmt.Errorf("attach: %s: %w", at, err)
 			}
-		case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ECONNREFUSED), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ENOTSOCK):
+		case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ECONNREFUSED), errors.Is(err, unix.ENOTDIR),
+			errors.Is(err, unix.ENOTSOCK):
 			return nil, fmt.Errorf("attach: %s: %w (%v); start mainzd for this directory", at, ErrNotRunning, err)
 		case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
 			return nil, fmt.Errorf("attach: %s: %w; %s", at, ErrPermission, hiddenBy(dir))
 		case errors.Is(err, unix.EPROTOTYPE):
-			return nil, fmt.Errorf("attach: %s: %w: it is another kind of socket; upgrade the dispatcher", at, ErrIncompatible)
+			return nil, fmt.Errorf("attach: %s: %w: it is another kind of socket; upgrade the dispatcher", at,
+				ErrIncompatible)
 		default:
 			return nil, fmt.Errorf("attach: %s: %w", at, err)
 		}
@@ -129,7 +132,8 @@ func (c *Conn) ended(err error) error {
 			return last.refusal()
 		}
 	}
-	return fmt.Errorf("attach: %s: %w: the dispatcher has closed the connection; start mainzd, and attach again", c.dir, ErrNotRunning)
+	return fmt.Errorf("attach: %s: %w: the dispatcher has closed the connection; start mainzd, and attach again",
+		c.dir, ErrNotRunning)
 }
 
 // readable waits until fd can be read or has ended.

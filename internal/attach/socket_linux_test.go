@@ -73,7 +73,8 @@ func TestHello(t *testing.T) {
 				done <- errors.Join(err, errors.New("no welcome"))
 				return
 			}
-			if err := c.Call(ctx, &Message{Kind: Joined, Slot: 5, Generation: 9}, &answer); !errors.Is(err, ErrIncompatible) || !strings.Contains(err.Error(), "because") {
+			if err := c.Call(ctx, &Message{Kind: Joined, Slot: 5, Generation: 9}, &answer); !errors.Is(err,
+				ErrIncompatible) || !strings.Contains(err.Error(), "because") {
 				done <- errors.Join(err, errors.New("not refused"))
 				return
 			}
@@ -204,7 +205,8 @@ func TestCredentials(t *testing.T) {
 			t.Errorf("%+v is kept out", c)
 		}
 	}
-	if err := (&Message{Kind: Refused, Code: CodePermission, Text: join(54321, 12345)}).refusal(); !errors.Is(err, ErrPermission) || !strings.Contains(err.Error(), "usermod -aG 54321 12345") {
+	if err := (&Message{Kind: Refused, Code: CodePermission, Text: join(54321, 12345)}).refusal(); !errors.Is(err,
+		ErrPermission) || !strings.Contains(err.Error(), "usermod -aG 54321 12345") {
 		t.Error(err)
 	}
 	// Nobody is told to join root's group.
@@ -240,7 +242,8 @@ func TestPeerGroups(t *testing.T) {
 }
 
 func FuzzDecode(f *testing.F) {
-	for _, m := range []Message{{Kind: Hello, Name: "x", Conditions: []Condition{{1, 2, "y"}}}, {Kind: Refused, Text: "no"}} {
+	for _, m := range []Message{{Kind: Hello, Name: "x", Conditions: []Condition{{1, 2, "y"}}},
+		{Kind: Refused, Text: "no"}} {
 		b, err := m.encode(nil)
 		if err != nil {
 			f.Fatal(err)

@@ -59,7 +59,8 @@ func startNode(t *testing.T) *node {
 
 func (n *node) start() {
 	n.t.Helper()
-	d, err := dispatcher.Open(minute(n.t), dispatcher.Options{Dir: n.dir, Store: ltdb.Options{Create: true, Config: ltdb.Config{Size: 16 << 20, Slots: 4}}})
+	d, err := dispatcher.Open(minute(n.t), dispatcher.Options{Dir: n.dir,
+		Store: ltdb.Options{Create: true, Config: ltdb.Config{Size: 16 << 20, Slots: 4}}})
 	if err != nil {
 		n.t.Fatal(err)
 	}
@@ -108,7 +109,8 @@ func (n *node) join() {
 	bell, err := ring.OpenBell(seg.Region(), off, door)
 	check(err)
 	generation := uint32(seg.Slot(store.Slot()).Generation.Load())
-	check(conn.Call(ctx, &attach.Message{Kind: attach.Joined, Version: attach.Version, Segment: seg.Header().ID, Slot: store.Slot(), Generation: generation}, &answer))
+	check(conn.Call(ctx, &attach.Message{Kind: attach.Joined, Version: attach.Version, Segment: seg.Header().ID,
+		Slot: store.Slot(), Generation: generation}, &answer))
 	n.client, err = call.Open(seg, store.Slot(), bell, own.Spin.Load(), func(e call.Epoch) { n.told <- e })
 	check(err)
 	t.Cleanup(func() { n.client.Close(ltdb.ErrClosed) })
@@ -118,7 +120,8 @@ func (n *node) join() {
 
 // appended is a request that appends one byte to a record.
 func (n *node) appended(key string) *wire.Message {
-	return &wire.Message{Op: wire.ReqConditionalAppend, DBID: n.db.ID(), Cond: uint32(ltdb.Always), Key: []byte(key), Data: []byte("x"), Timeout: call.NoLimit}
+	return &wire.Message{Op: wire.ReqConditionalAppend, DBID: n.db.ID(), Cond: uint32(ltdb.Always), Key: []byte(key),
+		Data: []byte("x"), Timeout: call.NoLimit}
 }
 
 // A call is abandoned at a dispatcher that has it, and not before: then it has not

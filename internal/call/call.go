@@ -82,7 +82,8 @@ func (h *Head) Put(m *ring.Message, payload []byte) int {
 // of the payload in it; nil if that contradicts the head.
 func (h *Head) Get(m *ring.Message) []byte {
 	x := uint32(m.Head[1] >> 32)
-	*h = Head{Kind: Kind(m.Head[1] >> 24), Call: uint32(m.Head[0] >> 32), Total: uint32(m.Head[0]), Offset: uint32(m.Head[1]) & (1<<24 - 1), Dispatcher: x}
+	*h = Head{Kind: Kind(m.Head[1] >> 24), Call: uint32(m.Head[0] >> 32), Total: uint32(m.Head[0]),
+		Offset: uint32(m.Head[1]) & (1<<24 - 1), Dispatcher: x}
 	if h.Kind == Reply {
 		h.Status, h.Why = wire.Status(x>>8), x&0xff
 	}
@@ -155,9 +156,11 @@ func DecodeRequest(b []byte, m *wire.Message) error {
 	op, flags, klen := wire.Op(b[0]), b[1], int(le.Uint16(b[2:]))
 	m.Op, m.Timeout, m.DBID = op, le.Uint32(b[4:]), le.Uint32(b[8:])
 	b = b[12:]
-	need := klen + int(flags&withCond)*4 + int(flags&withRSN)/withRSN*8 + int(flags&withPiece)/withPiece*20 + int(flags&withLock)/withLock*4
+	need := klen + int(flags&withCond)*4 + int(flags&withRSN)/withRSN*8 + int(flags&withPiece)/withPiece*20 +
+		int(flags&withLock)/withLock*4
 	switch op {
-	case wire.ReqFetch, wire.ReqFetchLocked, wire.ReqStoreUnlock, wire.ReqDelete, wire.ReqConditionalAppend, wire.ReqRemoveTrigger, wire.ReqWatch:
+	case wire.ReqFetch, wire.ReqFetchLocked, wire.ReqStoreUnlock, wire.ReqDelete, wire.ReqConditionalAppend,
+		wire.ReqRemoveTrigger, wire.ReqWatch:
 	default:
 		return fmt.Errorf("%w: operation %d", ErrRequest, op)
 	}

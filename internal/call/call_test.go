@@ -13,7 +13,8 @@ func TestRequest(t *testing.T) {
 	piece := wire.OPID{PNN: 3, Life: 5, Counter: 1<<63 | 7}
 	for _, want := range []wire.Message{
 		{Op: wire.ReqFetch, DBID: 1, Timeout: 2, Key: []byte("k")},
-		{Op: wire.ReqConditionalAppend, DBID: 1, Timeout: NoLimit, Cond: 16, Key: bytes.Repeat([]byte("k"), MaxKey), Data: []byte("data"), Piece: piece},
+		{Op: wire.ReqConditionalAppend, DBID: 1, Timeout: NoLimit, Cond: 16, Key: bytes.Repeat([]byte("k"), MaxKey),
+			Data: []byte("data"), Piece: piece},
 		{Op: wire.ReqFetchLocked, DBID: 1, Timeout: 3, Key: []byte("k"), LockTimeout: 10_000},
 		{Op: wire.ReqWatch, DBID: 1, Key: []byte("k"), RSN: 1 << 40},
 		{Op: wire.ReqRemoveTrigger, DBID: 1, Key: []byte("k"), Cond: 1, RSN: 1, Piece: piece, Data: make([]byte, 1000)},
@@ -23,7 +24,8 @@ func TestRequest(t *testing.T) {
 		if err := DecodeRequest(b, &got); err != nil {
 			t.Fatal(err)
 		}
-		if got.Op != want.Op || got.DBID != want.DBID || got.Timeout != want.Timeout || got.Cond != want.Cond || got.RSN != want.RSN || got.Piece != want.Piece || got.LockTimeout != want.LockTimeout ||
+		if got.Op != want.Op || got.DBID != want.DBID || got.Timeout != want.Timeout || got.Cond != want.Cond ||
+			got.RSN != want.RSN || got.Piece != want.Piece || got.LockTimeout != want.LockTimeout ||
 			!bytes.Equal(got.Key, want.Key) || !bytes.Equal(got.Data, want.Data) {
 			t.Errorf("%+v became %+v", want, got)
 		}
@@ -52,7 +54,8 @@ func TestCells(t *testing.T) {
 			k := h.Put(&m, payload)
 			var g Head
 			part := g.Get(&m)
-			if part == nil && n > 0 || g.Kind != Reply || g.Call != 77 || g.Status != wire.NotFound || g.Why != 2 || g.Total != uint32(n) || int(g.Offset) != len(got) || len(part) != k {
+			if part == nil && n > 0 || g.Kind != Reply || g.Call != 77 || g.Status != wire.NotFound || g.Why != 2 ||
+				g.Total != uint32(n) || int(g.Offset) != len(got) || len(part) != k {
 				t.Fatalf("%d bytes: %+v, %d bytes in the cell", n, g, len(part))
 			}
 			got = append(got, part...)
@@ -69,7 +72,8 @@ func TestCells(t *testing.T) {
 
 func FuzzRequest(f *testing.F) {
 	f.Add(AppendRequest(nil, &wire.Message{Op: wire.ReqFetch, DBID: 1, Key: []byte("k")}))
-	f.Add(AppendRequest(nil, &wire.Message{Op: wire.ReqRemoveTrigger, Cond: 2, RSN: 3, Piece: wire.OPID{Life: 1}, Key: []byte("k"), Data: []byte("d")}))
+	f.Add(AppendRequest(nil, &wire.Message{Op: wire.ReqRemoveTrigger, Cond: 2, RSN: 3, Piece: wire.OPID{Life: 1},
+		Key: []byte("k"), Data: []byte("d")}))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var m wire.Message
 		if err := DecodeRequest(b, &m); err != nil {

@@ -133,11 +133,13 @@ func Open(seg *shm.Segment, slot uint32, bell *ring.Bell, spin uint64, tell func
 	if !ok {
 		return nil, fmt.Errorf("the segment has no rings for slot %d: %w", slot, shm.ErrIncompatible)
 	}
-	r := &Client{lead: make(chan struct{}, 1), room: make(chan struct{}, maxCalls), large: make(chan struct{}, largeCalls), calls: map[uint32]*Pending{}, queues: map[record]*queue{},
+	r := &Client{lead: make(chan struct{}, 1), room: make(chan struct{}, maxCalls),
+		large: make(chan struct{}, largeCalls), calls: map[uint32]*Pending{}, queues: map[record]*queue{},
 		watches: map[*watching]struct{}{}}
 	r.ctx, r.end = context.WithCancelCause(context.Background())
 	var err error
-	if r.out, err = ring.OpenProducer(seg.Region(), out, RequestCells, ring.Options{Bell: bell, Wait: r.wait, Spin: spin}); err != nil {
+	if r.out, err = ring.OpenProducer(seg.Region(), out, RequestCells,
+		ring.Options{Bell: bell, Wait: r.wait, Spin: spin}); err != nil {
 		return nil, err
 	}
 	if r.in, err = ring.OpenConsumer(seg.Region(), in, ReplyCells, ring.Options{Wait: r.wait, Spin: spin}); err != nil {

@@ -91,7 +91,8 @@ const (
 func NodeOf(seg *shm.Segment) (*Node, shm.Offset, error) {
 	off, size := seg.Area(shm.AreaNode)
 	if size < nodeOwn+uint64(unsafe.Sizeof(Node{})) {
-		return nil, 0, fmt.Errorf("call: the node's area has %d bytes, too few: %w; create the segment anew", size, shm.ErrIncompatible)
+		return nil, 0, fmt.Errorf("call: the node's area has %d bytes, too few: %w; create the segment anew", size,
+			shm.ErrIncompatible)
 	}
 	n := shm.At[Node](seg.Region(), off+nodeOwn)
 	return n, off + nodeOwn + shm.Offset(unsafe.Offsetof(Node{}.bell)), nil

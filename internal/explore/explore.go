@@ -61,7 +61,8 @@ func (r Result) String() string {
 		bound = "none"
 	}
 	s = fmt.Sprintf("%s: preemptions %s, %d runs (%d pruned), %d states, %d accesses, deepest %d, %d deaths, %d slices (%d excused), %d shared words, %v",
-		s, bound, r.Runs, r.Pruned, r.States, r.Accesses, r.Deepest, r.Deaths, r.Slices, r.Excused, r.Shared, r.Took.Round(time.Millisecond))
+		s, bound, r.Runs, r.Pruned, r.States, r.Accesses, r.Deepest, r.Deaths, r.Slices, r.Excused, r.Shared,
+		r.Took.Round(time.Millisecond))
 	if r.Diverged > 0 {
 		s += fmt.Sprintf(", %d DIVERGED: %s", r.Diverged, r.How)
 	}
@@ -316,7 +317,8 @@ func (d *dfs) choose(r *Run, opts []option, print uint64) int {
 		n := &d.path[d.pos]
 		if p := mix(print, uint64(r.steps)); n.print != p || int(n.n) != len(opts) {
 			d.diverged = true
-			d.how = fmt.Sprintf("choice %d of %d, access %d: %d options, %d before, %s", d.pos, len(d.path), r.steps, len(opts), n.n, r.whereAll())
+			d.how = fmt.Sprintf("choice %d of %d, access %d: %d options, %d before, %s", d.pos, len(d.path), r.steps,
+				len(opts), n.n, r.whereAll())
 			return -1
 		}
 		d.pos++

@@ -137,16 +137,18 @@ func TestReduction(t *testing.T) {
 			var runs [4]int
 			for i := range outcomes {
 				outcomes[i] = map[string]bool{}
-				c := Case{Name: "program", Preemptions: bound, Deaths: 1, EveryAccess: i&1 == 0, Forget: i&2 != 0, Setup: func(r *Run) {
-					program(r, seed, outcomes[i])
-				}}
+				c := Case{Name: "program", Preemptions: bound, Deaths: 1, EveryAccess: i&1 == 0, Forget: i&2 != 0,
+					Setup: func(r *Run) {
+						program(r, seed, outcomes[i])
+					}}
 				r := Exhaust(t, c)
 				if !r.Complete || r.Violation != nil {
 					t.Fatal(seed, r)
 				}
 				runs[i] = r.Runs
 				if !maps.Equal(outcomes[0], outcomes[i]) {
-					t.Fatalf("seed %d, bound %d: %d outcomes with shortcuts %d, %d without", seed, bound, len(outcomes[i]), i, len(outcomes[0]))
+					t.Fatalf("seed %d, bound %d: %d outcomes with shortcuts %d, %d without", seed, bound,
+						len(outcomes[i]), i, len(outcomes[0]))
 				}
 			}
 			if seed < 3 {
@@ -395,7 +397,10 @@ func shelves(journalled bool, deaths int, sequential bool) Case {
 		s.next[0].Store(2)
 		s.next[1].Store(3)
 		for i := range uint32(2) {
-			r.Process(fmt.Sprint("p", i), func() { s.dead[i].CAS(0, 1); s.dead[i].Wake(1) }).Go(func(*Task) { s.take(i, journalled) })
+			r.Process(fmt.Sprint("p", i), func() {
+				s.dead[i].CAS(0, 1)
+				s.dead[i].Wake(1)
+			}).Go(func(*Task) { s.take(i, journalled) })
 		}
 		r.Check(func() error {
 			if o := s.owner.Load(); o != 0 {
@@ -467,7 +472,8 @@ func TestSlices(t *testing.T) {
 		if first == 0 {
 			t.Errorf("%d parts: none finds the leak", n)
 		}
-		t.Logf("%d parts: %d deaths of %d, %d parts find the leak, the last is part %d", n, deaths, whole.Deaths, first, last)
+		t.Logf("%d parts: %d deaths of %d, %d parts find the leak, the last is part %d", n, deaths, whole.Deaths,
+			first, last)
 	}
 }
 
@@ -572,7 +578,8 @@ func TestFrozen(t *testing.T) {
 	t.Log(r)
 	// The one who dies between its store and its wake-up leaves the other
 	// asleep until the kernel's word.
-	want := []string{"0 1[dies]", "1 0[]", "1 0[dies]", "1 1[dies]", "woken 0 1[dies]", "woken 1 0[]", "woken 1 0[dies]", "woken 1 1[dies]"}
+	want := []string{"0 1[dies]", "1 0[]", "1 0[dies]", "1 1[dies]", "woken 0 1[dies]", "woken 1 0[]",
+		"woken 1 0[dies]", "woken 1 1[dies]"}
 	if got := slices.Sorted(maps.Keys(outcomes)); !slices.Equal(got, want) {
 		t.Errorf("outcomes %q", got)
 	}

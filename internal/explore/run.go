@@ -470,7 +470,8 @@ func (r *Run) point(t *Task, op shm.Op, g uint64) {
 }
 
 func (r *Run) mayDie(t *Task) bool {
-	return r.deaths > 0 && t.proc.died != nil && (r.deaths < r.c.Deaths || r.c.Slices <= 1 || r.steps%r.c.Slices == r.c.Slice)
+	return r.deaths > 0 && t.proc.died != nil &&
+		(r.deaths < r.c.Deaths || r.c.Slices <= 1 || r.steps%r.c.Slices == r.c.Slice)
 }
 
 // freeze stops the process of the running task for good. The task does not

@@ -60,7 +60,8 @@ func (l *tracer) access(r *Run, t *Task, op shm.Op, g uint64, p unsafe.Pointer, 
 	}
 	if op == shm.OpWrite || op == shm.OpRead {
 		// Bytes one behind the other are one line.
-		if n := len(l.lines); n > 0 && l.lines[n-1].at != 0 && g-l.lines[n-1].at <= 1 && l.lines[n-1].who == who && strings.HasPrefix(l.lines[n-1].what, op.String()) {
+		if n := len(l.lines); n > 0 && l.lines[n-1].at != 0 && g-l.lines[n-1].at <= 1 && l.lines[n-1].who == who &&
+			strings.HasPrefix(l.lines[n-1].what, op.String()) {
 			l.lines[n-1].more++
 			l.lines[n-1].at = g
 			l.open = false
@@ -136,7 +137,8 @@ func (l *tracer) text(r *Run) string {
 	}
 	flush()
 	if skip := len(out) - maxLines; skip > 0 {
-		out = append(append(out[:maxLines/2:maxLines/2], fmt.Sprintf("       … %d lines …", skip)), out[len(out)-maxLines/2:]...)
+		out = append(append(out[:maxLines/2:maxLines/2], fmt.Sprintf("       … %d lines …", skip)),
+			out[len(out)-maxLines/2:]...)
 	}
 	return strings.Join(out, "\n")
 }

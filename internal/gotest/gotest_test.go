@@ -42,17 +42,23 @@ func TestOutcomes(t *testing.T) {
 		not    []string
 	}{
 		{"good", []string{"--", "-count=1", "./good"}, 0,
-			[]string{"ok  \t" + module + "/good\t", "\nskipped: " + module + "/good TestGate: testenv: root: run as root\n", "2 passed, 0 failed, 1 skipped\n"},
+			[]string{"ok  \t" + module + "/good\t", "\nskipped: " + module +
+				"/good TestGate: testenv: root: run as root\n", "2 passed, 0 failed, 1 skipped\n"},
 			[]string{"hidden", "{"}},
-		{"expected skip", []string{"-skips", "skips", "--", "./good"}, 0, []string{"skipped: "}, []string{"NOT EXPECTED"}},
-		{"expected gate", []string{"-skips", "gates", "--", "./good"}, 0, []string{"skipped: "}, []string{"NOT EXPECTED"}},
+		{"expected skip", []string{"-skips", "skips", "--", "./good"}, 0, []string{"skipped: "},
+			[]string{"NOT EXPECTED"}},
+		{"expected gate", []string{"-skips", "gates", "--", "./good"}, 0, []string{"skipped: "},
+			[]string{"NOT EXPECTED"}},
 		{"unexpected skip", []string{"-skips", "other", "--", "./good"}, 1,
-			[]string{"SKIPPED, AND NOT EXPECTED TO BE", "1 skips are not in other", "2 passed, 0 failed, 1 skipped"}, nil},
+			[]string{"SKIPPED, AND NOT EXPECTED TO BE", "1 skips are not in other", "2 passed, 0 failed, 1 skipped"},
+			nil},
 		{"two runs", []string{"--", "./good", "--", "-run", "TestGood", "./good"}, 0,
 			[]string{"== go test ./good\n", "== go test -run TestGood ./good\n", "4 passed, 0 failed, 1 skipped"}, nil},
-		{"bad", []string{"--", "./bad"}, 1, []string{"shown in full", "FAIL\t" + module + "/bad", "0 passed, 1 failed"}, nil},
+		{"bad", []string{"--", "./bad"}, 1, []string{"shown in full", "FAIL\t" + module + "/bad",
+			"0 passed, 1 failed"}, nil},
 		{"dead", []string{"--", "./dead"}, 1, []string{"last words", "0 passed, 1 failed"}, nil},
-		{"wrong", []string{"--", "./wrong"}, 1, []string{"wrong.go:2:", "does not build: " + module + "/wrong", "0 passed, 1 failed"}, nil},
+		{"wrong", []string{"--", "./wrong"}, 1,
+			[]string{"wrong.go:2:", "does not build: " + module + "/wrong", "0 passed, 1 failed"}, nil},
 		{"none", []string{"--", "./none"}, 1, nil, []string{" 0 failed"}},
 		{"no arguments", nil, 2, nil, nil},
 		{"no list", []string{"-skips", "absent", "--", "./good"}, 2, nil, nil},
@@ -90,7 +96,8 @@ func TestGroups(t *testing.T) {
 }
 
 func TestSkipsAreChecked(t *testing.T) {
-	for _, bad := range []string{"test ./ltdb TestX", "test ./ltdb Test[ a reason", "gate root", "./ltdb TestX a reason"} {
+	for _, bad := range []string{"test ./ltdb TestX", "test ./ltdb Test[ a reason", "gate root",
+		"./ltdb TestX a reason"} {
 		if _, err := parseSkips("skips", "# fine\n"+bad); err == nil || !strings.HasPrefix(err.Error(), "skips:2: ") {
 			t.Errorf("%q: %v", bad, err)
 		}

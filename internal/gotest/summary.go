@@ -107,7 +107,8 @@ func (s *summary) take(e event, output map[testName]*strings.Builder, failedIn m
 // that of tests that never ended because the process did. It tells whether
 // there are such tests.
 func (s *summary) unended(pkg string, output map[testName]*strings.Builder, w io.Writer) (any bool) {
-	for _, name := range slices.SortedFunc(maps.Keys(output), func(a, b testName) int { return cmp.Compare(a.test, b.test) }) {
+	for _, name := range slices.SortedFunc(maps.Keys(output),
+		func(a, b testName) int { return cmp.Compare(a.test, b.test) }) {
 		if name.pkg != pkg {
 			continue
 		}
@@ -145,7 +146,8 @@ func (s *summary) report(w io.Writer, expected *skipList) bool {
 		fmt.Fprintf(w, "%s: %s %s: %s\n", l.mark, l.pkg, strings.Join(tests[l], ", "), l.reason)
 	}
 	if unexpected > 0 {
-		fmt.Fprintf(w, "%d skips are not in %s: make them run, or list them there with the reason\n", unexpected, expected.file)
+		fmt.Fprintf(w, "%d skips are not in %s: make them run, or list them there with the reason\n", unexpected,
+			expected.file)
 	}
 	fmt.Fprintf(w, "%d passed, %d failed, %d skipped\n", s.passed, s.failed, len(s.skips))
 	return s.failed == 0 && unexpected == 0
@@ -161,7 +163,8 @@ func text(b *strings.Builder) string {
 // isClosing tells the lines with which go test closes a package. The bare
 // PASS and FAIL of the test binary say the same again.
 func isClosing(line string) bool {
-	return strings.HasPrefix(line, "ok  \t") || strings.HasPrefix(line, "FAIL\t") || strings.HasPrefix(line, "?   \t") || strings.HasPrefix(line, "\t")
+	return strings.HasPrefix(line, "ok  \t") || strings.HasPrefix(line, "FAIL\t") ||
+		strings.HasPrefix(line, "?   \t") || strings.HasPrefix(line, "\t")
 }
 
 var place = regexp.MustCompile(`^\s+[\w.-]+\.go:\d+: `)

@@ -44,36 +44,43 @@ type rule struct {
 
 // Nothing that holds state, waits, or asks the outside world: the core gets
 // all that passed in.
-var impure = []string{"os", "net", "time", "sync", "sync/atomic", "unsafe", "math/rand", "math/rand/v2", "crypto/rand", "syscall", "runtime", "context"}
+var impure = []string{"os", "net", "time", "sync", "sync/atomic", "unsafe", "math/rand", "math/rand/v2",
+	"crypto/rand", "syscall", "runtime", "context"}
 
 // rules is the table of docs/architecture.md, lowest first. A package may be
 // missing in the tree, but none in the table.
 var rules = map[string]rule{
-	"shm":           {other: []string{sys, mmap}, not: []string{"net"}},
-	"protocol/wire": {std: []string{"encoding/binary", "errors", "fmt", "hash/crc32", "math/bits", "slices", "strconv", "strings", "unicode/utf8"}},
-	"ring":          {ours: []string{"shm"}, not: []string{"net", "syscall"}},
-	"ltdb":          {ours: []string{"shm"}, other: []string{xxh3}, not: []string{"net", "syscall"}},
+	"shm": {other: []string{sys, mmap}, not: []string{"net"}},
+	"protocol/wire": {std: []string{"encoding/binary", "errors", "fmt", "hash/crc32", "math/bits", "slices",
+		"strconv", "strings", "unicode/utf8"}},
+	"ring": {ours: []string{"shm"}, not: []string{"net", "syscall"}},
+	"ltdb": {ours: []string{"shm"}, other: []string{xxh3}, not: []string{"net", "syscall"}},
 
 	"protocol":      {ours: []string{"protocol/wire", "protocol/link"}, not: impure},
 	"protocol/link": {ours: []string{"protocol/wire"}, not: impure},
 	"protocol/host": {ours: []string{"protocol", "protocol/wire", "protocol/link"}, not: impure},
-	"protocol/sim":  {ours: []string{"protocol", "protocol/wire", "protocol/link", "protocol/host"}, other: []string{porcu}, not: []string{"net", "unsafe", "syscall"}},
+	"protocol/sim": {ours: []string{"protocol", "protocol/wire", "protocol/link", "protocol/host"},
+		other: []string{porcu}, not: []string{"net", "unsafe", "syscall"}},
 
 	"transport":               {},
 	"transport/transporttest": {ours: []string{"transport"}},
 	"transport/udp":           {ours: []string{"transport"}, other: []string{sys}},
-	"transport/xdp":           {ours: []string{"shm", "transport", "transport/udp"}, other: []string{sys, ebpf, netlink}},
+	"transport/xdp": {ours: []string{"shm", "transport", "transport/udp"},
+		other: []string{sys, ebpf, netlink}},
 	"dispatcher": {
-		ours:  []string{"shm", "ring", "ltdb", "protocol", "protocol/wire", "protocol/link", "transport", "internal/attach", "internal/call"},
+		ours: []string{"shm", "ring", "ltdb", "protocol", "protocol/wire", "protocol/link", "transport",
+			"internal/attach", "internal/call"},
 		other: []string{sys},
 	},
 	"daemon": {
-		ours: []string{"shm", "ring", "ltdb", "protocol", "protocol/wire", "protocol/link", "internal/attach", "internal/version",
+		ours: []string{"shm", "ring", "ltdb", "protocol", "protocol/wire", "protocol/link", "internal/attach",
+			"internal/version",
 			"dispatcher", "transport", "transport/udp", "transport/xdp"},
 		other: []string{sys, cobra, pflag, toml, metrics},
 	},
 
-	"":                {ours: []string{"shm", "ring", "ltdb", "protocol/wire", "internal/attach", "internal/call"}, not: []string{"net"}},
+	"": {ours: []string{"shm", "ring", "ltdb", "protocol/wire", "internal/attach", "internal/call"},
+		not: []string{"net"}},
 	"internal/attach": {other: []string{sys}, not: []string{"net"}},
 	"internal/call":   {ours: []string{"shm", "ring", "protocol/wire"}, not: []string{"net"}},
 	"mainztest":       {ours: []string{"", "daemon"}},
@@ -184,7 +191,9 @@ func (r rule) allows(imp string, module func(string) string) bool {
 	if r.std != nil {
 		return slices.Contains(r.std, imp)
 	}
-	return !slices.ContainsFunc(r.not, func(n string) bool { return imp == n || n == "net" && strings.HasPrefix(imp, "net/") })
+	return !slices.ContainsFunc(r.not, func(n string) bool {
+		return imp == n || n == "net" && strings.HasPrefix(imp, "net/")
+	})
 }
 
 func mayBeImported(by, imp string) bool {
@@ -225,7 +234,8 @@ func TestImportTable(t *testing.T) {
 
 // The rules are code too: each way to break them is shown to be seen.
 func TestRulesSeeViolations(t *testing.T) {
-	modules := map[string]string{"golang.org/x/sys/unix": sys, "github.com/zeebo/xxh3": xxh3, "github.com/spf13/cobra": cobra}
+	modules := map[string]string{"golang.org/x/sys/unix": sys, "github.com/zeebo/xxh3": xxh3,
+		"github.com/spf13/cobra": cobra}
 	moduleOf := func(imp string) string { return modules[imp] }
 	for _, c := range []struct {
 		pkg, imp string
@@ -340,7 +350,8 @@ func sharp(pkg, file, imp string) string {
 	switch {
 	case imp == "C":
 		return "cgo is not for us: peers run as child processes"
-	case imp == "unsafe" && pkg != "shm" && pkg != "transport/xdp" && pkg != "internal/explore" && !strings.HasPrefix(file, "layout") && !strings.Contains(file, "_unsafe") && !test:
+	case imp == "unsafe" && pkg != "shm" && pkg != "transport/xdp" && pkg != "internal/explore" &&
+		!strings.HasPrefix(file, "layout") && !strings.Contains(file, "_unsafe") && !test:
 		return "only shm, transport/xdp, layout files, and the explorer that stands in for memory may"
 	case imp == mmap && pkg != "shm" && !strings.HasPrefix(pkg, "bench/") && !test:
 		return "only shm maps memory, and what measures it"
@@ -372,7 +383,8 @@ func TestPackagesHaveDoc(t *testing.T) {
 			t.Errorf("package %q has no doc.go", p.rel())
 			continue
 		}
-		f, err := parser.ParseFile(token.NewFileSet(), filepath.Join(p.Dir, "doc.go"), nil, parser.ParseComments|parser.PackageClauseOnly)
+		f, err := parser.ParseFile(token.NewFileSet(), filepath.Join(p.Dir, "doc.go"), nil,
+			parser.ParseComments|parser.PackageClauseOnly)
 		if err != nil {
 			t.Error(err)
 		} else if f.Doc == nil {
