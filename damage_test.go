@@ -93,6 +93,51 @@ func TestDamageIsMended(t *testing.T) {
 	}
 }
 
+// A line of the table of databases is overwritten while no dispatcher runs, which would
+// have a copy. The next one says so, and serves the others.
+func TestDamageWithoutDispatcher(t *testing.T) {
+	n := startNode(t)
+	ctx := minute(t)
+	c := n.attach(ThroughRing())
+	bad, good := c.open(t, "bad", KV), c.open(t, "good", KV)
+	want(t, bad.Store(ctx, []byte("k"), []byte("v")), nil)
+	want(t, good.Store(ctx, []byte("k"), []byte("v")), nil)
+	tables, _ := c.store.Segment().Area(shm.AreaDatabases)
+	n.end()
+	c.word(tables + 64 + 32).Store(1) // the name of the first
+	n.start()
+	until(t, "it is said", func() bool {
+		return strings.Contains(strings.Join(c.store.Damage(), "\n"), "line 0 of the table of databases was overwritten while")
+	})
+	other := n.attach(ThroughRing())
+	_, err := other.open(t, "good", KV).Fetch(ctx, []byte("k"))
+	want(t, err, nil)
+	_, err = other.Open(ctx, "bad", KV)
+	want(t, err, ErrCorrupt)
+}
+
+// Who attaches just when somebody has overwritten a condition's line waits until the
+// dispatcher has put it right. A condition that is really another one is refused.
+func TestDamagedConditionAttaches(t *testing.T) {
+	holds := func(Snapshot, []byte) bool { return true }
+	n := startNode(t, Condition{ID: 77, Version: 3, Name: "mine", Holds: holds})
+	c := n.attach(WithCondition(Condition{ID: 77, Version: 3, Name: "mine", Holds: holds}))
+	tables, size := c.store.Segment().Area(shm.AreaDatabases)
+	w := c.word(tables + size - 64*64) // of a built-in one
+	was := w.Load()
+	for i := range 10 {
+		w.Store(was ^ 0x100<<32)
+		if i%2 == 0 {
+			d, err := Attach(minute(t), n.dir, WithCondition(Condition{ID: 77, Version: 3, Name: "mine", Holds: holds}))
+			want(t, err, nil)
+			want(t, d.Close(), nil)
+		}
+		until(t, "it is mended", func() bool { return w.Load() == was })
+	}
+	_, err := Attach(minute(t), n.dir, WithCondition(Condition{ID: 77, Version: 4, Name: "mine", Holds: holds}))
+	want(t, err, ErrIncompatible)
+}
+
 // The memory of the last dispatcher may be garbage when the next one comes.
 func TestDamagedEpochs(t *testing.T) {
 	n := startNode(t)

@@ -25,10 +25,8 @@ func (s *store) database(id uint32) *ltdb.DB {
 	if db := s.dbs[id]; db != nil {
 		return db
 	}
-	all, err := s.keeper.Store().Databases()
-	if err != nil {
-		return nil
-	}
+	// With an error, which the keeper has noted as damage, those that are sound.
+	all, _ := s.keeper.Store().Databases()
 	for _, db := range all {
 		s.dbs[db.ID()] = db
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"time"
 
 	"github.com/mainzdb/mainz/shm"
 )
@@ -272,20 +273,21 @@ func (s *Store) register(ctx context.Context, conds []Condition) error {
 	if err := checkConditions(conds); err != nil {
 		return err
 	}
-	for i := range builtin {
-		if err := s.match(builtin[i].info()); err != nil {
+	known, err := s.matchAll(conds)
+	for limit := time.Now().Add(mendLimit); err != nil && s.c.Slot() != DispatcherSlot && s.served() && !simulated(); {
+		// The line may have been overwritten: the dispatcher, which has a copy,
+		// writes it anew some times a second.
+		select {
+		case <-ctx.Done():
 			return err
+		case <-time.After(5 * time.Millisecond):
+		}
+		if known, err = s.matchAll(conds); time.Now().After(limit) {
+			break
 		}
 	}
-	known := true
-	for i := range conds {
-		switch err := s.match(conds[i].info()); err {
-		case nil:
-		case errUnregistered:
-			known = false
-		default:
-			return err
-		}
+	if err != nil {
+		return err
 	}
 	if !known { // else the latch may be held by who is stopped
 		a, err := s.borrow(ctx)
@@ -299,6 +301,31 @@ func (s *Store) register(ctx context.Context, conds []Condition) error {
 	}
 	s.conds = append(s.conds, conds...)
 	return nil
+}
+
+// mendLimit is for how long who joins waits for a line to be mended that contradicts
+// his conditions.
+const mendLimit = 400 * time.Millisecond
+
+// matchAll compares the built-in conditions and conds with those of the segment, and
+// reports whether that knows all of them.
+func (s *Store) matchAll(conds []Condition) (known bool, err error) {
+	for i := range builtin {
+		if err := s.match(builtin[i].info()); err != nil {
+			return false, err
+		}
+	}
+	known = true
+	for i := range conds {
+		switch err := s.match(conds[i].info()); err {
+		case nil:
+		case errUnregistered:
+			known = false
+		default:
+			return false, err
+		}
+	}
+	return known, nil
 }
 
 func (a *actor) registerAll(conds []Condition) error {

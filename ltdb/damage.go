@@ -22,6 +22,7 @@ const (
 	damagedCond                         // line of the table of conditions. Rewritten
 	damagedLease                        // the lease, or the gate's line but for its word. Rewritten
 	lostBlocks                          // slot
+	lostLine                            // line of the table of databases. Out of use
 	damagedLastly                       // none such
 )
 
@@ -33,6 +34,7 @@ var damageTexts = [damagedLastly]string{
 	damagedSpan:  "the line of span %d, of a hash table, was overwritten; rewritten",
 	damagedCond:  "line %d of the table of conditions was overwritten; rewritten",
 	damagedLease: "the lease or the words beside the gate's were overwritten; rewritten",
+	lostLine:     "line %d of the table of databases was overwritten while no dispatcher had a copy: its database is out of use, until the node is made anew (--wipe)",
 	lostBlocks:   "free memory that the last client in slot %d had was given up: others hold the latches of its classes",
 }
 
@@ -134,6 +136,7 @@ func (k *Keeper) Mend() {
 			k.db(s.dbs[i].id.Load()) // so that there is a copy
 		}
 	}
+	k.noteLost()
 	for _, db := range k.dbs {
 		l, n := &s.dbs[db.place], db.place
 		fix32(&l.mode, uint32(db.mode), damagedLine, n)
@@ -154,6 +157,26 @@ func (k *Keeper) Mend() {
 		}
 	}
 	k.mendConditions()
+}
+
+// noteLost notes the lines that make no sense and of which there is no copy.
+func (k *Keeper) noteLost() {
+	s := k.s
+	for i := range s.dbs {
+		if s.dbs[i].ready.Load() == 0 {
+			continue
+		}
+		if _, err := s.database(i); err == nil {
+			continue
+		}
+		known := false
+		for _, db := range k.dbs {
+			known = known || db.place == i
+		}
+		if !known {
+			s.noteDamage(lostLine, uint64(i))
+		}
+	}
 }
 
 func (k *Keeper) mendConditions() {
