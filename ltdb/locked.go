@@ -18,10 +18,7 @@ func (s *Store) Locked(ctx context.Context) ([]LockedRecord, error) {
 	if ctx == nil {
 		return nil, errNoContext
 	}
-	dbs, err := s.Databases()
-	if err != nil {
-		return nil, err
-	}
+	dbs, damaged := s.Databases() // those that are sound
 	if err := s.enter(); err != nil {
 		return nil, err
 	}
@@ -60,5 +57,5 @@ func (s *Store) Locked(ctx context.Context) ([]LockedRecord, error) {
 			}
 		}
 	}
-	return all, nil
+	return all, damaged
 }

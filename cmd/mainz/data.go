@@ -3,7 +3,6 @@ package main
 import (
 	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -21,13 +20,13 @@ func lookAt(cmd *cobra.Command, name string) (*ltdb.DB, func(), error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	dbs, err := s.Databases()
-	if err == nil {
-		for _, db := range dbs {
-			if db.Name() == name {
-				return db, func() { s.Close() }, nil
-			}
+	dbs, err := s.Databases() // with an error those that are sound
+	for _, db := range dbs {
+		if db.Name() == name {
+			return db, func() { s.Close() }, nil
 		}
+	}
+	if err == nil {
 		err = fmt.Errorf("database %q: %w", name, ltdb.ErrNoDatabase)
 	}
 	s.Close()
@@ -83,7 +82,7 @@ func getCommand() *cobra.Command {
 				return err
 			}
 			if jsonOutput(cmd) {
-				return json.NewEncoder(cmd.OutOrStdout()).Encode(map[string]any{"key": []byte(args[1]), "value": v})
+				return newEncoder(cmd.OutOrStdout()).Encode(map[string]any{"key": []byte(args[1]), "value": v})
 			}
 			_, err = cmd.OutOrStdout().Write(v)
 			return err
@@ -102,7 +101,7 @@ func valueOf(cmd *cobra.Command, arg string) ([]byte, error) {
 // done says in JSON that it worked; people see that by the silence.
 func done(cmd *cobra.Command, err error) error {
 	if err == nil && jsonOutput(cmd) {
-		err = json.NewEncoder(cmd.OutOrStdout()).Encode(map[string]bool{"ok": true})
+		err = newEncoder(cmd.OutOrStdout()).Encode(map[string]bool{"ok": true})
 	}
 	return err
 }
@@ -227,7 +226,7 @@ func walk(cmd *cobra.Command, name string, f func(w *bufio.Writer, e ltdb.Entry)
 	}
 	defer end()
 	w := bufio.NewWriter(cmd.OutOrStdout())
-	enc := json.NewEncoder(w)
+	enc := newEncoder(w)
 	for e, err := range db.Traverse(cmd.Context()) {
 		if err != nil {
 			return errors.Join(err, w.Flush())

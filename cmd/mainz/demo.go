@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -93,7 +92,7 @@ was, and the output says what.`, demo.Clients, demo.GiveUp),
 				return err
 			}
 			if jsonOutput(cmd) {
-				err = json.NewEncoder(cmd.OutOrStdout()).Encode(res)
+				err = newEncoder(cmd.OutOrStdout()).Encode(res)
 			} else {
 				err = res.Print(cmd.OutOrStdout())
 			}

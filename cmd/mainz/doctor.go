@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"net/netip"
@@ -59,7 +58,7 @@ the link for seconds.`,
 				}
 			}
 			if jsonOutput(cmd) {
-				enc := json.NewEncoder(cmd.OutOrStdout())
+				enc := newEncoder(cmd.OutOrStdout())
 				enc.SetIndent("", "  ")
 				return enc.Encode(e)
 			}

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -118,7 +117,7 @@ func printError(w io.Writer, err error, asJSON bool) int {
 			Hint    string `json:"hint"`
 		}
 		out := map[string]body{"error": {k.code, k.name, message, hint}}
-		if json.NewEncoder(w).Encode(out) == nil {
+		if newEncoder(w).Encode(out) == nil {
 			return k.code
 		}
 	}

@@ -1,10 +1,15 @@
 package main
 
 import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"path/filepath"
 	"reflect"
 	"regexp"
 	"strings"
 	"testing"
+	"unicode"
 
 	"github.com/mainzdb/mainz/bench"
 	"github.com/mainzdb/mainz/bench/demo"
@@ -64,5 +69,37 @@ func TestJSONNames(t *testing.T) {
 	for _, v := range printed {
 		of := reflect.TypeOf(v)
 		walk(of.String(), of)
+	}
+}
+
+// What is not printable is escaped, and means the same.
+func TestJSONPrintable(t *testing.T) {
+	want := map[string]string{"a\u009b2J\x1b\x7f\u202e": "größe \U000e0001 \u0085"}
+	var out bytes.Buffer
+	if err := newEncoder(&out).Encode(want); err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range strings.TrimSuffix(out.String(), "\n") {
+		if !unicode.IsPrint(r) {
+			t.Errorf("%q has %q", &out, r)
+		}
+	}
+	var got map[string]string
+	if err := json.Unmarshal(out.Bytes(), &got); err != nil || !reflect.DeepEqual(got, want) || !strings.Contains(out.String(), "größe") {
+		t.Errorf("%q, %v, want %q", got, err, want)
+	}
+	// Nobody prints JSON without that.
+	files, err := filepath.Glob("*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if f != "json.go" && !strings.HasSuffix(f, "_test.go") && bytes.Contains(b, []byte("json.NewEncoder")) {
+			t.Errorf("%s prints JSON by itself", f)
+		}
 	}
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -173,7 +172,7 @@ func newNetResult(t transport.Transport) netResult {
 
 func (r *netResult) print(w io.Writer, asJSON bool) error {
 	if asJSON {
-		e := json.NewEncoder(w)
+		e := newEncoder(w)
 		e.SetIndent("", "  ")
 		return e.Encode(r)
 	}

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -55,7 +54,7 @@ func look(cmd *cobra.Command) (*ltdb.Store, error) {
 // show prints a result: as JSON, or as f writes it.
 func show(cmd *cobra.Command, v any, f func(w io.Writer)) error {
 	if jsonOutput(cmd) {
-		return json.NewEncoder(cmd.OutOrStdout()).Encode(v)
+		return newEncoder(cmd.OutOrStdout()).Encode(v)
 	}
 	w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 8, 2, ' ', 0)
 	f(w)
@@ -356,10 +355,7 @@ func locksCommand() *cobra.Command {
 				return err
 			}
 			defer s.Close()
-			found, err := s.Locked(cmd.Context())
-			if err != nil {
-				return err
-			}
+			found, damaged := s.Locked(cmd.Context()) // in what is sound
 			all := []lockInfo{}
 			for _, l := range found {
 				i := lockInfo{DB: l.DB.Name(), Key: l.Key, Slot: l.Slot, Waiters: l.Waiters || l.Asked}
@@ -368,12 +364,12 @@ func locksCommand() *cobra.Command {
 				}
 				all = append(all, i)
 			}
-			return show(cmd, map[string]any{"locks": all}, func(w io.Writer) {
+			return errors.Join(damaged, show(cmd, map[string]any{"locks": all}, func(w io.Writer) {
 				fmt.Fprintln(w, "DATABASE\tKEY\tSLOT\tNAME\tPID\tWAITED FOR\t")
 				for _, l := range all {
 					fmt.Fprintf(w, "%s\t%q\t%d\t%s\t%d\t%v\t\n", visible(l.DB), l.Key, l.Slot, l.Name, l.PID, l.Waiters)
 				}
-			})
+			}))
 		},
 	})
 }
@@ -445,10 +441,7 @@ func sizeCommand() *cobra.Command {
 				return err
 			}
 			defer s.Close()
-			dbs, err := s.Databases()
-			if err != nil {
-				return err
-			}
+			dbs, damaged := s.Databases() // those that are sound
 			all := []databaseSize{}
 			for _, db := range dbs {
 				u, err := db.Usage(cmd.Context())
@@ -458,13 +451,13 @@ func sizeCommand() *cobra.Command {
 				all = append(all, databaseSize{db.Name(), db.Mode().String(), u.Records, u.Bytes})
 			}
 			size := s.Segment().Header().Size
-			return show(cmd, map[string]any{"databases": all, "segment_bytes": size}, func(w io.Writer) {
+			return errors.Join(show(cmd, map[string]any{"databases": all, "segment_bytes": size}, func(w io.Writer) {
 				fmt.Fprintln(w, "DATABASE\tMODE\tRECORDS\tBYTES\t")
 				for _, d := range all {
 					fmt.Fprintf(w, "%s\t%s\t%d\t%d\t\n", visible(d.Name), d.Mode, d.Records, d.Bytes)
 				}
 				fmt.Fprintf(w, "segment\t\t\t%d\t\n", size)
-			})
+			}), damaged)
 		},
 	})
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -152,7 +151,7 @@ func (o *simOptions) options(seed uint64) sim.Options {
 
 func listPlants(w io.Writer, asJSON bool) error {
 	if asJSON {
-		return json.NewEncoder(w).Encode(sim.AllPlants())
+		return newEncoder(w).Encode(sim.AllPlants())
 	}
 	for _, p := range sim.AllPlants() {
 		fmt.Fprintf(w, "%-24s left out: %s\n", p.Name, p.Rule)
@@ -173,7 +172,7 @@ func (o *simOptions) one(cmd *cobra.Command) error {
 	}
 	r := sim.Run(so)
 	if jsonOutput(cmd) {
-		if err := json.NewEncoder(out).Encode(r); err != nil {
+		if err := newEncoder(out).Encode(r); err != nil {
 			return err
 		}
 	} else {
@@ -268,7 +267,7 @@ func (o *simOptions) many(cmd *cobra.Command) error {
 		o.shrink(errOut, res.Failing[0])
 	}
 	if jsonOutput(cmd) {
-		if err := json.NewEncoder(cmd.OutOrStdout()).Encode(res); err != nil {
+		if err := newEncoder(cmd.OutOrStdout()).Encode(res); err != nil {
 			return err
 		}
 	} else {

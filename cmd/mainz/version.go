@@ -1,8 +1,6 @@
 package main
 
 import (
-	"encoding/json"
-
 	"github.com/spf13/cobra"
 
 	build "github.com/mainzdb/mainz/internal/version"
@@ -21,7 +19,7 @@ func versionCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			v := build.Read(version)
 			if jsonOutput(cmd) {
-				return json.NewEncoder(cmd.OutOrStdout()).Encode(v)
+				return newEncoder(cmd.OutOrStdout()).Encode(v)
 			}
 			return v.Print(cmd.OutOrStdout(), "mainz")
 		},
