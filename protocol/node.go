@@ -151,6 +151,9 @@ func New(now Instant, cfg Config, s *Stable, store Store) *Node {
 		r.parked, r.dirty, r.claim = r.parked[:0], false, nil
 		r.listed = false
 		r.untry()
+		if r.lock.held {
+			n.due(r.lock.deadline)
+		}
 		for i := range r.dones {
 			r.dones[i].token = 0
 		}
