@@ -20,15 +20,16 @@ import (
 
 // simResult is what mainz sim found.
 type simResult struct {
-	First     uint64     `json:"first_seed"`
-	Seeds     uint64     `json:"seeds"`
-	Failing   []uint64   `json:"failing_seeds"`
-	Acked     uint64     `json:"operations_acknowledged"`
-	Recovered uint64     `json:"recoveries"`
-	Undecided uint64     `json:"histories_undecided"`
-	Histories uint64     `json:"histories"`
-	Seconds   float64    `json:"seconds"`
-	Handled   *sim.Steps `json:"handling,omitempty"`
+	First     uint64        `json:"first_seed"`
+	Seeds     uint64        `json:"seeds"`
+	Failing   []uint64      `json:"failing_seeds"`
+	Acked     uint64        `json:"operations_acknowledged"`
+	Recovered uint64        `json:"recoveries"`
+	Undecided uint64        `json:"histories_undecided"`
+	Histories uint64        `json:"histories"`
+	Seconds   float64       `json:"seconds"`
+	Handled   *sim.Steps    `json:"handling,omitempty"`
+	Coverage  *sim.Coverage `json:"coverage,omitempty"`
 }
 
 type simOptions struct {
@@ -40,6 +41,7 @@ type simOptions struct {
 	plant       string
 	trace       bool
 	aim         bool
+	coverage    bool
 	handling    string
 	min, max    int
 }
@@ -84,6 +86,8 @@ The exit code is 0 only if every invariant held in every run, else 7.`,
 	f.BoolVar(&o.aim, "aim", false, "with --plant: more of the faults that this bug needs")
 	f.StringVar(&o.handling, "handling", "none",
 		"how long dispatchers are busy with what they handle: none, model or cpu")
+	f.BoolVar(&o.coverage, "coverage", false,
+		"print what the runs have met: messages, limits that had their effect, how full tables were")
 	f.BoolVar(&o.trace, "trace", false, "with --seed: print every message and every change of state")
 	return cmd
 }
@@ -171,6 +175,9 @@ func (o *simOptions) one(cmd *cobra.Command) error {
 		so.Trace = func(line string) { fmt.Fprintln(out, line) }
 	}
 	r := sim.Run(so)
+	if !o.coverage {
+		r.Coverage = nil
+	}
 	if jsonOutput(cmd) {
 		if err := newEncoder(out).Encode(r); err != nil {
 			return err
@@ -183,6 +190,9 @@ func (o *simOptions) one(cmd *cobra.Command) error {
 		}
 		for _, f := range r.Failures {
 			fmt.Fprintln(out, "FAILED", f)
+		}
+		if o.coverage {
+			r.Coverage.Print(out)
 		}
 	}
 	return o.failed(len(r.Failures))
@@ -218,6 +228,9 @@ func (o *simOptions) many(cmd *cobra.Command) error {
 	if res.First == 0 {
 		res.First = rand.Uint64() % 1e12
 	}
+	if o.coverage {
+		res.Coverage = sim.NewCoverage()
+	}
 	debug.SetGCPercent(400) // many short lives, and memory enough
 	errOut := cmd.ErrOrStderr()
 	fmt.Fprintf(errOut, "seeds from %d\n", res.First)
@@ -239,6 +252,9 @@ func (o *simOptions) many(cmd *cobra.Command) error {
 				res.Recovered += uint64(r.Recovered)
 				res.Undecided += uint64(r.Undecided)
 				res.Histories += uint64(r.Histories)
+				if o.coverage {
+					res.Coverage.Add(r.Coverage)
+				}
 				if r.Handled != nil {
 					if res.Handled == nil {
 						res.Handled = &sim.Steps{}
@@ -275,6 +291,9 @@ func (o *simOptions) many(cmd *cobra.Command) error {
 			res.Seeds, res.First, len(res.Failing), res.Acked, res.Recovered, res.Undecided, res.Histories, res.Seconds)
 		if res.Handled != nil {
 			fmt.Fprintln(cmd.OutOrStdout(), res.Handled)
+		}
+		if res.Coverage != nil {
+			res.Coverage.Print(cmd.OutOrStdout())
 		}
 	}
 	return o.failed(len(res.Failing))
