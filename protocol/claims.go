@@ -59,6 +59,7 @@ func (n *Node) newMap(from PNN, m *Message) Verdict {
 
 func (n *Node) takeMap(leader PNN, ballot Epoch, mp Map, self wire.Member) {
 	neverOpened := n.s.Opened != n.s.Taken
+	n.leftOut(&mp)
 	n.s.Promised, n.s.Taken, n.s.Map = ballot, ballot, mp
 	for i := range mp.Members {
 		n.s.HighVNN = max(n.s.HighVNN, mp.Members[i].VNN)
@@ -484,7 +485,7 @@ func (n *Node) recovered() {
 	n.store.OpenProvisional()
 	n.state, n.openedAt = stOpen, n.now
 	n.gate.State, n.gate.Epoch = GateOpen, n.s.Taken
-	n.rv.asked, n.broken = 0, ""
+	n.rv.asked, n.broken, n.blamed = 0, "", nobody
 	n.eff.Retry = true
 	if set := n.s.Map.set; n.plant != plantNoEvent || n.s.told != set {
 		n.eff.Events = append(n.eff.Events, Event{Epoch: n.s.Taken, Members: set, Joined: set &^ n.s.told, Left: n.s.told &^ set, Kept: n.s.toldLife == n.s.Life})

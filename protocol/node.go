@@ -49,6 +49,8 @@ type Node struct {
 	counter   uint64 // highest ballot counter seen
 	nextPing  Instant
 	wantedAt  Instant
+	blamed    blame   // for the gate's being closed
+	stalledAt Instant // this node's own loop stood still until then
 	leaderAt  Instant // a leader's word came last
 	leadDelay Instant
 
@@ -101,6 +103,7 @@ type peer struct {
 	floor   uint64
 	letIn   Instant // join hold-off
 	hold    Instant
+	conduct conduct
 }
 
 // Counters since the node's start.
@@ -178,6 +181,7 @@ func New(now Instant, cfg Config, s *Stable, store Store) *Node {
 		store.Unlock(r.db, r.key)
 	}
 	n.leaderAt, n.leadDelay = now, n.jitter(5*ms)
+	n.blamed, n.stalledAt = nobody, -Never/2
 	n.startPass()
 	n.ping()
 	n.wanted()
@@ -203,6 +207,9 @@ func (n *Node) token(r *rec) uint64 {
 // begin and finish stand around every step.
 func (n *Node) begin(now Instant) {
 	if now > n.now {
+		if now-n.now > n.cfg.DeadAfter/4 {
+			n.stalledAt = now // the clock is read each heartbeat, at least
+		}
 		n.now = now
 	}
 }

@@ -58,6 +58,8 @@ const (
 	plantColdOwnClock
 	plantFaultOpens
 	plantUnnamedPiece
+	plantNoHoldOff
+	plantWaitForEver
 	plantCount
 )
 
@@ -115,6 +117,8 @@ var Plants = [plantCount]Plant{
 	plantAbandonFirst:      {"abandon-first", "an abandoned operation is looked for in the done list before it is dropped"},
 	plantColdCounter:       {"cold-counter", "a cold start takes its ballot from the clock"},
 	plantUnnamedPiece:      {"unnamed-piece", "a piece has the name that its client gave it"},
+	plantNoHoldOff:         {"no-hold-off", "a node that stalls again and again is left out, longer each time"},
+	plantWaitForEver:       {"wait-for-ever", "a member that is heard and acknowledges no DATA is left out"},
 	plantFaultOpens:        {"fault-opens", "a recovery that meets a broken promise between nodes does not open"},
 	plantColdStartClock:    {"cold-start-clock", "each cold start draws its ballot from the clock as it is then"},
 	plantColdOwnClock:      {"cold-own-clock", "a cold start's ballot is above the clocks of all who promise"},

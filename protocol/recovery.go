@@ -183,10 +183,15 @@ func (n *Node) startPass() {
 }
 
 // suspect closes the gate until a recovery opens it.
-func (n *Node) suspect() {
+func (n *Node) suspect() { n.suspectOf(nobody) }
+
+// suspectOf: the same, and who is to blame.
+func (n *Node) suspectOf(b blame) {
 	if n.state != stOpen {
 		return
 	}
+	n.strike(b)
+	n.blamed = b
 	n.freeze()
 	n.leaderAt, n.leadDelay = n.now, n.jitter(5*ms)
 	n.wanted()
@@ -203,7 +208,7 @@ func (n *Node) wanted() {
 	n.wantedAt = n.now + 50*ms
 	for i := range n.cfg.Nodes {
 		if PNN(i) != n.cfg.Self {
-			n.send(PNN(i), Beacon, n.s.Taken, &Message{Op: wire.RecoveryWanted, Epoch: n.s.Taken, Heard: n.heard()}, 0)
+			n.send(PNN(i), Beacon, n.s.Taken, &Message{Op: wire.RecoveryWanted, Epoch: n.s.Taken, Heard: n.heard(), Blame: n.blamed.who, Stall: n.blamed.why}, 0)
 		}
 	}
 }
@@ -225,7 +230,7 @@ func (n *Node) wantedBy(from PNN, m *Message) {
 		return
 	}
 	if n.s.Map.member(from) != nil && m.Epoch == n.s.Taken {
-		n.suspect()
+		n.suspectOf(blame{m.Blame, m.Stall})
 		return
 	}
 	n.joinWish(from, m)
@@ -238,7 +243,7 @@ func (n *Node) joinWish(from PNN, m *Message) {
 	switch {
 	case n.s.Map.coordinator() != n.cfg.Self, !n.heard().Has(from), n.s.Map.set&^m.Heard != 0, n.now-n.openedAt < 50*ms:
 		return
-	case q.letIn != 0 && n.now-q.letIn < max(q.hold, n.cfg.JoinHold):
+	case q.letIn != 0 && n.now-q.letIn < max(q.hold, n.cfg.JoinHold), n.unruly().Has(from):
 		n.reached(LimitHold)
 		return
 	}
@@ -299,11 +304,15 @@ func (n *Node) recoveryTick() {
 func (n *Node) watchMembers() {
 	lost := n.s.Map.set &^ n.heard()
 	if lost != 0 && n.now-n.openedAt > n.cfg.DeadAfter {
-		n.suspect()
+		n.suspectOf(blame{PNN(bits.TrailingZeros64(uint64(lost))), wire.BlameSilent})
 		return
 	}
 	if !n.leaseLive() && n.now-n.openedAt > n.cfg.Lease {
-		n.suspect()
+		b := nobody
+		if n.now-n.stalledAt < n.cfg.Lease {
+			b = blame{n.cfg.Self, wire.BlameStall}
+		}
+		n.suspectOf(b)
 	}
 }
 
@@ -324,7 +333,11 @@ func (n *Node) mayLead() {
 		}
 	}
 	wait := n.leadDelay
-	if bits.TrailingZeros64(uint64(h)) == int(n.cfg.Self) && n.state == stFrozen {
+	first := h &^ n.unruly()
+	if first == 0 {
+		first = h
+	}
+	if bits.TrailingZeros64(uint64(first)) == int(n.cfg.Self) && n.state == stFrozen {
 		wait = min(wait, n.cfg.Gather)
 	} else {
 		wait = max(wait, 2*n.cfg.StepLimit+n.cfg.Lease)
@@ -579,6 +592,7 @@ func (n *Node) fenced(all wire.Set) bool {
 // may only be young, or too few are left.
 func (n *Node) clique(all, full wire.Set) (wire.Set, bool) {
 	set := all &^ n.leavers(all)
+	set = n.without(set, full&set)
 	if n.plant == plantNoClique {
 		return set, true
 	}

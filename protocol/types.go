@@ -85,7 +85,11 @@ type Config struct {
 	StepLimit Instant // 150 ms: a step of a recovery that takes longer starts over
 	Gather    Instant // 10 ms: for promises that are not needed
 	JoinHold  Instant // 400 ms
-	MaxHops   uint32  // 8
+	// Unanswered is how long a member that is heard may leave a message unacknowledged:
+	// 1 s. Longer than any wait that is allowed to a handler that says not yet.
+	Unanswered Instant
+	MaxStrikes int    // recoveries a member may be blamed for in short order: 3
+	MaxHops    uint32 // 8
 
 	MaxPending int // operations of local clients: 65,536
 	MaxParked  int // requests that wait at this node: 65,536
@@ -126,6 +130,8 @@ func (c *Config) defaults() {
 	def(&c.StepLimit, 150*ms)
 	def(&c.Gather, 10*ms)
 	def(&c.JoinHold, 400*ms)
+	def(&c.Unanswered, 1000*ms)
+	num(&c.MaxStrikes, 3)
 	num(&c.MaxPending, 65536)
 	num(&c.MaxParked, 65536)
 	num(&c.MaxDBs, 1024)

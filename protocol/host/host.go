@@ -104,6 +104,11 @@ func (h *Host) Receive(now protocol.Instant, datagram []byte) {
 func (h *Host) Tick(now protocol.Instant) {
 	if h.link != nil {
 		h.link.Tick(now)
+		for p := range h.cfg.Link.Nodes {
+			if since := h.link.Unacked(protocol.PNN(p)); since != 0 {
+				h.node.Unanswered(now, protocol.PNN(p), since)
+			}
+		}
 	}
 	h.node.Tick(now)
 }

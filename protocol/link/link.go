@@ -300,6 +300,15 @@ func (l *Link) Backlog(p wire.PNN) int {
 	return l.peers[p].ch[Data].waiting.len() + l.peers[p].ch[Control].waiting.len()
 }
 
+// Unacked is when the oldest message of DATA that p has not acknowledged first went
+// out; 0: there is none.
+func (l *Link) Unacked(p wire.PNN) Instant {
+	if f := l.peers[p].ch[Data].flight; len(f) > 0 {
+		return f[0].first
+	}
+	return 0
+}
+
 // Send queues a packet on a reliable channel; it is copied. A token that is not 0
 // comes back by Acked or Refused; not if the epoch (DATA), the ballot (CONTROL)
 // or the peer's incarnation ends first.

@@ -66,7 +66,7 @@ func (c *Cluster) restless() string {
 		switch {
 		case !h.up || h.paused || h.drains || !serving(h):
 			return fmt.Sprintf("node %d", h.pnn)
-		case c.cutTo[i] != 0 || h.room == 0 || c.now < h.noLock:
+		case c.cutTo[i]|c.muteTo[i] != 0 || h.brim || h.room == 0 || c.now < h.noLock:
 			return fmt.Sprintf("around node %d", h.pnn)
 		case epoch != 0 && h.seg.gate.Epoch != epoch:
 			return "epochs"

@@ -66,13 +66,15 @@ type Mix struct {
 	Arbiter bool    `json:"arbiter"`   // half of the nodes go on with its lock
 	Limits  int     `json:"limits"`    // which limits are small: see limits; 0: none
 	Large   bool    `json:"large"`     // values of several fragments
+	Mute    float64 `json:"mute"`      // one way for DATA alone
+	Stalls  float64 `json:"stalls"`    // in rows
 	Promise bool    `json:"promise"`   // each node has a promise file, and a clock that is set anew at each start
 	Turn    int     `json:"turn"`      // a dispatcher's turn is up to so many calls; 1: each by itself, at once
 }
 
 func (m Mix) String() string {
-	return fmt.Sprintf("nodes %d clients %d ms %d loss %.2f repeat %.2f delay %dus tail %dus drift %.3f crash %.1f warm %.1f pause %.1f cut %.1f oneway %.1f kill %.1f full %.1f stall %.2f policy %s keys %d cap %d open %v drain %.1f file %.1f arbiter %v promise %v turn %d limits %d large %v",
-		m.Nodes, m.Clients, m.Millis, m.Loss, m.Repeat, m.Delay/us, m.Tail/us, m.Drift, m.Crash, m.Warm, m.Pause, m.Cut, m.OneWay, m.Kill, m.Full, m.Stall, m.Policy, m.Keys, m.Cap, m.Open, m.Drain, m.File, m.Arbiter, m.Promise, m.Turn, m.Limits, m.Large)
+	return fmt.Sprintf("nodes %d clients %d ms %d loss %.2f repeat %.2f delay %dus tail %dus drift %.3f crash %.1f warm %.1f pause %.1f cut %.1f oneway %.1f kill %.1f full %.1f stall %.2f policy %s keys %d cap %d open %v drain %.1f file %.1f arbiter %v mute %.1f stalls %.1f promise %v turn %d limits %d large %v",
+		m.Nodes, m.Clients, m.Millis, m.Loss, m.Repeat, m.Delay/us, m.Tail/us, m.Drift, m.Crash, m.Warm, m.Pause, m.Cut, m.OneWay, m.Kill, m.Full, m.Stall, m.Policy, m.Keys, m.Cap, m.Open, m.Drain, m.File, m.Arbiter, m.Mute, m.Stalls, m.Promise, m.Turn, m.Limits, m.Large)
 }
 
 // Cluster is one run.
@@ -86,6 +88,7 @@ type Cluster struct {
 	seq      uint64
 	hosts    []*host
 	cutTo    [wire.MaxNodes]wire.Set // from → to whom nothing gets through
+	muteTo   [wire.MaxNodes]wire.Set // from → to whom no DATA gets through
 	check    *checker
 	cover    *cover
 	faults   bool
@@ -413,7 +416,7 @@ func (sh shell) Datagram(to protocol.PNN, b []byte) {
 		if c.faults && c.chance(c.mix.Repeat) {
 			n++
 		}
-		if c.cutTo[h.pnn].Has(to) || c.faults && c.chance(c.mix.Loss) {
+		if c.cutTo[h.pnn].Has(to) || c.muteTo[h.pnn].Has(to) && b[3]&wire.FlagData != 0 || c.faults && c.chance(c.mix.Loss) {
 			continue
 		}
 		delay := c.between(c.mix.Delay/2, c.mix.Delay)

@@ -48,6 +48,8 @@ var told = map[string]string{
 	"waiter-moves":       "waiters_stay",
 	"alive-by-pnn":       "piece_of_dead",
 	"cold-counter":       "cold_start",
+	"no-hold-off":        "stalls",
+	"wait-for-ever":      "mute",
 	"unnamed-piece":      "named_piece",
 	"fault-opens":        "two_owners",
 	"cold-start-clock":   "epochs_grow",

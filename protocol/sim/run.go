@@ -84,6 +84,7 @@ func draw(o Options, rng *rand.Rand) Mix {
 	m.Drain, m.File = pick(0.25, 2), pick(0.15, 2)
 	m.Arbiter = m.Nodes%2 == 0 && rng.IntN(3) > 0
 	m.Promise = rng.IntN(3) == 0
+	m.Mute, m.Stalls = pick(0.15, 1.5), pick(0.15, 1)
 	m.Turn = 1
 	if rng.IntN(2) == 0 {
 		m.Turn = 1 << rng.IntN(7)
@@ -228,6 +229,16 @@ func (c *Cluster) plan() {
 		c.cutTo[a.pnn] |= 1 << b.pnn
 		c.after(c.between(10*ms, 600*ms), func() { c.cutTo[a.pnn] &^= 1 << b.pnn })
 	})
+	every(m.Mute, func() {
+		a, b := any(), any()
+		if a == b {
+			return
+		}
+		c.trace("mute %d > %d", a.pnn, b.pnn)
+		c.muteTo[a.pnn] |= 1 << b.pnn
+		c.after(c.between(10*ms, 2000*ms), func() { c.muteTo[a.pnn] &^= 1 << b.pnn })
+	})
+	every(m.Stalls, func() { c.stalls(any(), c.between(60*ms, 190*ms), 3+c.rng.IntN(10)) })
 	every(m.Full, func() {
 		h := any()
 		c.trace("node %d is full", h.pnn)
@@ -277,6 +288,14 @@ func (c *Cluster) restart(h *host, cold bool) {
 	})
 }
 
+// stalls of a dispatcher, again and again, never long enough for its death.
+func (c *Cluster) stalls(h *host, d instant, times int) {
+	if times > 0 && c.faults {
+		h.pause(d)
+		c.after(d+c.between(10*ms, 40*ms), func() { c.stalls(h, d, times-1) })
+	}
+}
+
 // partition the cluster in two for a while.
 func (c *Cluster) partition() {
 	side := wire.Set(c.rng.Uint64()) & (1<<len(c.hosts) - 1)
@@ -298,7 +317,7 @@ func (c *Cluster) partition() {
 func (c *Cluster) heal() {
 	c.trace("HEAL")
 	c.faults = false
-	c.cutTo = [wire.MaxNodes]wire.Set{}
+	c.cutTo, c.muteTo = [wire.MaxNodes]wire.Set{}, [wire.MaxNodes]wire.Set{}
 	c.newFile(true)
 	for _, h := range c.hosts {
 		h.room, h.noLock = 1<<20, 0

@@ -38,11 +38,13 @@ import (
 //	file 3 | file all [N]     the next nodes file, without node 3 or with all; for those that
 //	                          run, or for node N only; or what it has missed, if others have it
 //	cut 0>1 | cut 0,1|2       one way; or between two sides
+//	mute 0>1                  DATA does not get through, all else does
 //	heal                      all links
 //	cold N | warm N           node N crashes, its memory with it or not
 //	own N KEY V               node N has the record KEY, whoever else has: a fault that nobody should make
 //	fault N | fault N none    what keeps node N from opening; there must be something, or nothing
 //	clock N -60000ms          the wall clock that node N finds at its next start is that far off
+//	stall N 140ms 20ms 50     50 times: it stands still for 140 ms, and works for 20; not told
 //	boot N | pause N | resume N | kill N.M
 //	when OP cold|warm N       node N crashes as the next datagram with this message goes out
 //	count [N]                 DATA messages since the last count; N: so many it must be
@@ -116,6 +118,8 @@ func (s *scenario) command(f []string) error {
 		return s.rule(f)
 	case "cut":
 		return s.cut(f[1])
+	case "mute":
+		return s.mute(f[1])
 	case "open":
 		return s.open(f)
 	case "traverse":
@@ -123,7 +127,7 @@ func (s *scenario) command(f []string) error {
 	case "file":
 		return s.file(f[1], f[2:]...)
 	case "heal":
-		s.c.cutTo = [wire.MaxNodes]wire.Set{}
+		s.c.cutTo, s.c.muteTo = [wire.MaxNodes]wire.Set{}, [wire.MaxNodes]wire.Set{}
 		return nil
 	case "count":
 		n := int(s.c.cmsgs - s.sent)
@@ -155,6 +159,8 @@ func (s *scenario) command(f []string) error {
 		if (h.node.Fault() == "") != (len(f) > 2) {
 			return fmt.Errorf("node %d: fault %q", h.pnn, h.node.Fault())
 		}
+	case "stall":
+		return s.stall(h, f[2:])
 	case "clock":
 		h.wall, err = duration(f[2])
 		return err
@@ -349,6 +355,41 @@ func (s *scenario) rule(f []string) error {
 		r.crash, r.cold = h, f[2] == "cold"
 	}
 	s.c.rules = append(s.c.rules, r)
+	return nil
+}
+
+// mute one direction for DATA.
+func (s *scenario) mute(v string) error {
+	from, to, _ := strings.Cut(v, ">")
+	a, _, err1 := s.host(from)
+	b, _, err2 := s.host(to)
+	if err1 != nil || err2 != nil {
+		return fmt.Errorf("no such link")
+	}
+	s.c.muteTo[a.pnn] |= 1 << b.pnn
+	return nil
+}
+
+// stall a node again and again.
+func (s *scenario) stall(h *host, f []string) error {
+	if len(f) < 3 {
+		return fmt.Errorf("want how long it stands still, how long it works, and how often")
+	}
+	still, err1 := duration(f[0])
+	works, err2 := duration(f[1])
+	times, err3 := strconv.Atoi(f[2])
+	if err1 != nil || err2 != nil || err3 != nil {
+		return fmt.Errorf("two durations and a number")
+	}
+	trace := s.c.opt.Trace
+	defer func() { s.c.opt.Trace = trace }()
+	s.c.opt.Trace = func(string) {}
+	for range times {
+		h.pause(3600 * sec)
+		s.c.until(s.c.now + still)
+		h.resume()
+		s.c.until(s.c.now + works)
+	}
 	return nil
 }
 

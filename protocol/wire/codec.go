@@ -103,6 +103,8 @@ func appendField(b []byte, f field, m *Message) []byte {
 		return le.AppendUint64(b, uint64(m.Old))
 	case fClock:
 		return le.AppendUint64(b, m.Clock)
+	case fBlame:
+		return le.AppendUint32(le.AppendUint32(b, uint32(m.Blame)), m.Stall)
 	case fClaims, fVerdicts, fPieces, fBatch:
 		return appendLimited(b, m.Rows, MaxData)
 	case fWhy:
@@ -340,6 +342,10 @@ func (d *decoder) field(f field, m *Message) {
 		m.Inc = d.u64()
 	case fOld:
 		m.Old = Set(d.u64())
+	case fBlame:
+		who := d.u32()
+		m.Blame, m.Stall = PNN(who), d.u32()
+		d.must(who < MaxNodes && m.Stall >= BlameStall && m.Stall <= BlameMute || who == uint32(NoPNN) && m.Stall == 0)
 	case fClock:
 		m.Clock = d.u64()
 		d.must(m.Clock < 1<<47) // it may become a ballot's counter

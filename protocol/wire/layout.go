@@ -45,6 +45,7 @@ const (
 	fInc
 	fOld
 	fClock
+	fBlame
 	fClaims
 	fVerdicts
 	fPieces
@@ -63,7 +64,7 @@ var fieldNames = [fieldCount]string{
 	fPiece: "+ piece OPID", fOPID: "+ OPID", fVia: "+ via REQID", fOwnID: "+ own REQID", fRoom: "+ room", fHops: "+ hops",
 	fRSN: "+ RSN", fLAccessor: "+ LACCESSOR", fLACount: "+ LACOUNT", fDones: "+ done list", fTags: "+ piece tags",
 	fT: "T", fEpoch: "epoch", fPromise: "ballot promised", fOpen: "open", fGrant: "grant", fLife: "life", fFloor: "floor", fHeard: "heard", fMembers: "map",
-	fMemory: "memory", fVNN: "highest VNN", fSince: "since", fNodes: "nodes file version", fInc: "incarnation", fOld: "nodes of the last file in use", fClock: "clock", fClaims: "claims", fVerdicts: "verdicts", fPieces: "pieces", fBatch: "batch",
+	fMemory: "memory", fVNN: "highest VNN", fSince: "since", fNodes: "nodes file version", fInc: "incarnation", fOld: "nodes of the last file in use", fClock: "clock", fBlame: "blame", fClaims: "claims", fVerdicts: "verdicts", fPieces: "pieces", fBatch: "batch",
 	fWhy: "why", fCursor: "cursor", fMode: "mode", fName: "NAMELEN, name", fConds: "conditions",
 }
 
@@ -98,7 +99,7 @@ var layouts = [128][]field{
 
 	Ping:           {fT, fEpoch, fOpen, fLife, fFloor},
 	Pong:           {fT, fEpoch, fOpen, fGrant},
-	RecoveryWanted: {fEpoch, fHeard},
+	RecoveryWanted: {fEpoch, fHeard, fBlame},
 	Prepare:        {fPromise, fEpoch, fNodes},
 	Promise:        {fPromise, fEpoch, fMembers, fMemory, fLife, fVNN, fHeard, fSince, fNodes, fInc, fOpen, fOld, fClock},
 	Nack:           {fEpoch, fPromise, fOpen},

@@ -81,6 +81,8 @@ type Message struct {
 	Since   []byte // rows of u32: milliseconds since we granted PNN i a lease, all ones: never
 	Nodes   uint32 // version of the nodes file
 	Inc     uint64 // the promiser's incarnation
+	Blame   PNN    // RECOVERY_WANTED: who made it necessary, NoPNN: nobody
+	Stall   uint32 // and how: BlameStall and the like
 	Clock   uint64 // the promiser's wall clock, milliseconds since 1970
 	Old     Set    // nodes of the last nodes file that may be in use, if it is another
 	Rows    []byte // CLAIM, VERDICT, RESUPPLY, TRAVERSE: rows, one behind the other

@@ -111,6 +111,13 @@ const (
 	WatchLost    uint32 = 3 // the record was lost in a recovery
 )
 
+// Why somebody is blamed for a recovery (RECOVERY_WANTED).
+const (
+	BlameStall  uint32 = 1 // it stalled, and its lease ran out
+	BlameSilent uint32 = 2 // it was not heard
+	BlameMute   uint32 = 3 // it was heard, and acknowledged no DATA
+)
+
 // Mode of a database (DB_INFO).
 const (
 	ModeKV     uint32 = 1
