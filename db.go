@@ -239,14 +239,28 @@ func (db *DB) change(ctx context.Context, m *wire.Message, once bool, late func(
 		again := once && p != nil && p.Status == wire.Timeout
 		db.giveBack(p)
 		if !again {
-			return err
+			return db.blocked(m.Key, err)
 		}
 		select {
 		case <-ctx.Done():
-			return ctx.Err()
+			return db.blocked(m.Key, ctx.Err())
 		case <-time.After(wait):
 		}
 	}
+}
+
+// blocked is the error of a change whose context has ended, with who holds the record
+// if somebody does. It may also have waited for a condition, or for mainzd; and of an
+// ErrUnknown nobody knows what it waited for.
+func (db *DB) blocked(key []byte, err error) error {
+	if err == nil || errors.Is(err, ErrUnknown) {
+		return err
+	}
+	var l *LockError
+	if named := db.l.Blocked(key, err); errors.As(named, &l) && l.Holder.Slot != 0 {
+		return named
+	}
+	return err
 }
 
 // fetch is AppendFetch through the ring.
@@ -417,6 +431,9 @@ func (db *DB) remove(ctx context.Context, key []byte, p Piece) error {
 func (db *DB) removeMatching(ctx context.Context, cond ConditionID, key, data []byte) error {
 	if db.l.Mode() != KV {
 		return ErrMode
+	}
+	if err := db.l.CheckPiece(cond, data); err != nil {
+		return err
 	}
 	return db.change(ctx, &wire.Message{Op: wire.ReqRemoveTrigger, Cond: uint32(cond), Key: key, Data: data}, false,
 		nil)

@@ -547,6 +547,9 @@ func (n *Node) plan(r *rec, m *Message, src PNN, mode Mode) (st wire.Status, dat
 			case !known:
 				return wire.NoCondition, nil, nil
 			case k < 1 || i < 0 || i > len(n.view.Data) || k > len(n.view.Data)-i:
+				if n.cfg.Conditions.Malformed(m.Cond, nil, nil, m.Data) {
+					return wire.Malformed, nil, nil
+				}
 				return wire.NotFound, nil, nil
 			}
 			n.scratch = append(append(n.scratch[:0], n.view.Data[:i]...), n.view.Data[i+k:]...)
