@@ -7,7 +7,8 @@ import (
 	"math"
 	"slices"
 	"strings"
-	"text/tabwriter"
+
+	"github.com/mainzdb/mainz/internal/table"
 )
 
 // Report is what a run measured.
@@ -127,7 +128,7 @@ func (r *Report) WriteText(w io.Writer) error {
 		fmt.Fprintf(w, "WARNING: %s\n", warning)
 	}
 
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
+	t := table.NewRight(w)
 	fmt.Fprintln(t, "\noperation\tbytes\tkeys\tprocesses\tpeer\tMops/s\t[min to max]\tp50 ns\tp99\tp99.9\tmax\tslices\t")
 	for _, x := range r.Results {
 		fmt.Fprintf(t, "%s\t%d\t%s\t%d\t%s\t%.4g\t[%.3g to %.3g]\t%.0f\t%.0f\t%.0f\t%.0f\t%d\t\n",
@@ -140,7 +141,7 @@ func (r *Report) WriteText(w io.Writer) error {
 	if len(r.Ratios) == 0 {
 		return nil
 	}
-	t = tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	t = table.New(w)
 	title := r.RatioTitle
 	if title == "" {
 		title = "how many times cheaper we are"

@@ -4,10 +4,10 @@ import (
 	"fmt"
 	"io"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/mainzdb/mainz/internal/histogram"
+	"github.com/mainzdb/mainz/internal/table"
 	"github.com/mainzdb/mainz/ltdb"
 )
 
@@ -127,10 +127,8 @@ var titles = map[string]string{
 
 // Print writes the table for people.
 func (r *Result) Print(w io.Writer) error {
-	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
-	row := func(name string, format string, args ...any) {
-		fmt.Fprintf(t, "%s\t%s\n", name, fmt.Sprintf(format, args...))
-	}
+	t := table.New(w)
+	row := t.Row
 	row("clients", "%d processes, for %d traced ones", r.Clients, r.Processes)
 	row("replayed", "%d events of %d files, %d passes in %.1f s", r.Events, r.Records, r.Passes, r.Seconds)
 	row("operations per second", "%.0f", r.OpsPerS)

@@ -5,10 +5,10 @@ import (
 	"io"
 	"net/netip"
 	"strings"
-	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 
+	"github.com/mainzdb/mainz/internal/table"
 	"github.com/mainzdb/mainz/transport/xdp"
 )
 
@@ -70,8 +70,8 @@ the link for seconds.`,
 }
 
 func printExamination(w io.Writer, e *xdp.Examination) error {
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	row := func(name, format string, a ...any) { fmt.Fprintf(t, "%s\t%s\n", name, fmt.Sprintf(format, a...)) }
+	t := table.New(w)
+	row := t.Row
 	state := "up"
 	if !e.Up {
 		state = "down"

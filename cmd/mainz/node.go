@@ -7,7 +7,6 @@ import (
 	"io"
 	"os"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -17,6 +16,7 @@ import (
 	"github.com/mainzdb/mainz/dispatcher"
 	"github.com/mainzdb/mainz/internal/attach"
 	"github.com/mainzdb/mainz/internal/call"
+	"github.com/mainzdb/mainz/internal/table"
 	"github.com/mainzdb/mainz/ltdb"
 	"github.com/mainzdb/mainz/shm"
 )
@@ -56,7 +56,7 @@ func show(cmd *cobra.Command, v any, f func(w io.Writer)) error {
 	if jsonOutput(cmd) {
 		return newEncoder(cmd.OutOrStdout()).Encode(v)
 	}
-	w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 8, 2, ' ', 0)
+	w := table.New(cmd.OutOrStdout())
 	f(w)
 	return w.Flush()
 }

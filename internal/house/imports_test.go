@@ -98,7 +98,8 @@ var rules = map[string]rule{
 	"internal/netns":     {other: []string{sys, netlink}},
 	"internal/histogram": {},
 	"internal/script":    {},
-	"internal/version":   {},
+	"internal/table":     {},
+	"internal/version":   {ours: []string{"internal/table"}},
 	"internal/gotest":    {},
 	"internal/house":     {},
 }

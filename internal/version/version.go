@@ -1,11 +1,11 @@
 package version
 
 import (
-	"fmt"
 	"io"
 	"runtime"
 	"runtime/debug"
-	"text/tabwriter"
+
+	"github.com/mainzdb/mainz/internal/table"
 )
 
 // Info is what a program knows of its making.
@@ -46,11 +46,11 @@ func Read(set string) Info {
 
 // Print writes it for people; name is the program's.
 func (v Info) Print(w io.Writer, name string) error {
-	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
-	fmt.Fprintf(t, "%s\t%s\n", name, v.Version)
+	t := table.New(w)
+	t.Row(name, "%s", v.Version)
 	if v.Revision != "" {
-		fmt.Fprintf(t, "revision\t%s\n", v.Revision)
+		t.Row("revision", "%s", v.Revision)
 	}
-	fmt.Fprintf(t, "built with\t%s for %s/%s\n", v.Go, v.OS, v.Arch)
+	t.Row("built with", "%s for %s/%s", v.Go, v.OS, v.Arch)
 	return t.Flush()
 }
