@@ -41,6 +41,14 @@ demo: build ## processes share records, one is killed, and nothing is lost
 test: vet fmt-check ## vet, gofmt, all tests, the explorer and a short torture: some minutes
 	$(GOTEST) -- -timeout 25m ./... -- -timeout 25m -tags shmsim $(SIM)
 
+.PHONY: verify
+verify: ## the tests that run the Go tool: imports, what is compiled, README's programs, the API's listing
+	@args=(); for dir in $$(grep -rl --include='*_test.go' '^//go:build verify' . | xargs -n1 dirname | sort -u); do \
+		names=$$(grep -l '^//go:build verify' $$dir/*_test.go | xargs sed -n 's/^func \(Test[A-Za-z0-9_]*\)(.*/\1/p' | paste -sd'|'); \
+		args+=(-- -count=1 -timeout 15m -tags verify -run "^($$names)\$$" $$dir); \
+	done; \
+	$(GOTEST) "$${args[@]}"
+
 .PHONY: test-race
 test-race: ## all tests under the race detector; needs a C compiler (cgo)
 	@command -v $${CC:-gcc} >/dev/null || { echo "the race detector needs cgo, and that a C compiler: apt-get install gcc libc6-dev"; exit 1; }
@@ -107,9 +115,11 @@ fmt-check:
 vet:
 	$(GO) vet ./...
 	$(GO) vet -tags shmsim ./...
+	$(GO) vet -tags verify ./...
 
 .PHONY: lint
 lint: vet fmt-check ## vet, gofmt, staticcheck (also with the tag shmsim), go.mod tidy
 	$(STATICCHECK) ./...
 	$(STATICCHECK) -tags shmsim ./...
+	$(STATICCHECK) -tags verify ./internal/... ./ltdb ./ring
 	$(GO) mod tidy -diff

@@ -1,4 +1,4 @@
-//go:build !race && !shmsim
+//go:build verify && !race && !shmsim
 
 package ring
 
