@@ -1,7 +1,6 @@
 package house
 
 import (
-	"bytes"
 	"go/ast"
 	"go/format"
 	"go/parser"
@@ -68,35 +67,84 @@ func TestProgramIsExample(t *testing.T) {
 	}
 }
 
-// Links between our own documents lead somewhere.
+// pages are our own documents.
+func pages(t *testing.T) (files []string) {
+	t.Helper()
+	for _, pattern := range []string{"../../*.md", "../../docs/*.md", "../../docs/decisions/*.md"} {
+		some, err := filepath.Glob(pattern)
+		if err != nil || len(some) == 0 {
+			t.Fatalf("%s: %v, %v", pattern, some, err)
+		}
+		files = append(files, some...)
+	}
+	return files
+}
+
+// Links between our own documents lead somewhere, to a heading as well.
 func TestLinks(t *testing.T) {
-	files, err := filepath.Glob("../../*.md")
-	if err != nil {
-		t.Fatal(err)
+	link := regexp.MustCompile(`\]\(([^)#]*)(#[^)]*)?\)`)
+	heading := regexp.MustCompile(`(?m)^#+ (.*)$`)
+	anchors := func(file string) map[string]bool {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			return nil
+		}
+		all := map[string]bool{}
+		for _, m := range heading.FindAllSubmatch(b, -1) {
+			name := regexp.MustCompile(`[^\pL\pN _-]`).ReplaceAllString(strings.ToLower(string(m[1])), "")
+			all["#"+strings.ReplaceAll(name, " ", "-")] = true
+		}
+		return all
 	}
-	docs, err := filepath.Glob("../../docs/*.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	link := regexp.MustCompile(`\]\(([^)#]+)[^)]*\)`)
 	seen := 0
-	for _, file := range append(files, docs...) {
+	for _, file := range pages(t) {
 		b, err := os.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)
 		}
 		for _, m := range link.FindAllSubmatch(b, -1) {
-			if bytes.Contains(m[1], []byte("://")) {
+			to, anchor := string(m[1]), string(m[2])
+			if strings.Contains(to, "://") {
 				continue
 			}
 			seen++
-			if _, err := os.Stat(filepath.Join(filepath.Dir(file), string(m[1]))); err != nil {
+			target := file
+			if to != "" {
+				target = filepath.Join(filepath.Dir(file), to)
+			}
+			if _, err := os.Stat(target); err != nil {
 				t.Errorf("%s: %v", file, err)
+			} else if anchor != "" && !anchors(target)[anchor] {
+				t.Errorf("%s: %s has no heading %s", file, target, anchor)
 			}
 		}
 	}
 	if seen == 0 {
 		t.Error("no link was seen: the pattern is wrong")
+	}
+}
+
+// The source files that the decisions and CONTRIBUTING.md name are there.
+func TestPlaces(t *testing.T) {
+	place := regexp.MustCompile("`([a-z_]+/[a-z0-9_/]+\\.(?:go|s))`")
+	seen := 0
+	for _, file := range pages(t) {
+		if dir := filepath.Base(filepath.Dir(file)); dir != "decisions" && filepath.Base(file) != "CONTRIBUTING.md" {
+			continue
+		}
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range place.FindAllSubmatch(b, -1) {
+			seen++
+			if _, err := os.Stat(filepath.Join("../..", string(m[1]))); err != nil {
+				t.Errorf("%s: %v", file, err)
+			}
+		}
+	}
+	if seen == 0 {
+		t.Error("no place was seen: the pattern is wrong")
 	}
 }
 
