@@ -17,7 +17,8 @@ TESTFLAGS ?=
 
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null)
 GOTEST  := $(GO) run ./internal/gotest $(TESTFLAGS)
-STATICCHECK := $(GO) tool -modfile=tools/go.mod staticcheck
+TOOL := $(GO) tool -modfile=tools/go.mod
+STATICCHECK := $(TOOL) staticcheck
 
 # The packages whose tests run under the simulated scheduler.
 SIM := $(wildcard ./shm ./ring ./ltdb ./internal/explore)
@@ -77,6 +78,18 @@ fuzz: ## each fuzz target for FUZZTIME (20s)
 .PHONY: bench
 bench: build ## measure the local store, beside its peers if make bench-peers built them
 	bin/mainz bench local $(BENCHFLAGS)
+
+.PHONY: bench-compare
+bench-compare: ## Go benchmarks of REF and of the working tree by turns, and benchstat; BENCH, PKG, COUNT, BENCHTIME
+	@REF='$(REF)' BENCH='$(BENCH)' PKG='$(PKG)' COUNT='$(COUNT)' BENCHTIME='$(BENCHTIME)' GO='$(GO)' BENCHSTAT='$(TOOL) benchstat' bench/compare.sh
+
+.PHONY: api
+api: ## write docs/api: what the public packages export
+	$(GO) run ./internal/api
+
+.PHONY: api-diff
+api-diff: ## what has changed in the public API since REF, the last tag if there is one
+	@GO='$(GO)' APIDIFF='$(TOOL) apidiff' internal/api/diff.sh $(REF)
 
 .PHONY: bench-peers
 bench-peers: ## build what the benchmarks compare with; installs libtdb-dev, needs a C compiler
