@@ -3,11 +3,15 @@ package mainz
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -214,6 +218,98 @@ func piecesClient() {
 		if _, err := db.ConditionalAppend(ctx, Always, fmt.Append(nil, i), []byte("a piece")); err != nil {
 			panic(err)
 		}
+	}
+	fmt.Print("!")
+	select {}
+}
+
+// BenchmarkOverrun lets 1,000 calls at a time, with deadlines of up to 300 ms that are
+// drawn at random, wait for records whose holder is stopped: by bypass, through mainzd,
+// each for a record of its own, and all for one. It reports how late they came back.
+func BenchmarkOverrun(b *testing.B) {
+	const calls = 1000
+	d := sized(b, "64MiB")
+	own := attachTo(b, d.dir)
+	defer own.Close()
+	stopped := child(b, "holder", d.dir, fmt.Sprint(calls))
+	out, err := stopped.StdoutPipe()
+	if err == nil {
+		err = stopped.Start()
+	}
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer func() {
+		_ = stopped.Process.Kill()
+		_ = stopped.Wait()
+	}()
+	if _, err := out.Read(make([]byte, 1)); err != nil {
+		b.Fatal(err)
+	}
+	_ = stopped.Process.Signal(syscall.SIGSTOP)
+	for _, way := range []struct {
+		name string
+		opts []Option
+	}{{"bypass", nil}, {"ring", []Option{ThroughRing()}}} {
+		for _, records := range []int{1, calls} {
+			b.Run(fmt.Sprintf("%s/records=%d", way.name, records), func(b *testing.B) {
+				c := attachTo(b, d.dir, way.opts...)
+				defer c.Close()
+				db, err := c.Open(context.Background(), "db", KV)
+				if err != nil {
+					b.Fatal(err)
+				}
+				seed := uint64(time.Now().UnixNano())
+				b.Logf("seed %d", seed)
+				rng := rand.New(rand.NewPCG(seed, 0))
+				var late []time.Duration
+				for range b.N {
+					came := make(chan time.Duration, calls)
+					for i := range calls {
+						limit := time.Duration(1 + rng.Int64N(int64(300*time.Millisecond)))
+						go func() {
+							until := time.Now().Add(limit)
+							ctx, stop := context.WithDeadline(context.Background(), until)
+							defer stop()
+							_, err := db.FetchLocked(ctx, fmt.Append(nil, i%records))
+							if !errors.Is(err, context.DeadlineExceeded) {
+								b.Error(err)
+							}
+							came <- time.Since(until)
+						}()
+					}
+					for range calls {
+						late = append(late, <-came)
+					}
+				}
+				slices.Sort(late)
+				ms := func(at int) float64 { return float64(late[at].Microseconds()) / 1e3 }
+				b.ReportMetric(0, "ns/op")
+				b.ReportMetric(ms(len(late)/2), "p50-ms")
+				b.ReportMetric(ms(len(late)*99/100), "p99-ms")
+				b.ReportMetric(ms(len(late)-1), "max-ms")
+			})
+		}
+	}
+}
+
+// holderClient locks records, says so, and stays.
+func holderClient() {
+	n, err := strconv.Atoi(os.Args[2])
+	if err != nil {
+		panic(err)
+	}
+	ctx := context.Background()
+	c, err := Attach(ctx, os.Args[1])
+	if err != nil {
+		panic(err)
+	}
+	db, err := c.Open(ctx, "db", KV)
+	for i := 0; i < n && err == nil; i++ {
+		_, err = db.FetchLocked(ctx, fmt.Append(nil, i))
+	}
+	if err != nil {
+		panic(err)
 	}
 	fmt.Print("!")
 	select {}

@@ -33,6 +33,8 @@ func TestMain(m *testing.M) {
 		tortureClient()
 	case "pieces":
 		piecesClient()
+	case "holder":
+		holderClient()
 	case "sentinel":
 		sentinel()
 	case "wild":

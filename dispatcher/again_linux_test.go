@@ -45,6 +45,8 @@ func TestMain(m *testing.M) {
 			_, _ = io.Copy(io.Discard, os.Stdin)
 			err = c.Close()
 		}
+	case "pieces":
+		err = piecesChild(dir)
 	default:
 		os.Exit(m.Run())
 	}
@@ -60,8 +62,18 @@ func smallNode(dir string) Options {
 // with the test.
 func child(t *testing.T, what, dir string) *exec.Cmd {
 	t.Helper()
+	cmd, out := unready(t, what, dir)
+	if _, err := bufio.NewReader(out).ReadString('\n'); err != nil {
+		t.Fatalf("%s: %v", what, err)
+	}
+	return cmd
+}
+
+// unready is child that does not wait for the first line.
+func unready(t testing.TB, what, dir string, env ...string) (*exec.Cmd, io.Reader) {
+	t.Helper()
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), "MAINZ_TEST_CHILD="+what, "MAINZ_TEST_DIR="+dir)
+	cmd.Env = append(append(os.Environ(), "MAINZ_TEST_CHILD="+what, "MAINZ_TEST_DIR="+dir), env...)
 	cmd.Stderr = os.Stderr
 	if _, err := cmd.StdinPipe(); err != nil { // Wait closes it
 		t.Fatal(err)
@@ -77,10 +89,7 @@ func child(t *testing.T, what, dir string) *exec.Cmd {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 	})
-	if _, err := bufio.NewReader(out).ReadString('\n'); err != nil {
-		t.Fatalf("%s: %v", what, err)
-	}
-	return cmd
+	return cmd, out
 }
 
 // turnUntil runs the loop until f is true.
