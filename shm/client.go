@@ -28,6 +28,7 @@ type Client struct {
 	locked     bool          // it has the slot's lock in the file; the guardian's, once joined
 	strange    uint32        // what the guardian has last seen in the liveness word in its stead
 	nextLost   atomic.Uint32 // the slot that FindLost looks at next
+	lookedAt   atomic.Int64  // when recoverSome did it last, since started
 
 	mu      sync.Mutex // never held across a shared access, but for tend
 	idle    *sync.Cond // of busy becoming empty
@@ -260,7 +261,7 @@ func (c *Client) WaitHeld(owner uint32, w Watch, held uint32, cancel *Word32, d 
 		}
 		// Who was woken in our stead may have died before it ran, and nobody
 		// waits for its death. The repair of its slot wakes all.
-		n, err := c.RecoverAll()
+		n, err := c.recoverSome()
 		if errors.Is(err, ErrCorrupt) {
 			err = nil // of somebody's slot: no reason not to wait for another
 		}
