@@ -186,6 +186,9 @@ func fateOfPeer(fd, pid int, start uint64) fate {
 		return gone(fd)
 	}
 	defer unix.Close(dir)
+	if killed(dir, pid) {
+		return ended // or it has gone, and somebody else has its PID
+	}
 	verdict := unknown
 	for look, agreed := 0, 0; look < looks && agreed < 2; look++ {
 		lead, err := readThread(dir, strconv.Itoa(pid))
@@ -211,6 +214,30 @@ func fateOfPeer(fd, pid int, start uint64) fate {
 		}
 	}
 	return verdict
+}
+
+// killed reports whether a SIGKILL for the whole process is pending, whose directory of
+// threads dir is. The kernel has then put one into the set of each thread as well, under
+// the same lock, an exec's own thread among them, and it stays until the last has gone.
+// That is one look of 17 µs instead of one of 10 µs for each thread, and what most
+// deaths come from that somebody waits for.
+func killed(dir, pid int) bool {
+	fd, err := unix.Openat(dir, strconv.Itoa(pid)+"/status", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	var b [4096]byte // many groups fill it: then each thread is looked at
+	n, err := unix.Read(fd, b[:])
+	if err != nil {
+		return false
+	}
+	_, after, ok := bytes.Cut(b[:n], []byte("\nShdPnd:\t"))
+	if !ok || len(after) < 16 {
+		return false
+	}
+	set, err := strconv.ParseUint(string(after[:16]), 16, 64)
+	return err == nil && set&sigKill != 0
 }
 
 // over reports whether all threads of a pidfd's process have gone.

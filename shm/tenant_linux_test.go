@@ -646,3 +646,38 @@ func TestLooksAreShared(t *testing.T) {
 		t.Error("c takes a stamp from the future for a look")
 	}
 }
+
+// Who was killed is known by one look at him, also when nobody has waited for him yet;
+// who has died otherwise by the look at each thread; who lives, or is stopped, is not.
+func TestKilled(t *testing.T) {
+	dir := mapped(t)
+	newSegment(t, dir, testConfig(8))
+	for _, end := range []syscall.Signal{syscall.SIGKILL, syscall.SIGTERM} {
+		for _, stopped := range []bool{false, true} {
+			if stopped && end != syscall.SIGKILL {
+				continue // it stays pending
+			}
+			h := spawn(t, "hold", dir, nil)
+			h.says("holds")
+			pid := h.cmd.Process.Pid
+			if stopped {
+				h.signal(syscall.SIGSTOP)
+				until(t, "it is stopped", h.stopped)
+			}
+			threads, err := tasks(pid)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if killed(threads, pid) || fateOf(pid, 0) != living {
+				t.Errorf("stopped %v: it lives, and killed %v, fate %v", stopped, killed(threads, pid), fateOf(pid, 0))
+			}
+			h.signal(end)
+			until(t, "it has ended", func() bool { return fateOf(pid, 0) == ended })
+			if got := killed(threads, pid); got != (end == syscall.SIGKILL) {
+				t.Errorf("%v: killed %v", end, got)
+			}
+			_ = unix.Close(threads)
+			h.kill()
+		}
+	}
+}
