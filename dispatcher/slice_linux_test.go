@@ -72,8 +72,6 @@ func sized(b *testing.B, name string, otherwise int) int {
 // fetches by the ring meanwhile.
 func BenchmarkTurns(b *testing.B) {
 	testenv.Need(b, testenv.Linux, testenv.NoRace)
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
 	ctx, cancel := context.WithTimeout(b.Context(), 5*time.Minute)
 	defer cancel()
 	open := func(dir string, size int) *Dispatcher {
@@ -84,6 +82,8 @@ func BenchmarkTurns(b *testing.B) {
 		return d
 	}
 	b.Run("death", func(b *testing.B) {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
 		n := sized(b, "MAINZ_PIECES", 20_000)
 		dir := filepath.Join(testenv.ShmDir(b), "v1")
 		d := open(dir, 64<<20+n*768)
@@ -109,6 +109,8 @@ func BenchmarkTurns(b *testing.B) {
 		m.report(b)
 	})
 	b.Run("restart", func(b *testing.B) {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
 		n := sized(b, "MAINZ_RECORDS", 20_000)
 		dir := filepath.Join(testenv.ShmDir(b), "v1")
 		d := open(dir, 64<<20+n*256)
