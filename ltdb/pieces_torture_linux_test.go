@@ -326,6 +326,7 @@ func (p *piecesWorker) run() error {
 		}
 		p.o.ops[p.w].n.Add(1)
 		if late := p.s.Stats().Late; p.g == 0 && late != p.late {
+			fmt.Fprintln(os.Stderr, p.s.c.Slices().How)
 			p.o.late.Add(late - p.late)
 			p.late = late
 		}

@@ -465,6 +465,7 @@ func (p *worker) run() error {
 		}
 		p.o.ops[p.w].n.Add(1)
 		if late := p.s.Stats().Late; p.g == 0 && late != p.late {
+			fmt.Fprintln(os.Stderr, p.s.c.Slices().How)
 			p.o.late.Add(late - p.late)
 			p.late = late
 		}

@@ -1,9 +1,12 @@
 package shm
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -69,9 +72,13 @@ type SliceStats struct {
 	// of these: what was waited for had been free for 100 ms more, with nobody dead: nobody was
 	// woken. A bug
 	Lost uint64
+	How  string // who was there when that happened first; "": it has not
 }
 
-type sliceCounters struct{ ended, changed, lost atomic.Uint64 }
+type sliceCounters struct {
+	ended, changed, lost atomic.Uint64
+	how                  atomic.Pointer[string]
+}
 
 // attachLimit bounds Attach and Join where the context sets no deadline.
 const attachLimit = 2 * time.Second
@@ -199,7 +206,11 @@ func (c *Client) HandleID(i int) HandleID { return HandleID(c.slot<<4 | uint32(i
 
 // Slices returns how the client's waits ended.
 func (c *Client) Slices() SliceStats {
-	return SliceStats{c.slices.ended.Load(), c.slices.changed.Load(), c.slices.lost.Load()}
+	st := SliceStats{Ended: c.slices.ended.Load(), Changed: c.slices.changed.Load(), Lost: c.slices.lost.Load()}
+	if how := c.slices.how.Load(); how != nil {
+		st.How = *how
+	}
+	return st
 }
 
 // Dead reports whether the client in a slot has died and was not recovered yet.
@@ -305,8 +316,33 @@ func (c *Client) sliceEnded(seen uint32, w, live Watch, held uint32, cancel *Wor
 			return true
 		}
 	}
+	how := c.others(w, v)
+	c.slices.how.CompareAndSwap(nil, &how)
 	c.slices.lost.Add(1)
 	return true
+}
+
+// others tells who is there when a wake-up counts as lost: what was waited for, each
+// client's words and what the kernel says of its process, and how busy the machine is. A
+// client that waits for a CPU (R) may be the one that was woken, or is about to wake.
+func (c *Client) others(w Watch, now uint32) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "slot %d waited for the word at %d, which was %#x and is %#x", c.slot, OffsetOf(c.seg.r, w.W), w.Val, now)
+	if load, err := os.ReadFile("/proc/loadavg"); err == nil {
+		fmt.Fprintf(&b, "; load %s", bytes.TrimSpace(load))
+	}
+	c.seg.eachSlot(func(i uint32, sl *Slot) {
+		if sl.Live.Load() == 0 {
+			return
+		}
+		pid := sl.PID.Load()
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if err != nil {
+			stat = []byte(err.Error())
+		}
+		fmt.Fprintf(&b, "\n\tslot %d (%q): live %#x, claim %d, process %d: %.120s", i, c.seg.SlotName(i), sl.Live.Load(), sl.Claim.Load(), pid, bytes.TrimSpace(stat))
+	})
+	return b.String()
 }
 
 // longestDoubt is how long after the end of a sleep a look at the word still

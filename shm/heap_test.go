@@ -395,7 +395,8 @@ func TestLostWakeUpIsCounted(t *testing.T) {
 		close(over)
 		<-stopped
 		now := c.Slices()
-		if now.Ended != was.Ended+1 || now.Changed != was.Changed+tc.changed || now.Lost != was.Lost+tc.lost {
+		if now.Ended != was.Ended+1 || now.Changed != was.Changed+tc.changed || now.Lost != was.Lost+tc.lost ||
+			(now.Lost > 0) != strings.Contains(now.How, " waited for the word at ") {
 			t.Errorf("%s: counted %+v after %+v", tc.name, now, was)
 		}
 	}
