@@ -28,6 +28,32 @@ func (n *node) fails(words string) {
 	n.stop = nil
 }
 
+// ended is how a call of waitForEver has ended.
+type ended struct {
+	what string
+	err  error
+}
+
+// waitForEver begins what waits without a limit of its own: a watch, which is armed when
+// it returns, and a lock of a record that somebody holds.
+func waitForEver(db *DB) chan ended {
+	bg := context.Background()
+	ends, armed := make(chan ended, 2), make(chan struct{})
+	go func() {
+		var err error
+		for e, watchErr := range db.Watch(bg, []byte("k")) {
+			if e == Armed {
+				close(armed)
+			}
+			err = watchErr
+		}
+		ends <- ended{"an armed watch", err}
+	}()
+	go func() { _, err := db.FetchLocked(bg, []byte("held")); ends <- ended{"a sleeping lock", err} }()
+	<-armed
+	return ends
+}
+
 // Whatever happens to the segment's file, every call of every client ends with the
 // reason: by bypass, asleep for a lock, and through the ring.
 func TestSegmentGone(t *testing.T) {
@@ -63,26 +89,7 @@ func TestSegmentGone(t *testing.T) {
 			want(t, db.Store(minute(t), []byte("k"), []byte("v")), nil)
 			held, err := other.FetchLocked(minute(t), []byte("held"))
 			want(t, err, nil)
-			// What waits meanwhile, without a limit of its own.
-			bg := context.Background()
-			type end struct {
-				what string
-				err  error
-			}
-			ends := make(chan end, 2)
-			armed := make(chan struct{})
-			go func() {
-				var err error
-				for e, watchErr := range db.Watch(bg, []byte("k")) {
-					if e == Armed {
-						close(armed)
-					}
-					err = watchErr
-				}
-				ends <- end{"an armed watch", err}
-			}()
-			go func() { _, err := db.FetchLocked(bg, []byte("held")); ends <- end{"a sleeping lock", err} }()
-			<-armed
+			ends := waitForEver(db)
 			if tc.spoil != nil {
 				want(t, tc.spoil(n), nil)
 				n.fails(tc.words)

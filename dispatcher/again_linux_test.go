@@ -105,6 +105,50 @@ func (d *Dispatcher) turnUntil(ctx context.Context, t *testing.T, what string, f
 	}
 }
 
+// liarsAreRefused: a liar has written his PID into the slot of a client, locks what he
+// can, and says that he has proven it.
+func liarsAreRefused(ctx context.Context, t *testing.T, d *Dispatcher, c *client) {
+	t.Helper()
+	sl := d.seg.Slot(c.slot)
+	pid, start := sl.PID.Load(), sl.Start.Load()
+	for _, lie := range []struct {
+		words, locks, other bool
+		want                error
+	}{
+		{false, true, false, attach.ErrRefused}, {true, false, false, attach.ErrPermission},
+		{true, true, false, attach.ErrPermission},
+		{true, false, true, attach.ErrRefused}, // of a segment that was replaced
+	} {
+		if lie.words {
+			sl.PID.Store(uint32(os.Getpid()))
+			sl.Start.Store(d.seg.Slot(shm.DispatcherSlot).Start.Load())
+		}
+		told := make(chan error, 1)
+		id := d.seg.Header().ID
+		if lie.other {
+			id[0]++
+		}
+		go func() { told <- pretend(ctx, d, id, c, lie.locks) }()
+		var err error
+		d.turnUntil(ctx, t, "the liar gets no answer", func() bool {
+			select {
+			case err = <-told:
+				return true
+			default:
+				return false
+			}
+		})
+		sl.PID.Store(pid)
+		sl.Start.Store(start)
+		if !errors.Is(err, lie.want) {
+			t.Errorf("%+v: the liar is told %v", lie, err)
+		}
+		if _, _, ok := d.dialled(c.slot, uint64(c.generation)); ok {
+			t.Errorf("%+v: the liar has the client's place", lie)
+		}
+	}
+}
+
 // A dispatcher is killed and another one starts. Somebody lies that the client is he:
 // he is told no. The client dials again, so that the kernel names it, and is evicted by
 // that name when it is stopped, whatever its slot says.
@@ -133,7 +177,6 @@ func TestDialsAgain(t *testing.T) {
 	}
 	c := d.clients[0]
 	sl := d.seg.Slot(c.slot)
-	start := sl.Start.Load()
 	if sl.PID.Load() != uint32(pid) {
 		t.Fatalf("slot %d has process %d, not %d", c.slot, sl.PID.Load(), pid)
 	}
@@ -152,44 +195,7 @@ func TestDialsAgain(t *testing.T) {
 		t.Fatal("the kernel names it before it has dialled")
 	}
 
-	// The liar has written his PID into the slot, locks what he can, and says that he
-	// has proven it.
-	for _, lie := range []struct {
-		words, locks, other bool
-		want                error
-	}{
-		{false, true, false, attach.ErrRefused}, {true, false, false, attach.ErrPermission},
-		{true, true, false, attach.ErrPermission},
-		{true, false, true, attach.ErrRefused}, // of a segment that was replaced
-	} {
-		if lie.words {
-			sl.PID.Store(uint32(os.Getpid()))
-			sl.Start.Store(d.seg.Slot(shm.DispatcherSlot).Start.Load())
-		}
-		told := make(chan error, 1)
-		id := d.seg.Header().ID
-		if lie.other {
-			id[0]++
-		}
-		go func() { told <- pretend(ctx, d, id, c, lie.locks) }()
-		var err error
-		d.turnUntil(ctx, t, "the liar gets no answer", func() bool {
-			select {
-			case err = <-told:
-				return true
-			default:
-				return false
-			}
-		})
-		sl.PID.Store(uint32(pid))
-		sl.Start.Store(start)
-		if !errors.Is(err, lie.want) {
-			t.Errorf("%+v: the liar is told %v", lie, err)
-		}
-		if _, _, ok := d.dialled(c.slot, uint64(c.generation)); ok {
-			t.Errorf("%+v: the liar has the client's place", lie)
-		}
-	}
+	liarsAreRefused(ctx, t, d, c)
 
 	_ = who.Process.Signal(syscall.SIGCONT)
 	d.turnUntil(ctx, t, "the client does not dial again", named)

@@ -171,6 +171,44 @@ func TestStaleRecords(t *testing.T) {
 	}
 }
 
+// allCalls is every call of a store, one of its databases, a Handle and a Record of it.
+func allCalls(s *Store, db *DB, h *Handle, r Record) map[string]func() error {
+	key, v := []byte("a"), []byte("v")
+	b := Batch{Keys: [][]byte{key}}
+	return map[string]func() error{
+		"DB.Fetch":              func() error { _, err := db.Fetch(bg, key); return err },
+		"DB.AppendFetch":        func() error { _, err := db.AppendFetch(bg, nil, key); return err },
+		"DB.FetchBatch":         func() error { _, err := db.FetchBatch(bg, &b); return err },
+		"DB.FetchLocked":        func() error { _, err := db.FetchLocked(bg, key); return err },
+		"DB.TryFetchLocked":     func() error { _, err := db.TryFetchLocked(bg, key); return err },
+		"DB.Store":              func() error { return db.Store(bg, key, v) },
+		"DB.Append":             func() error { return db.Append(bg, key, v) },
+		"DB.Delete":             func() error { return db.Delete(bg, key) },
+		"DB.Handle":             func() error { _, err := db.Handle(); return err },
+		"DB.Usage":              func() error { _, err := db.Usage(bg); return err },
+		"DB.Traverse":           func() error { return traverseErr(db) },
+		"Handle.Fetch":          func() error { _, err := h.Fetch(bg, key); return err },
+		"Handle.AppendFetch":    func() error { _, err := h.AppendFetch(bg, nil, key); return err },
+		"Handle.FetchBatch":     func() error { _, err := h.FetchBatch(bg, &b); return err },
+		"Handle.FetchLocked":    func() error { _, err := h.FetchLocked(bg, key); return err },
+		"Handle.TryFetchLocked": func() error { _, err := h.TryFetchLocked(bg, key); return err },
+		"Handle.Store":          func() error { return h.Store(bg, key, v) },
+		"Handle.Append":         func() error { return h.Append(bg, key, v) },
+		"Handle.Delete":         func() error { return h.Delete(bg, key) },
+		"Store.Database": func() error {
+			_, err := s.Database(bg, "db", KV, DatabaseOptions{})
+			return err
+		},
+		"Store.Databases":    func() error { _, err := s.Databases(); return err },
+		"Store.Check":        func() error { _, err := s.Check(bg); return err },
+		"Store.Recover":      func() error { _, err := s.Recover(bg); return err },
+		"Record.Store":       func() error { return r.Store(v) },
+		"Record.StoreUnlock": func() error { return r.StoreUnlock(v) },
+		"Record.Unlock":      func() error { return r.Unlock() },
+		"Record.Delete":      func() error { return r.Delete() },
+	}
+}
+
 // TestAfterClose: every method of everything says ErrClosed.
 func TestAfterClose(t *testing.T) {
 	for _, shared := range []bool{false, true} {
@@ -217,41 +255,7 @@ func TestAfterClose(t *testing.T) {
 			wantErr(t, "Handle.Close", h.Close(), nil)
 			wantErr(t, "Handle.Close again", h.Close(), nil)
 			wantErr(t, "Store.Close again", other.Close(), nil)
-			key, v := []byte("a"), []byte("v")
-			var b Batch
-			b.Keys = [][]byte{key}
-			all := map[string]func() error{
-				"DB.Fetch":              func() error { _, err := db.Fetch(bg, key); return err },
-				"DB.AppendFetch":        func() error { _, err := db.AppendFetch(bg, nil, key); return err },
-				"DB.FetchBatch":         func() error { _, err := db.FetchBatch(bg, &b); return err },
-				"DB.FetchLocked":        func() error { _, err := db.FetchLocked(bg, key); return err },
-				"DB.TryFetchLocked":     func() error { _, err := db.TryFetchLocked(bg, key); return err },
-				"DB.Store":              func() error { return db.Store(bg, key, v) },
-				"DB.Append":             func() error { return db.Append(bg, key, v) },
-				"DB.Delete":             func() error { return db.Delete(bg, key) },
-				"DB.Handle":             func() error { _, err := db.Handle(); return err },
-				"DB.Usage":              func() error { _, err := db.Usage(bg); return err },
-				"DB.Traverse":           func() error { return traverseErr(db) },
-				"Handle.Fetch":          func() error { _, err := h.Fetch(bg, key); return err },
-				"Handle.AppendFetch":    func() error { _, err := h.AppendFetch(bg, nil, key); return err },
-				"Handle.FetchBatch":     func() error { _, err := h.FetchBatch(bg, &b); return err },
-				"Handle.FetchLocked":    func() error { _, err := h.FetchLocked(bg, key); return err },
-				"Handle.TryFetchLocked": func() error { _, err := h.TryFetchLocked(bg, key); return err },
-				"Handle.Store":          func() error { return h.Store(bg, key, v) },
-				"Handle.Append":         func() error { return h.Append(bg, key, v) },
-				"Handle.Delete":         func() error { return h.Delete(bg, key) },
-				"Store.Database": func() error {
-					_, err := other.Database(bg, "db", KV, DatabaseOptions{})
-					return err
-				},
-				"Store.Databases":    func() error { _, err := other.Databases(); return err },
-				"Store.Check":        func() error { _, err := other.Check(bg); return err },
-				"Store.Recover":      func() error { _, err := other.Recover(bg); return err },
-				"Record.Store":       func() error { return byDB.Store(v) },
-				"Record.StoreUnlock": func() error { return byDB.StoreUnlock(v) },
-				"Record.Unlock":      func() error { return byDB.Unlock() },
-				"Record.Delete":      func() error { return byDB.Delete() },
-			}
+			all := allCalls(other, db, h, byDB)
 			for name, f := range all {
 				if name == "Record.Unlock" || !strings.HasPrefix(name, "Record") {
 					wantErr(t, name, f(), ErrClosed)

@@ -87,37 +87,7 @@ func TestQuick(t *testing.T) {
 		t.Errorf("quick said yes %d times: the test hardly tests it", found)
 	}
 	for i := range n {
-		var at spot
-		if ok, err := db.find(db.hash(key(i)), key(i), &at); !ok || err != nil {
-			t.Fatal(i, err)
-		}
-		if got := (spot{}); db.seek(db.hash(key(i)), key(i), &got) && got != at {
-			t.Fatalf("record %d: seek found %+v, find %+v", i, got, at)
-		}
-		for what, w := range map[string]*shm.Word64{
-			"entry": at.entry, "seq": &at.b.seq, "size": &at.b.size, "meta": &at.b.meta,
-			"key": shm.At[shm.Word64](s.r, refOffset(entryRef(at.e))+blockHeaderSize), "gate": db.gate,
-			"lease": db.lease,
-		} {
-			was := w.Load()
-			for range 20 {
-				x := was ^ 1<<rnd.IntN(64)
-				switch rnd.IntN(4) {
-				case 0:
-					x = rnd.Uint64()
-				case 1:
-					x = was + uint64(rnd.IntN(3)) - 1
-				}
-				w.Store(x)
-				both(what, i, 4096)
-				var a, b spot
-				if ok, err := db.find(db.hash(key(i)), key(i), &b); db.seek(db.hash(key(i)), key(i), &a) &&
-					(!ok || err != nil || a != b) {
-					t.Fatalf("%s %#x: record %d: seek found %+v, find %+v, %v, %v", what, x, i, a, b, ok, err)
-				}
-			}
-			w.Store(was)
-		}
+		quickOnGarbage(t, rnd, db, key(i), func(what string) { both(what, i, 4096) })
 	}
 }
 
@@ -147,4 +117,41 @@ func BenchmarkQuick(b *testing.B) {
 			db.quickGo(dst, key[:], hash)
 		}
 	})
+}
+
+// quickOnGarbage changes each word that a look at a record goes by, and has both twins
+// look then.
+func quickOnGarbage(t *testing.T, rnd *rand.Rand, db *DB, key []byte, both func(what string)) {
+	t.Helper()
+	var at spot
+	if ok, err := db.find(db.hash(key), key, &at); !ok || err != nil {
+		t.Fatalf("%q: %v", key, err)
+	}
+	if got := (spot{}); db.seek(db.hash(key), key, &got) && got != at {
+		t.Fatalf("record %q: seek found %+v, find %+v", key, got, at)
+	}
+	for what, w := range map[string]*shm.Word64{
+		"entry": at.entry, "seq": &at.b.seq, "size": &at.b.size, "meta": &at.b.meta,
+		"key": shm.At[shm.Word64](db.s.r, refOffset(entryRef(at.e))+blockHeaderSize), "gate": db.gate,
+		"lease": db.lease,
+	} {
+		was := w.Load()
+		for range 20 {
+			x := was ^ 1<<rnd.IntN(64)
+			switch rnd.IntN(4) {
+			case 0:
+				x = rnd.Uint64()
+			case 1:
+				x = was + uint64(rnd.IntN(3)) - 1
+			}
+			w.Store(x)
+			both(what)
+			var a, b spot
+			if ok, err := db.find(db.hash(key), key, &b); db.seek(db.hash(key), key, &a) &&
+				(!ok || err != nil || a != b) {
+				t.Fatalf("%s %#x: record %q: seek found %+v, find %+v, %v, %v", what, x, key, a, b, ok, err)
+			}
+		}
+		w.Store(was)
+	}
 }

@@ -34,6 +34,38 @@ func TestGarbage(t *testing.T) {
 	}
 }
 
+// garbageWord is where a word of garbage goes, and the word: mostly one that means
+// something, at the head of a line, and near what could be there.
+func garbageWord(b [10]byte, size, pos uint64) (at, x uint64) {
+	at = uint64(binary.LittleEndian.Uint16(b[:])) % size &^ 7
+	if b[1]&1 == 0 {
+		at = []uint64{128, 256, 384, 448, 512, 576, 640, 704}[b[0]%8]
+	}
+	x = binary.LittleEndian.Uint64(b[2:])
+	if b[1]&2 == 0 {
+		x = pos + x%32 - 8
+		if at >= headSize {
+			x = committed(x) | uint64(b[9]&1)
+		}
+	}
+	return at, x
+}
+
+// endOne commits or aborts one of the claims, and returns the others.
+func endOne(rng *rand.Rand, claims []Claim) []Claim {
+	k := len(claims)
+	if k == 0 {
+		return claims
+	}
+	i := rng.IntN(k)
+	if rng.IntN(4) == 0 {
+		claims[i].Abort()
+	} else {
+		claims[i].Commit(message(uint64(k)))
+	}
+	return append(claims[:i], claims[i+1:]...)
+}
+
 // garbled uses a ring between two guards, while others write garbage into it:
 // each 10 bytes of it are a place and a word.
 func garbled(t *testing.T, garbage []byte, steps uint64) {
@@ -60,18 +92,7 @@ func garbled(t *testing.T, garbage []byte, steps uint64) {
 		var b [10]byte
 		n := copy(b[:], garbage)
 		garbage = garbage[n:]
-		// Mostly words that mean something: heads of lines, and near values.
-		at := uint64(binary.LittleEndian.Uint16(b[:])) % size &^ 7
-		if b[1]&1 == 0 {
-			at = []uint64{128, 256, 384, 448, 512, 576, 640, 704}[b[0]%8]
-		}
-		x := binary.LittleEndian.Uint64(b[2:])
-		if b[1]&2 == 0 {
-			x = c.pos + x%32 - 8
-			if at >= headSize {
-				x = committed(x) | uint64(b[9]&1)
-			}
-		}
+		at, x := garbageWord(b, size, c.pos)
 		shm.At[shm.Word64](r, guard+at).Store(x)
 
 		for range 4 {
@@ -85,15 +106,7 @@ func garbled(t *testing.T, garbage []byte, steps uint64) {
 					t.Fatal(err)
 				}
 			case 2, 3:
-				if k := len(claims); k > 0 {
-					i := rng.IntN(k)
-					if rng.IntN(4) == 0 {
-						claims[i].Abort()
-					} else {
-						claims[i].Commit(message(uint64(k)))
-					}
-					claims = append(claims[:i], claims[i+1:]...)
-				}
+				claims = endOne(rng, claims)
 			case 4, 5:
 				before, calls := c.pos, 0
 				n := c.Poll(cells, func(*Message) { calls++ })

@@ -95,98 +95,119 @@ func Ping(ctx context.Context, t transport.Transport, o PingOptions) (*Pinged, e
 	if err := answers(ctx, t, o); err != nil {
 		return nil, err
 	}
-	var (
-		start    = time.Now()
-		clock    = func() uint64 { return uint64(time.Since(start)) }
-		first    = uint64(1) << 32 // numbers below are not under way any more
-		next     = first
-		underWay = 0
-		heard    = uint64(0)
-		limit    = uint64(o.Duration)
-		stamp    = uint64(0) // the time of this turn, 0: not looked at yet
-	)
-	// With many under way one look at the clock does for a turn: two for each
-	// datagram took a tenth of the time.
-	turnTime := func() uint64 {
-		if stamp == 0 || o.Window == 1 {
-			stamp = clock()
-		}
-		return stamp
-	}
-	take := func(p []byte, from transport.PeerID) {
-		if len(p) != o.Size || from != o.To {
-			return
-		}
-		n, sent := binary.LittleEndian.Uint64(p), binary.LittleEndian.Uint64(p[8:])
-		if n < first || n >= next || underWay == 0 {
-			r.Late++
-			return
-		}
-		heard = turnTime()
-		r.hist.Add(heard - sent)
-		r.shortest = min(r.shortest, heard-sent)
-		r.Received++
-		underWay--
-	}
-	// A thread that got no CPU all the time sends one all the same.
-	over := func() bool {
-		if limit == 0 {
-			return false
-		}
-		t := turnTime()
-		return r.Sent > 0 && t >= limit || t >= limit+uint64(o.Patience)
-	}
-	stopping := false
-	turn := func(now time.Duration) (busy, done bool) {
-		stamp = 0
-		busy = t.Poll(batch, take) > 0
-		if !busy && underWay > 0 && !stopping && underWay >= o.Window {
-			// The loop's time will do, though it began a little later: a look at the
-			// clock here made the look for the next datagram late.
-			if uint64(now) > heard+uint64(o.Patience) {
-				r.Lost += uint64(underWay)
-				underWay, first, heard = 0, next, clock()
-			}
-			return false, false
-		}
-		if !stopping && (o.Count > 0 && r.Sent >= uint64(o.Count) || over()) {
-			stopping = true
-			r.elapsed = time.Since(start)
-		}
-		if stopping {
-			if underWay == 0 {
-				return busy, true
-			}
-			if clock() > max(heard, uint64(r.elapsed))+uint64(o.Patience) {
-				r.Lost += uint64(underWay)
-				return busy, true
-			}
-			return busy, false
-		}
-		for underWay < o.Window && (o.Count == 0 || r.Sent < uint64(o.Count)) {
-			b := t.Buf(o.To, o.Size)
-			if b == nil {
-				break
-			}
-			binary.LittleEndian.PutUint64(b, next)
-			binary.LittleEndian.PutUint64(b[8:], turnTime())
-			t.Commit(o.Size)
-			next++
-			r.Sent++
-			underWay++
-			busy = true
-		}
-		return busy, false
-	}
-	if err := Loop(ctx, t, o.Options, turn); err != nil {
+	g := &pinger{t: t, o: o, r: r, start: time.Now(), first: 1 << 32, next: 1 << 32}
+	if err := Loop(ctx, t, o.Options, g.turn); err != nil {
 		return nil, err
 	}
-	if !stopping {
-		r.elapsed = time.Since(start)
-		r.Lost += uint64(underWay)
+	if !g.stopping {
+		r.elapsed = time.Since(g.start)
+		r.Lost += uint64(g.underWay)
 	}
 	r.sum()
 	return r, nil
+}
+
+// pinger is a load under way. Times are in nanoseconds since start.
+type pinger struct {
+	t        transport.Transport
+	o        PingOptions
+	r        *Pinged
+	start    time.Time
+	first    uint64 // numbers below are not under way any more
+	next     uint64
+	underWay int
+	heard    uint64
+	stamp    uint64 // the time of this turn, 0: not looked at yet
+	stopping bool
+}
+
+func (g *pinger) clock() uint64 { return uint64(time.Since(g.start)) }
+
+// turnTime is the time of this turn. With many under way one look at the clock does for
+// a turn: two for each datagram took a tenth of the time.
+func (g *pinger) turnTime() uint64 {
+	if g.stamp == 0 || g.o.Window == 1 {
+		g.stamp = g.clock()
+	}
+	return g.stamp
+}
+
+func (g *pinger) take(p []byte, from transport.PeerID) {
+	if len(p) != g.o.Size || from != g.o.To {
+		return
+	}
+	n, sent := binary.LittleEndian.Uint64(p), binary.LittleEndian.Uint64(p[8:])
+	if n < g.first || n >= g.next || g.underWay == 0 {
+		g.r.Late++
+		return
+	}
+	g.heard = g.turnTime()
+	g.r.hist.Add(g.heard - sent)
+	g.r.shortest = min(g.r.shortest, g.heard-sent)
+	g.r.Received++
+	g.underWay--
+}
+
+// over reports whether the load is over. A thread that got no CPU all the time sends
+// one all the same.
+func (g *pinger) over() bool {
+	if g.o.Count > 0 && g.r.Sent >= uint64(g.o.Count) {
+		return true
+	}
+	limit := uint64(g.o.Duration)
+	if limit == 0 {
+		return false
+	}
+	t := g.turnTime()
+	return g.r.Sent > 0 && t >= limit || t >= limit+uint64(g.o.Patience)
+}
+
+func (g *pinger) turn(now time.Duration) (busy, done bool) {
+	g.stamp = 0
+	patience := uint64(g.o.Patience)
+	busy = g.t.Poll(batch, g.take) > 0
+	if !busy && g.underWay > 0 && !g.stopping && g.underWay >= g.o.Window {
+		// The loop's time will do, though it began a little later: a look at the
+		// clock here made the look for the next datagram late.
+		if uint64(now) > g.heard+patience {
+			g.r.Lost += uint64(g.underWay)
+			g.underWay, g.first, g.heard = 0, g.next, g.clock()
+		}
+		return false, false
+	}
+	if !g.stopping && g.over() {
+		g.stopping = true
+		g.r.elapsed = time.Since(g.start)
+	}
+	if g.stopping {
+		if g.underWay == 0 {
+			return busy, true
+		}
+		if g.clock() > max(g.heard, uint64(g.r.elapsed))+patience {
+			g.r.Lost += uint64(g.underWay)
+			return busy, true
+		}
+		return busy, false
+	}
+	return g.fill() || busy, false
+}
+
+// fill sends as many as may be under way, and reports whether it sent any.
+func (g *pinger) fill() (sent bool) {
+	for g.underWay < g.o.Window && (g.o.Count == 0 || g.r.Sent < uint64(g.o.Count)) {
+		b := g.t.Buf(g.o.To, g.o.Size)
+		if b == nil {
+			break
+		}
+		binary.LittleEndian.PutUint64(b, g.next)
+		binary.LittleEndian.PutUint64(b[8:], g.turnTime())
+		g.t.Commit(g.o.Size)
+		g.next++
+		g.r.Sent++
+		g.underWay++
+		sent = true
+	}
+	return sent
 }
 
 // answers sends until the server answers, and the path is proven.
