@@ -113,7 +113,7 @@ const (
 )
 
 // keptFlags are what a commit passes on to the record's next block. Who was told
-// of a holder's death has taken that flag off before (actor.told).
+// of a holder's death has taken that flag off before (actor.clearOwnerDied).
 const keptFlags = flagAttended | flagDone | flagOwnerDied
 
 func makeMeta(klen, class int, flags uint64) uint64 {

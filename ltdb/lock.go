@@ -37,7 +37,8 @@ const (
 // W bit will tell whoever unlocks, so it is set again with the lock. If the
 // record stands there no more, the others are woken from here, before the
 // cell forgets the entry: a death in between would lose their wake-up.
-func (s *Store) tryLock(db *DB, key []byte, hash uint64, cell *shm.Word64, on *shm.Word64, at *spot, who uint64) (ok bool, err error) {
+func (s *Store) tryLock(db *DB, key []byte, hash uint64, cell *shm.Word64, on *shm.Word64, at *spot,
+	who uint64) (ok bool, err error) {
 	slept := on != nil
 	for range maxLooks {
 		ok, err := db.seek(hash, key, at), error(nil)
@@ -74,7 +75,7 @@ func (s *Store) tryLock(db *DB, key []byte, hash uint64, cell *shm.Word64, on *s
 			continue
 		}
 		at.e = mine
-		if err = s.locked(db, key, at); err == nil {
+		if err = s.checkLocked(db, key, at); err == nil {
 			return true, nil
 		}
 		if !s.release(at) {
@@ -89,9 +90,9 @@ func (s *Store) tryLock(db *DB, key []byte, hash uint64, cell *shm.Word64, on *s
 	return false, errOddBlock
 }
 
-// locked looks at a record whose lock the caller has just got, and whose entry and
+// checkLocked looks at a record whose lock the caller has just got, and whose entry and
 // block are in at. errAgain: it is another record by now.
-func (s *Store) locked(db *DB, key []byte, at *spot) error {
+func (s *Store) checkLocked(db *DB, key []byte, at *spot) error {
 	// The word is as it was when the key was compared, but the block
 	// behind it may have been another record's since, and this one's again.
 	if at.b.seq.Load() != at.seq && !db.still(key, at) && !planted("nostill") {
@@ -148,7 +149,8 @@ const stepBack = time.Millisecond
 // It holds no actor meanwhile unless it was given one: whoever has the lock
 // may need an actor to release it. ok is false, and nothing was done, if
 // there is no record (any more).
-func (db *DB) contended(ctx context.Context, own *actor, key []byte, hash uint64, then func(*actor, *spot, *lock) error) (ok bool, err error) {
+func (db *DB) contended(ctx context.Context, own *actor, key []byte, hash uint64,
+	then func(*actor, *spot, *lock) error) (ok bool, err error) {
 	s := db.s
 	if ctx == nil {
 		return false, errNoContext
@@ -275,7 +277,7 @@ func (s *Store) takeOver(db *DB, key []byte, entry *shm.Word64, cell *shm.Word64
 	err := error(errBadBlock)
 	if at.b = s.blockAt(entryRef(at.e), entryClass(at.e)); at.b != nil {
 		at.seq = ^uint64(0) // compare the key
-		err = s.locked(db, key, at)
+		err = s.checkLocked(db, key, at)
 	}
 	if err != nil {
 		if !s.release(at) {
@@ -481,10 +483,10 @@ func (s *Store) comeBack(at *spot, cell *shm.Word64) error {
 	return nil
 }
 
-// told takes the flag off that the record's last holder has died: the caller had
+// clearOwnerDied takes the flag off that the record's last holder has died: the caller had
 // the record in hands and could ask. Who takes a lock for a moment of his own,
 // to store, to append, to wait, leaves it for the next one.
-func (a *actor) told(at *spot) {
+func (a *actor) clearOwnerDied(at *spot) {
 	if metaFlags(at.meta)&flagOwnerDied == 0 {
 		return
 	}

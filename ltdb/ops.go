@@ -582,7 +582,7 @@ func (a *actor) removeLocked(db *DB, key []byte, hash uint64, at *spot, cell *sh
 	if db.mode != KV && metaFlags(at.meta)&flagEmpty == 0 {
 		return errors.Join(ErrMode, a.s.unlock(at, cell))
 	}
-	a.told(at) // a Delete ends the record, and what is known of its last holder
+	a.clearOwnerDied(at) // a Delete ends the record, and what is known of its last holder
 	if metaFlags(at.meta)&flagEmpty != 0 {
 		if err := a.letGo(at, cell); err != nil {
 			return err

@@ -382,9 +382,9 @@ func (r Record) StoreUnlock(data []byte) error {
 	return r.storeUnlock(context.Background(), data, true)
 }
 
-// storeUnlock is StoreUnlock that waits for latches only as long as ctx allows. told
+// storeUnlock is StoreUnlock that waits for latches only as long as ctx allows. couldAsk
 // says that the caller could ask for OwnerDied.
-func (r Record) storeUnlock(ctx context.Context, data []byte, told bool) error {
+func (r Record) storeUnlock(ctx context.Context, data []byte, couldAsk bool) error {
 	a, err := r.take(lockTenant)
 	if err != nil {
 		return err
@@ -392,8 +392,8 @@ func (r Record) storeUnlock(ctx context.Context, data []byte, told bool) error {
 	l := r.l
 	a.ctx = ctx
 	a.keep = 0
-	if told {
-		a.told(&l.at)
+	if couldAsk {
+		a.clearOwnerDied(&l.at)
 	}
 	raceRelease(l.hash)
 	if len(data) == 0 {
@@ -421,15 +421,15 @@ func (r Record) Delete() error { return r.StoreUnlock(nil) }
 // after StoreUnlock is harmless.
 func (r Record) Unlock() error { return r.unlock(true) }
 
-func (r Record) unlock(told bool) error {
+func (r Record) unlock(couldAsk bool) error {
 	a, err := r.take(lockTenant)
 	if err != nil {
 		return err
 	}
 	l := r.l
 	raceRelease(l.hash)
-	if told {
-		a.told(&l.at)
+	if couldAsk {
+		a.clearOwnerDied(&l.at)
 	}
 	err = a.letGo(&l.at, l.cell)
 	l.end(a)
