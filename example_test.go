@@ -63,6 +63,32 @@ func check(err error) {
 	}
 }
 
+// The program of README.md: it counts its own runs, and however many of them are
+// started at once, none is lost. It needs a node.
+func Example() {
+	ctx := context.Background()
+	node, err := mainz.Attach(ctx, "") // the node in $MAINZ_DIR
+	if err != nil {
+		log.Fatal(err)
+	}
+	db, err := node.Open(ctx, "visits", mainz.KV)
+	if err != nil {
+		log.Fatal(err)
+	}
+	rec, err := db.FetchLocked(ctx, []byte("door")) // ours until StoreUnlock, or until we die
+	if err != nil {
+		log.Fatal(err)
+	}
+	visits := append(rec.Data(), '|')
+	if err := rec.StoreUnlock(visits); err != nil {
+		log.Fatal(err)
+	}
+	fmt.Printf("visit %d: %s\n", len(visits), visits)
+	if err := node.Close(); err != nil {
+		log.Fatal(err)
+	}
+}
+
 func ExampleAttach() {
 	_, err := mainz.Attach(context.Background(), "/nowhere")
 	fmt.Println(errors.Is(err, mainz.ErrNotRunning))

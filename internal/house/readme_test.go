@@ -12,18 +12,37 @@ import (
 	"testing"
 )
 
-// program returns the one Go program in README.md.
-func program(t *testing.T) string {
+// The Go programs in README.md, in this order, and where each is an example.
+const (
+	withDaemon = iota
+	alone
+)
+
+var examples = [...]string{withDaemon: "../../example_test.go", alone: "../../ltdb/example_test.go"}
+
+// readme returns what stands in README.md in blocks of this kind.
+func readme(t *testing.T, kind string) (blocks []string) {
 	t.Helper()
 	b, err := os.ReadFile("../../README.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	blocks := regexp.MustCompile("(?s)```go\n(.*?)```").FindAllStringSubmatch(string(b), -1)
-	if len(blocks) != 1 {
-		t.Fatalf("README.md has %d blocks of Go, want 1", len(blocks))
+	for _, m := range regexp.MustCompile("(?sm)^```([a-z]*)\n(.*?)^```").FindAllStringSubmatch(string(b), -1) {
+		if m[1] == kind {
+			blocks = append(blocks, m[2])
+		}
 	}
-	return blocks[0][1]
+	return blocks
+}
+
+// programs returns the Go programs in README.md.
+func programs(t *testing.T) []string {
+	t.Helper()
+	blocks := readme(t, "go")
+	if len(blocks) != len(examples) {
+		t.Fatalf("README.md has %d blocks of Go, want %d", len(blocks), len(examples))
+	}
+	return blocks
 }
 
 // body returns a function's body as gofmt writes it, comments included.
@@ -44,26 +63,52 @@ func body(t *testing.T, name, source, function string) string {
 }
 
 func TestProgramIsFormatted(t *testing.T) {
-	p := program(t)
-	formatted, err := format.Source([]byte(p))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if string(formatted) != p {
-		t.Errorf("gofmt would write the program in README.md as\n%s", formatted)
+	for _, p := range programs(t) {
+		formatted, err := format.Source([]byte(p))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if string(formatted) != p {
+			t.Errorf("gofmt would write the program in README.md as\n%s", formatted)
+		}
 	}
 }
 
-// The program is the package's example, too, so that godoc shows the same.
+// Each program is its package's example, too, so that godoc shows the same.
 func TestProgramIsExample(t *testing.T) {
-	const file = "../../ltdb/example_test.go"
-	b, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatalf("%v: it has to have func Example with the body of main in README.md", err)
+	for i, p := range programs(t) {
+		file := examples[i]
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatalf("%v: it has to have func Example with the body of main in README.md", err)
+		}
+		readme, example := body(t, "README.md", p, "main"), body(t, file, string(b), "Example")
+		if readme != example {
+			t.Errorf("README.md has\n%s\nand %s has\n%s", readme, file, example)
+		}
 	}
-	readme, example := body(t, "README.md", program(t), "main"), body(t, file, string(b), "Example")
-	if readme != example {
-		t.Errorf("README.md has\n%s\nand %s has\n%s", readme, file, example)
+}
+
+// What README.md says was measured stands in docs/performance.md, which says how.
+func TestReadmeFigures(t *testing.T) {
+	b, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pages, err := os.ReadFile("../../docs/performance.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rows := regexp.MustCompile(`(?m)^\|.*\| ([0-9.]+) \| ([0-9.]+) \| ([0-9.]+) \| ([0-9.]+ \[[0-9., ]+\]) \|$`).FindAllStringSubmatch(string(b), -1)
+	if len(rows) == 0 {
+		t.Fatal("README.md has no table of figures: the pattern is wrong")
+	}
+	for _, row := range rows {
+		measured := regexp.MustCompile(`(?m)^\| .* \| ` + regexp.QuoteMeta(row[1]) + ` · .* \| ` + regexp.QuoteMeta(row[2]) + ` · .* \| ` +
+			regexp.QuoteMeta(row[3]) + ` · .* \| ` + regexp.QuoteMeta(row[4]) + ` \|`)
+		if !measured.Match(pages) {
+			t.Errorf("docs/performance.md has no row with %q", row[0])
+		}
 	}
 }
 
