@@ -64,7 +64,7 @@ test-root: ## the tests again as root, where a skip is a failure
 
 .PHONY: torture
 torture: ## kill processes 10,000 times at random moments (KILLS=n)
-	MAINZ_KILLS=$(KILLS) $(GO) test -count=1 -timeout 0 -v -run Torture ./shm ./ltdb .
+	MAINZ_KILLS=$(KILLS) $(GO) test -count=1 -timeout 0 -v -run "Torture|EveryStore" ./shm ./ltdb ./protocol/sim .
 
 .PHONY: fuzz
 fuzz: ## each fuzz target for FUZZTIME (20s)

@@ -54,7 +54,7 @@ type Dispatcher struct {
 	bell     *ring.Bell
 	listener *attach.Listener
 	core     *protocol.Node
-	stable   *protocol.Stable
+	stable   *protocol.Memory
 	store    *store
 	calls    *calls
 	clients  []*client
@@ -251,8 +251,7 @@ func (d *Dispatcher) register(ctx context.Context) error {
 // dispatcher was in yet belongs to this node as well: a single node keeps what
 // is there.
 func (d *Dispatcher) load(warm bool) {
-	s := protocol.NewStable()
-	s.Memory = wire.MemoryFull
+	s := protocol.Words{Memory: wire.MemoryFull}
 	s.Life = d.seg.Gate().Life.Load()
 	if warm {
 		s.Promised, s.Taken, s.Opened = protocol.Epoch(d.node.Promised.Load()), protocol.Epoch(d.node.Taken.Load()),
@@ -266,13 +265,13 @@ func (d *Dispatcher) load(warm bool) {
 	}
 	if s.Taken != 0 {
 		s.Map.Members = []wire.Member{{VNN: s.HighVNN, PNN: 0, Life: s.Life}}
-		s.Told(1, s.Life)
+		s.Told, s.ToldLife = 1, s.Life
 	}
 	if n := d.node.OpCount.Load(); n <= lastOPID {
-		s.SkipOPIDs(n)
+		s.OPIDs = n
 	}
-	d.stable = s
-	d.node.OpCount.Store(s.OPIDs() + opidStep)
+	d.stable = protocol.WithWords(s, protocol.Lines{})
+	d.node.OpCount.Store(s.OPIDs + opidStep)
 }
 
 // What no node comes to: the rest of the range is there to count on.
@@ -297,8 +296,8 @@ func (d *Dispatcher) save() {
 			v.w.Store(v.x)
 		}
 	}
-	if left := n.OpCount.Load() - s.OPIDs(); left < opidStep/2 {
-		n.OpCount.Store(s.OPIDs() + opidStep)
+	if left := n.OpCount.Load() - s.OPIDs; left < opidStep/2 {
+		n.OpCount.Store(s.OPIDs + opidStep)
 	}
 }
 

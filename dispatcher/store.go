@@ -200,6 +200,8 @@ func (s *store) OpenProvisional() {}
 
 func (s *store) IsProvisional(db uint32, key []byte) bool { return s.keeper.IsProvisional(db, key) }
 
+func (s *store) Life() uint64 { return s.keeper.Store().Segment().Gate().Life.Load() }
+
 // Reset is for a node that joins others without its data, which a single node
 // never does: Open gives the core a memory that is full.
 func (s *store) Reset(uint64) { panic("dispatcher: a single node was told to start a new life") }

@@ -64,7 +64,7 @@ type Sizes struct {
 // Sizes walks all tables: for tools and checkers.
 func (n *Node) Sizes() (z Sizes) {
 	z = Sizes{Pending: n.pendN, Requests: len(n.byReq), RoomOut: n.roomOut, Keys: n.s.recs.n, Parked: n.parkedN, CopyBytes: n.copies,
-		Tokens: len(n.tokens), Pieces: len(n.s.journal), DBs: len(n.s.dbs), Asks: len(n.asks)}
+		Tokens: len(n.tokens), DBs: len(n.s.dbs), Asks: len(n.asks)}
 	for r := n.s.recs.first; r != nil; r = r.next {
 		z.Dones += len(r.dones)
 		z.MostDones = max(z.MostDones, len(r.dones))
@@ -89,25 +89,13 @@ func (n *Node) Sizes() (z Sizes) {
 	for _, pk := range n.freeParked {
 		z.Spare += cap(pk.kbuf) + cap(pk.dbuf)
 	}
-	for _, p := range n.s.spare {
-		z.Spare += cap(p.Key) + cap(p.Data)
-	}
+	n.st.EachPiece(func(*Piece) { z.Pieces++ })
 	return z
 }
 
 func count(n *int, yes bool) {
 	if yes {
 		*n++
-	}
-}
-
-// EachLock calls f for every lock that is held here for a client of another node:
-// for tools and checkers.
-func (s *Stable) EachLock(f func(db uint32, key []byte, o OPID, reqid ReqID)) {
-	for r := s.recs.first; r != nil; r = r.next {
-		if r.lock.held {
-			f(r.db, r.key, r.lock.opid, r.lock.reqid)
-		}
 	}
 }
 
@@ -124,6 +112,9 @@ func (n *Node) Check() error {
 		return err
 	}
 	if err := n.checkKeys(); err != nil {
+		return err
+	}
+	if err := n.checkKept(); err != nil {
 		return err
 	}
 	if len(n.s.dbs) > n.cfg.MaxDBs || len(n.walks) > n.cfg.MaxWalks || len(n.walkings) > n.cfg.MaxWalks || len(n.asks) > n.cfg.MaxAsks {
@@ -230,7 +221,7 @@ func (n *Node) checkKeys() error {
 			return fmt.Errorf("%q is locked until %d and no timer is set", r.key, r.lock.deadline)
 		}
 		for i := range r.carry {
-			copies += int64(len(r.carry[i].data))
+			copies += int64(r.carry[i].size)
 			count(&through, r.carry[i].through)
 			count(&tokens, n.tokens[r.carry[i].token] == r)
 		}
@@ -249,4 +240,72 @@ func (n *Node) checkKeys() error {
 		return fmt.Errorf("%d copies and done entries wait for an ack, and %d tokens are known", tokens, len(n.tokens))
 	}
 	return nil
+}
+
+// checkKept compares what this incarnation knows with what the next one would find.
+func (n *Node) checkKept() (err error) {
+	fail := func(format string, args ...any) {
+		if err == nil {
+			err = fmt.Errorf(format, args...)
+		}
+	}
+	waiting, dones, locks, copies := 0, 0, 0, 0
+	n.st.PendingLines(func(at int, l *PendingLine) {
+		waiting++
+		var p *pending
+		if at < len(n.s.pend) {
+			p = n.s.pend[at]
+		}
+		switch {
+		case p == nil || p.opid != l.OPID:
+			fail("line %d holds operation %d, which is not pending there", at, l.OPID.Counter)
+		case p.reqid != l.ReqID || p.room != l.Room || p.abandoned != l.Abandoned || p.client != l.Client || p.undo != l.Undo || p.removes != l.Removes || p.kept != l.PendingState:
+			fail("line %d says %+v of operation %d, which is %+v under REQID %d", at, l.PendingState, l.OPID.Counter, p.kept, p.reqid)
+		case l.Stage == StageIntent || l.Stage == StageIntentLock:
+			fail("operation %d is about to run, between two steps", l.OPID.Counter)
+		}
+	})
+	of := func(db uint32, key []byte) *rec {
+		r := n.s.recs.find(n.cfg.Hash(db, key), db, key)
+		if r == nil {
+			fail("a line is about %q, of which nothing is known", key)
+			r = &rec{}
+		}
+		return r
+	}
+	n.st.DoneLines(func(at int, l *DoneLine) {
+		dones++
+		if !slices.ContainsFunc(of(l.DB, l.Key).dones, func(d doneEntry) bool { return int(d.at) == at && d.Done == l.Done }) || l.Intent {
+			fail("line %d of the done lists is %+v of %q, which has no such entry", at, l.Done, l.Key)
+		}
+	})
+	n.st.LockLines(func(at int, l *LockLine) {
+		locks++
+		if k := of(l.DB, l.Key).lock; !k.held || int(k.at) != at || k.reqid != l.ReqID || k.opid != l.OPID {
+			fail("line %d of the locks is of %q, which is not locked so", at, l.Key)
+		}
+	})
+	n.st.CarriedLines(func(at int, l *CarriedLine) {
+		copies++
+		if !slices.ContainsFunc(of(l.DB, l.Key).carry, func(c carried) bool {
+			return int(c.at) == at && c.bound == l.Bound && c.reqid == l.ReqID && c.rsn == l.RSN && c.size == len(l.Data)
+		}) || l.Preparing {
+			fail("line %d of the carried copies is of %q, which has no such copy", at, l.Key)
+		}
+	})
+	for r := n.s.recs.first; r != nil; r = r.next {
+		dones -= len(r.dones)
+		copies -= len(r.carry)
+		if r.lock.held {
+			locks--
+		}
+	}
+	w := n.st.Load()
+	switch {
+	case waiting != n.pendN || dones != 0 || locks != 0 || copies != 0:
+		fail("%d pending operations are kept of %d; too many of others: %d done entries, %d locks, %d copies", waiting, n.pendN, dones, locks, copies)
+	case w.Promised != n.s.Promised || w.Taken != n.s.Taken || w.Opened != n.s.Opened || w.Life != n.s.Life || w.HighVNN != n.s.HighVNN || w.OPIDs != n.s.OPIDs || w.File != n.s.File || w.Map.set != n.s.Map.set:
+		fail("the words kept are %+v, not %+v", w, n.s.Words)
+	}
+	return err
 }

@@ -60,10 +60,17 @@ func (n *Node) newMap(from PNN, m *Message) Verdict {
 func (n *Node) takeMap(leader PNN, ballot Epoch, mp Map, self wire.Member) {
 	neverOpened := n.s.Opened != n.s.Taken
 	n.leftOut(&mp)
-	n.s.Promised, n.s.Taken, n.s.Map = ballot, ballot, mp
+	high := n.s.HighVNN
 	for i := range mp.Members {
-		n.s.HighVNN = max(n.s.HighVNN, mp.Members[i].VNN)
+		high = max(high, mp.Members[i].VNN)
 	}
+	if self.Joiner {
+		n.unknown()
+		n.st.NewLife(ballot, mp.Members, high, self.Life)
+	} else {
+		n.st.TakeMap(ballot, mp.Members, high)
+	}
+	n.s.Promised, n.s.Taken, n.s.Map, n.s.HighVNN = ballot, ballot, mp, high
 	n.order(SendEpoch, ballot)
 	n.order(SendCancel, ballot)
 	n.rv = recovery{leader: leader, asked: ballot, tookHere: ballot, claimsIn: true}
@@ -85,19 +92,24 @@ func (n *Node) takeMap(leader PNN, ballot Epoch, mp Map, self wire.Member) {
 	n.eff.Retry = true
 }
 
-// newLife: a joiner starts an empty segment; what its clients had open ends as
-// unknown.
-func (n *Node) newLife(life uint64) {
+// unknown is how what the clients had open ends, when their segment does.
+func (n *Node) unknown() {
 	for _, p := range n.s.pend {
-		if p != nil && p.client != 0 && !p.abandoned {
+		if p != nil && p.client != 0 && !p.abandoned && (p.state != pendDone || n.unasked(p)) {
 			n.eff.Replies = append(n.eff.Replies, Reply{Client: p.client, Cookie: p.cookie, Op: p.m.Op, Status: wire.Unknown, OPID: p.opid})
 		}
 	}
+}
+
+// newLife: a joiner starts an empty segment. Its new life stands in Stable already: if it
+// dies between the two, it finds a store of another life, and starts that anew.
+func (n *Node) newLife(life uint64) {
 	n.s.forget(life)
 	n.store.Reset(life)
+	n.ended, n.endedOut = n.ended[:0], 0
 	clear(n.byReq)
 	clear(n.again)
-	n.freePend, n.pendN, n.parkedN, n.roomOut, n.copies, n.through = nil, 0, 0, 0, 0, 0
+	n.freePend, n.pendN, n.parkedN, n.roomOut, n.copies, n.carriedN, n.through = nil, 0, 0, 0, 0, 0, 0
 	n.dirty, n.unfinished = n.dirty[:0], n.unfinished[:0]
 }
 
@@ -113,12 +125,13 @@ func (n *Node) keepLife(neverOpened bool) {
 		}
 		r.parked = r.parked[:0]
 		r.untry()
-		r.dones = slices.DeleteFunc(r.dones, func(d doneEntry) bool { return !n.alive(d.OPID) })
-		for i := range r.dones {
-			r.dones[i].token = 0
+		for i := len(r.dones) - 1; i >= 0; i-- {
+			if r.dones[i].token = 0; !n.alive(r.dones[i].OPID) {
+				n.dropDone(r, i)
+			}
 		}
 		if r.lock.held && !n.alive(r.lock.opid) {
-			r.lock = remoteLock{}
+			n.endLock(r)
 			n.store.Unlock(r.db, r.key)
 		}
 		for i := range r.carry {
@@ -150,29 +163,33 @@ func (n *Node) alive(o OPID) bool {
 
 // sweepCopy takes dead nodes' pieces and done entries out of a carried copy.
 func (n *Node) sweepCopy(c *carried) {
+	l := n.st.Carried(int(c.at))
 	var data, tags, dones []byte
 	at := 0
-	for rest := c.tags; len(rest) > 0; {
+	for rest := l.Tags; len(rest) > 0; {
 		t, next, _ := wire.NextTag(rest)
 		if n.alive(t.OPID) {
-			data = append(data, c.data[at:at+int(t.Len)]...)
+			data = append(data, l.Data[at:at+int(t.Len)]...)
 			tags = wire.AppendTag(tags, t)
 		}
 		at += int(t.Len)
 		rest = next
 	}
-	if len(c.tags) > 0 {
-		n.copies -= int64(len(c.data) - len(data))
-		c.data, c.tags = data, tags
+	if len(l.Tags) == 0 {
+		data = l.Data
 	}
-	for rest := c.dones; len(rest) > 0; {
+	for rest := l.Dones; len(rest) > 0; {
 		d, next, _ := wire.NextDone(rest)
 		if n.alive(d.OPID) {
 			dones = wire.AppendDone(dones, d)
 		}
 		rest = next
 	}
-	c.dones = dones
+	if len(data) != len(l.Data) || len(tags) != len(l.Tags) || len(dones) != len(l.Dones) {
+		n.copies -= int64(c.size - len(data))
+		c.size = len(data)
+		n.st.TrimCarried(int(c.at), data, tags, dones)
+	}
 }
 
 // batches fills messages of rows per member and sends them when they are full.
@@ -392,17 +409,13 @@ func (n *Node) keepCopy(r *rec, c *carried) bool {
 		n.fault("told to keep the copy of a record that is here: " + what(r.db, r.key))
 		return false
 	}
-	if n.arrive(r, &Record{RSN: c.rsn + 1, LAccessor: c.laccessor, LACount: c.lacount, Data: c.data, Tags: c.tags}) != Locked {
+	l := n.st.Carried(int(c.at))
+	if !n.takeDones(r, l.Dones) || n.arrive(r, &Record{RSN: c.rsn + 1, LAccessor: l.LAccessor, LACount: l.LACount, Data: l.Data, Tags: l.Tags}) != Locked {
+		n.dropDones(r)
 		n.fault("no room for a record that was under way and stays here: " + what(r.db, r.key))
 		return false
 	}
 	n.store.Unlock(r.db, r.key)
-	r.dones = r.dones[:0]
-	for rest := c.dones; len(rest) > 0; {
-		var d wire.Done
-		d, rest, _ = wire.NextDone(rest)
-		r.dones = append(r.dones, doneEntry{d, 0})
-	}
 	return true
 }
 
@@ -423,14 +436,14 @@ func (n *Node) arrive(r *rec, v *Record) LockResult {
 // LMASTERs, in case the record is lost.
 func (n *Node) resupply() {
 	b := batches{n: n, op: wire.Resupply}
-	for _, j := range n.s.journal {
+	n.st.EachPiece(func(j *Piece) {
 		live := j.State == PieceLive || j.State == PieceRemoving && n.plant == plantResupplyRemoving
 		if !live || n.store.Look(j.DB, j.Key, &n.view) && !n.store.IsProvisional(j.DB, j.Key) {
-			continue
+			return
 		}
 		p := wire.Piece{DBID: j.DB, OPID: j.OPID, Key: j.Key, Data: j.Data}
 		b.add(n.lmaster(j.DB, j.Key), func(rows []byte) []byte { return wire.AppendPiece(rows, &p) })
-	}
+	})
 	b.done()
 }
 
@@ -461,7 +474,9 @@ func (n *Node) maybeSettled() {
 	for r := n.s.recs.first; r != nil; r = r.next {
 		if len(r.carry) > 0 {
 			if n.plant == plantNoCopyClaims {
-				r.carry = r.carry[:0]
+				for len(r.carry) > 0 {
+					n.dropCarry(r, 0)
+				}
 				continue
 			}
 			return
@@ -481,19 +496,23 @@ func (n *Node) recovered() {
 	if n.state != stSettled && n.plant != plantOldRecovered && n.plant != plantOldIncarnation {
 		return
 	}
+	n.st.Open(n.s.Taken)
 	n.s.Opened = n.s.Taken
 	n.store.OpenProvisional()
 	n.state, n.openedAt = stOpen, n.now
 	n.gate.State, n.gate.Epoch = GateOpen, n.s.Taken
 	n.rv.asked, n.broken, n.blamed = 0, "", nobody
 	n.eff.Retry = true
-	if set := n.s.Map.set; n.plant != plantNoEvent || n.s.told != set {
-		n.eff.Events = append(n.eff.Events, Event{Epoch: n.s.Taken, Members: set, Joined: set &^ n.s.told, Left: n.s.told &^ set, Kept: n.s.toldLife == n.s.Life})
+	if set := n.s.Map.set; n.plant != plantNoEvent || n.s.Told != set {
+		n.eff.Events = append(n.eff.Events, Event{Epoch: n.s.Taken, Members: set, Joined: set &^ n.s.Told, Left: n.s.Told &^ set, Kept: n.s.ToldLife == n.s.Life})
 	}
-	if n.leave.done = false; n.s.Taken > n.s.file.since {
-		n.s.file.inUse, n.s.file.old = true, 0
+	if n.leave.done = false; n.s.Taken > n.s.File.Since {
+		f := n.s.File
+		if f.InUse, f.Old = true, 0; f != n.s.File {
+			n.setFile(f)
+		}
 	}
-	n.s.told, n.s.toldLife = n.s.Map.set, n.s.Life
+	n.s.Told, n.s.ToldLife, n.telling = n.s.Map.set, n.s.Life, 1
 	n.ping()
 	var again []*pending
 	for _, p := range n.s.pend {

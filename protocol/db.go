@@ -17,10 +17,7 @@ type DB struct {
 	Conds []byte // rows of wire.Cond
 }
 
-// DBs are the databases that this node knows.
-func (s *Stable) DBs() []DB { return s.dbs }
-
-func (s *Stable) db(id uint32) *DB {
+func (s *mirror) db(id uint32) *DB {
 	for i := range s.dbs {
 		if s.dbs[i].ID == id {
 			return &s.dbs[i]
@@ -116,11 +113,12 @@ func (n *Node) register(m *Message) *DB {
 	if d := n.s.db(m.DBID); d != nil {
 		return d
 	}
-	if len(n.s.dbs) >= n.cfg.MaxDBs {
+	d := DB{ID: m.DBID, Mode: Mode(m.Mode), Name: string(m.Data), Conds: bytes.Clone(m.Conds)}
+	if len(n.s.dbs) >= n.cfg.MaxDBs || !n.st.AddDatabase(&d) {
 		n.reached(LimitDBs)
 		return nil
 	}
-	n.s.dbs = append(n.s.dbs, DB{ID: m.DBID, Mode: Mode(m.Mode), Name: string(m.Data), Conds: bytes.Clone(m.Conds)})
+	n.s.dbs = append(n.s.dbs, d)
 	n.eff.DBs, n.eff.Retry = true, true
 	return &n.s.dbs[len(n.s.dbs)-1]
 }

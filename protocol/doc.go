@@ -16,7 +16,8 @@
 //  3. Call Tick at Effects.Next, or earlier.
 //  4. Acknowledge a packet only if Step said Handled, and not before the effects of
 //     that step are in the segment.
-//  5. Keep [Stable] and the [Store] over a restart of the dispatcher, and hand them
+//  5. Keep [Stable] and the [Store] over a restart of the dispatcher, which may die
+//     before any of its calls of either or of the shell, and hand them
 //     to [New] together; or neither. Name a client's call by the same cookie when it
 //     is asked again after a restart, and let every call that had no answer be asked
 //     again, or its client be gone.

@@ -23,7 +23,8 @@ const (
 // goroutine; each is one step. After a step the caller takes the effects.
 type Node struct {
 	cfg   Config
-	s     *Stable
+	st    Stable
+	s     *mirror // of st
 	store Store
 	rng   uint64 // state of the generator of jitter
 	plant plant
@@ -64,10 +65,14 @@ type Node struct {
 	timersAt   Instant // no deadline is earlier
 	roomOut    int64   // bytes, to records that may come for outstanding requests
 	copies     int64   // bytes of carried copies: they may come back
+	carriedN   int     // carried copies
 	through    int     // of them copies of records that only pass
 	crowded    bool    // a record was not let through for want of room
 	leave      leave
 	asks       []ask
+	ended      []endedCall // answered
+	endedOut   int         // so many of them by the last Take
+	telling    uint8       // Stable.Tell: 1 when the next Take is over, 2 when the last one is
 	walks      []walk
 	walkings   []walking
 	walkCount  uint64
@@ -79,6 +84,11 @@ type Node struct {
 	put     Record  // what Publish is given; a local one would escape
 	msg     Message // the packet in Step
 	scratch []byte
+	rows    []byte      // of dones
+	line    PendingLine // these are what Stable is given; local ones would escape
+	dline   DoneLine
+	lline   LockLine
+	cline   CarriedLine
 	tagbuf  []byte
 
 	eff   Effects
@@ -115,13 +125,11 @@ type Counters struct {
 
 // New starts a node over its memory. If that is not fresh this is a warm restart:
 // the gate stays closed until a recovery is over.
-func New(now Instant, cfg Config, s *Stable, store Store) *Node {
+func New(now Instant, cfg Config, st Stable, store Store) *Node {
 	cfg.defaults()
-	n := &Node{cfg: cfg, s: s, store: store, now: now, started: now, rng: cfg.Seed ^ uint64(cfg.Self)<<32, plant: plantByName(cfg.Plant),
+	n := &Node{cfg: cfg, st: st, s: &mirror{}, store: store, now: now, started: now, rng: cfg.Seed ^ uint64(cfg.Self)<<32, plant: plantByName(cfg.Plant),
 		byReq: map[ReqID]*pending{}, again: map[call]*pending{}, tokens: map[uint64]*rec{}, timersAt: Never,
 		places: &places{}, hints: make(hints, cfg.Hints)}
-	n.gate = Gate{State: GateFrozen, Epoch: s.Taken, Life: s.Life}
-	n.counter = max(s.Promised.Counter(), s.Taken.Counter())
 	for i := range n.peers {
 		// We may have granted anybody a lease just before we forgot it: count it.
 		n.peers[i].granted = now
@@ -130,61 +138,15 @@ func New(now Instant, cfg Config, s *Stable, store Store) *Node {
 		}
 		n.peers[i].heard, n.peers[i].grantT = -Never/2, -Never/2
 	}
-	n.s.Map.index()
-	n.loadFile()
-	for i := range s.pend {
-		if p := s.pend[i]; p != nil {
-			n.pendN++
-			p.parked = nil
-			if p.state != pendDone {
-				p.state = pendNew
-			}
-			if p.client != 0 {
-				n.again[call{p.client, p.cookie}] = p
-			}
-			if p.reqid != 0 {
-				n.byReq[p.reqid] = p
-				n.roomOut += int64(p.room)
-			}
-		} else {
-			n.freePend = append(n.freePend, &pending{slot: i})
-		}
-	}
-	for r := s.recs.first; r != nil; r = r.next {
-		r.parked, r.dirty, r.claim = r.parked[:0], false, nil
-		r.listed = false
-		r.untry()
-		if r.lock.held {
-			n.due(r.lock.deadline)
-		}
-		for i := range r.dones {
-			r.dones[i].token = 0
-		}
-		for i := range r.carry {
-			r.carry[i].token = n.token(r)
-			n.copies += int64(len(r.carry[i].data))
-			if r.carry[i].through {
-				n.through++
-			}
-		}
-	}
-	// A lock that the dispatcher holds for nobody was handed to it just before it died.
-	var free []*rec
-	store.Each(func(db uint32, key []byte, _ uint64) {
-		if store.Holder(db, key) == Dispatcher {
-			if r := s.recs.get(cfg.Hash(db, key), db, key); !r.lock.held {
-				free = append(free, r)
-			}
-		}
-	})
-	for _, r := range free {
-		store.Unlock(r.db, r.key)
-	}
+	n.load()
+	n.gate = Gate{State: GateFrozen, Epoch: n.s.Taken, Life: n.s.Life}
+	n.counter = max(n.s.Promised.Counter(), n.s.Taken.Counter())
 	n.leaderAt, n.leadDelay = now, n.jitter(5*ms)
 	n.blamed, n.stalledAt = nobody, -Never/2
 	n.startPass()
 	n.ping()
 	n.wanted()
+	n.finish()
 	return n
 }
 
@@ -317,6 +279,7 @@ func what(db uint32, key []byte) string { return fmt.Sprintf("%q of database %08
 // Take gives out the effects of all steps since the last Take. Nothing is lost by
 // taking late, but what stands in package host must wait for it.
 func (n *Node) Take(e *Effects) {
+	n.given()
 	*e, n.eff = n.eff, Effects{Sends: e.Sends[:0], Events: e.Events[:0], Replies: e.Replies[:0], buf: e.buf[:0]}
 	for i := range e.Sends {
 		s := &e.Sends[i]
@@ -459,16 +422,18 @@ func (n *Node) ackedData(r *rec, token uint64) {
 	}
 	for i := range r.dones {
 		if r.dones[i].token == token {
-			r.dones = append(r.dones[:i], r.dones[i+1:]...)
+			n.dropDone(r, i)
 			n.touch(r)
 			return
 		}
 	}
 }
 
-// dropCarry frees a copy but keeps its buffers for the next.
+// dropCarry frees a copy.
 func (n *Node) dropCarry(r *rec, i int) {
-	n.copies -= int64(len(r.carry[i].data))
+	n.st.EraseCarried(int(r.carry[i].at))
+	n.copies -= int64(r.carry[i].size)
+	n.carriedN--
 	if r.carry[i].through {
 		n.through--
 	}
@@ -563,7 +528,7 @@ func (n *Node) timers() {
 	for r := n.s.recs.first; r != nil; r = r.next {
 		if r.lock.held {
 			if r.lock.deadline <= n.now && n.store.Holder(r.db, r.key) == Dispatcher {
-				r.lock = remoteLock{}
+				n.endLock(r)
 				n.store.Unlock(r.db, r.key)
 				n.touch(r)
 			} else {
@@ -590,17 +555,15 @@ func (n *Node) prune() {
 	}
 }
 
-func (n *Node) pruneRec(r *rec) bool {
-	kept := r.dones[:0]
-	for _, d := range r.dones {
+func (n *Node) pruneRec(r *rec) (gone bool) {
+	for i := len(r.dones) - 1; i >= 0; i-- {
+		d := &r.dones[i]
 		q := &n.peers[d.OPID.PNN]
 		if q.life == d.OPID.Life && d.OPID.Counter < q.floor {
 			delete(n.tokens, d.token)
-			continue
+			n.dropDone(r, i)
+			gone = true
 		}
-		kept = append(kept, d)
 	}
-	gone := len(kept) < len(r.dones)
-	r.dones = kept
 	return gone
 }

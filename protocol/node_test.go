@@ -14,6 +14,7 @@ import (
 type flat struct {
 	recs   map[string]*flatRecord
 	key    []byte
+	life   uint64
 	before func() // TryLock: what a client does just then; nil: nothing
 }
 
@@ -75,7 +76,8 @@ func (s *flat) Sweep(func(wire.OPID) bool)                                      
 func (s *flat) DropProvisional()                                                {}
 func (s *flat) OpenProvisional()                                                {}
 func (s *flat) IsProvisional(uint32, []byte) bool                               { return false }
-func (s *flat) Reset(uint64)                                                    { clear(s.recs) }
+func (s *flat) Life() uint64                                                    { return s.life }
+func (s *flat) Reset(life uint64)                                               { s.life = life; clear(s.recs) }
 func (s *flat) Provisional(uint32, []byte, wire.OPID, []byte, wire.Epoch) bool  { return true }
 
 func (s *flat) Touch(db uint32, key []byte, p protocol.PNN, n uint32) {
@@ -120,7 +122,7 @@ type couple struct {
 	tb      testing.TB
 	nodes   []*protocol.Node
 	stores  []*flat
-	stable  []*protocol.Stable
+	stable  []*protocol.Memory
 	eff     []protocol.Effects
 	now     protocol.Instant
 	replies int
@@ -143,7 +145,7 @@ func newCouple(tb testing.TB, n int, policy protocol.Policy) *couple {
 	c := &couple{tb: tb, now: link.Second}
 	for i := range n {
 		c.stores = append(c.stores, &flat{recs: map[string]*flatRecord{}})
-		c.stable = append(c.stable, protocol.NewStable())
+		c.stable = append(c.stable, protocol.NewMemory(protocol.Lines{}))
 		c.nodes = append(c.nodes, protocol.New(c.now, protocol.Config{Self: protocol.PNN(i), Nodes: n, Incarnation: uint64(i + 1), Start: c.now, WallMS: 1e9,
 			Hash: func(_ uint32, k []byte) uint64 {
 				h := uint64(14695981039346656037)
@@ -432,7 +434,7 @@ func BenchmarkMove(b *testing.B) { benchmarkCore(b, protocol.PolicyAlways{}) }
 func TestLateTake(t *testing.T) {
 	now := link.Second
 	n := protocol.New(now, protocol.Config{Self: 1, Nodes: 3, Incarnation: 7, Start: now, WallMS: 1e9, Hash: func(uint32, []byte) uint64 { return 0 }, Conditions: yes{}},
-		protocol.NewStable(), &flat{recs: map[string]*flatRecord{}})
+		protocol.NewMemory(protocol.Lines{}), &flat{recs: map[string]*flatRecord{}})
 	var e protocol.Effects
 	n.Take(&e)
 	n.Frozen(now, e.PassNum)

@@ -7,41 +7,37 @@ import (
 	"github.com/mainzdb/mainz/protocol/wire"
 )
 
-// nodesFile is the nodes file that a node goes by.
-type nodesFile struct {
-	version uint32
-	set     wire.Set // its nodes
-	inUse   bool     // an epoch has opened here under it
-	old     wire.Set // until then: the nodes of the last file that may be in use; 0: none is known
-	since   Epoch    // ballots up to this one were promised under other files
-}
-
 // next is the file that follows. The one that it follows may be in use if an epoch
 // was taken under it: others may have opened that.
-func (f *nodesFile) next(version uint32, set wire.Set, s *Stable) nodesFile {
-	old := f.old
-	if old == 0 || s.Taken > f.since {
-		old = f.set
+func (f *NodesFile) next(version uint32, set wire.Set, w *Words) NodesFile {
+	old := f.Old
+	if old == 0 || w.Taken > f.Since {
+		old = f.Set
 	}
-	return nodesFile{version: version, set: set, old: old, since: s.Promised}
+	return NodesFile{Version: version, Set: set, Old: old, Since: w.Promised}
 }
 
 // ErrNodesFile: a nodes file that can't follow the one that is in use.
 var ErrNodesFile = errors.New("the nodes file must be the next version and differ by one node")
 
-func lines(nodes int, unused wire.Set) wire.Set { return (1<<nodes - 1) &^ unused }
+func fileLines(nodes int, unused wire.Set) wire.Set { return (1<<nodes - 1) &^ unused }
 
 // loadFile at the start: the file that the configuration names, joint with the one
 // before it if this node has not opened an epoch under it yet.
 func (n *Node) loadFile() {
-	f := &n.s.file
-	set := lines(n.cfg.Nodes, n.cfg.Unused)
+	f := &n.s.File
+	set := fileLines(n.cfg.Nodes, n.cfg.Unused)
 	switch {
-	case f.set == 0:
-		*f = nodesFile{version: n.cfg.NodesFile, set: set}
-	case n.cfg.NodesFile > f.version:
-		*f = f.next(n.cfg.NodesFile, set, n.s)
+	case f.Set == 0:
+		n.setFile(NodesFile{Version: n.cfg.NodesFile, Set: set})
+	case n.cfg.NodesFile > f.Version:
+		n.setFile(f.next(n.cfg.NodesFile, set, &n.s.Words))
 	}
+}
+
+func (n *Node) setFile(f NodesFile) {
+	n.st.SetFile(f)
+	n.s.File = f
 }
 
 // Reconfigure to the next nodes file. One node is added or taken out at a time, so
@@ -51,12 +47,12 @@ func (n *Node) loadFile() {
 func (n *Node) Reconfigure(now Instant, version uint32, unused wire.Set) error {
 	n.begin(now)
 	defer n.finish()
-	f := &n.s.file
-	set := lines(n.cfg.Nodes, unused)
-	if version != f.version+1 || bits.OnesCount64(uint64(set^f.set)) != 1 {
+	f := &n.s.File
+	set := fileLines(n.cfg.Nodes, unused)
+	if version != f.Version+1 || bits.OnesCount64(uint64(set^f.Set)) != 1 {
 		return ErrNodesFile
 	}
-	*f = f.next(version, set, n.s)
+	n.setFile(f.next(version, set, &n.s.Words))
 	if n.lead.ballot != 0 {
 		n.stopLeading()
 	}
@@ -66,7 +62,7 @@ func (n *Node) Reconfigure(now Instant, version uint32, unused wire.Set) error {
 
 // majority of the configured nodes; of both files while a new one comes in.
 func (n *Node) majority(s wire.Set) bool {
-	return most(s, n.s.file.set) && (n.s.file.old == 0 || most(s, n.s.file.old))
+	return most(s, n.s.File.Set) && (n.s.File.Old == 0 || most(s, n.s.File.Old))
 }
 
 func most(s, of wire.Set) bool {
@@ -75,7 +71,7 @@ func most(s, of wire.Set) bool {
 
 // half of the nodes, which the arbiter's lock makes a quorum if the file is in use.
 func (n *Node) half(s wire.Set) bool {
-	return n.cfg.Arbiter && 2*bits.OnesCount64(uint64(s&n.s.file.set)) == bits.OnesCount64(uint64(n.s.file.set))
+	return n.cfg.Arbiter && 2*bits.OnesCount64(uint64(s&n.s.File.Set)) == bits.OnesCount64(uint64(n.s.File.Set))
 }
 
 // quorum: whether these promisers with memory are a majority, or half. A leader that
@@ -84,9 +80,9 @@ func (n *Node) half(s wire.Set) bool {
 // unless one of them has seen an epoch open under the new one.
 func (n *Node) quorum(full wire.Set) (majority, half bool) {
 	if n.plant == plantLeaderFile {
-		return n.majority(full), n.half(full) && n.s.file.old == 0
+		return n.majority(full), n.half(full) && n.s.File.Old == 0
 	}
-	majority, half = most(full, n.s.file.set), n.half(full)
+	majority, half = most(full, n.s.File.Set), n.half(full)
 	inUse, short := false, false
 	for i := range n.cfg.Nodes {
 		if p := &n.lead.prom[i]; full.Has(PNN(i)) {
@@ -169,7 +165,7 @@ func (n *Node) wantLock() bool {
 }
 
 // halfMap: the epoch taken last stands by the lock.
-func (n *Node) halfMap() bool { return n.half(n.s.Map.set) && n.s.Taken > n.s.file.since }
+func (n *Node) halfMap() bool { return n.half(n.s.Map.set) && n.s.Taken > n.s.File.Since }
 
 // leaseQuorum: with these grants, its own among them, the node has a lease. In an
 // epoch that stands by the lock the leader's must be among them, who grants only

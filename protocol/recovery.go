@@ -84,7 +84,7 @@ func (n *Node) pingOne(to PNN) {
 
 // floor is the lowest OPID counter that may still be sent.
 func (n *Node) floor() uint64 {
-	low := n.s.opCount + 1
+	low := n.s.OPIDs + 1
 	for _, p := range n.s.pend {
 		if p != nil && p.state != pendDone {
 			low = min(low, p.opid.Counter)
@@ -101,7 +101,7 @@ func (n *Node) heard() wire.Set {
 			s |= 1 << i
 		}
 	}
-	return s & (n.s.file.set | 1<<n.cfg.Self)
+	return s & (n.s.File.Set | 1<<n.cfg.Self)
 }
 
 // granting: this node may promise another that no recovery ends without it.
@@ -290,7 +290,7 @@ func (n *Node) recoveryTick() {
 	if n.now >= n.wantedAt && n.state <= stPromised && n.lead.ballot == 0 {
 		n.wanted()
 	}
-	if n.state == stPromised && n.heard() != n.rv.heardSent && n.rv.leader != n.cfg.Self {
+	if n.state == stPromised && n.heard() != n.rv.heardSent {
 		n.sendPromise()
 	}
 	if n.lead.ballot != 0 {
@@ -408,7 +408,7 @@ func (n *Node) ask() {
 	n.lead.nextAsk = n.now + 5*ms
 	for i := range n.cfg.Nodes {
 		if PNN(i) != n.cfg.Self && !n.lead.prom[i].have {
-			n.send(PNN(i), Beacon, n.lead.ballot, &Message{Op: wire.Prepare, Promise: n.lead.ballot, Epoch: n.s.Taken, Nodes: n.s.file.version}, 0)
+			n.send(PNN(i), Beacon, n.lead.ballot, &Message{Op: wire.Prepare, Promise: n.lead.ballot, Epoch: n.s.Taken, Nodes: n.s.File.Version}, 0)
 		}
 	}
 }
@@ -442,7 +442,7 @@ func (n *Node) leadTick() {
 
 func (n *Node) promised(from PNN, m *Message) {
 	l := &n.lead
-	if l.ballot == 0 || m.Promise != l.ballot || l.phase != gathering || m.Nodes != n.s.file.version && n.plant != plantAnyFile || !n.s.file.set.Has(from) {
+	if l.ballot == 0 || m.Promise != l.ballot || l.phase != gathering || m.Nodes != n.s.File.Version && n.plant != plantAnyFile || !n.s.File.Set.Has(from) {
 		return
 	}
 	p := &l.prom[from]
@@ -529,7 +529,7 @@ func (n *Node) enough(all, full wire.Set) (normal, cold bool) {
 
 // nothingKnown: too many are without memory to wait for those who have one.
 func (n *Node) nothingKnown(all, full wire.Set) bool {
-	return n.majority(all&^full) || all&n.s.file.set == n.s.file.set
+	return n.majority(all&^full) || all&n.s.File.Set == n.s.File.Set
 }
 
 // newest is the promise of one with memory that has taken the last epoch of all; nil:
@@ -751,14 +751,17 @@ func (n *Node) sawEpochOf(e Epoch, open bool) {
 
 func (n *Node) prepare(from PNN, m *Message) {
 	n.counter = max(n.counter, m.Promise.Counter(), m.Epoch.Counter())
-	if m.Nodes != n.s.file.version && n.plant != plantAnyFile || !n.s.file.set.Has(from) {
+	if m.Nodes != n.s.File.Version && n.plant != plantAnyFile || !n.s.File.Set.Has(from) {
 		return
 	}
 	if m.Promise == n.s.Promised && n.state == stPromised && n.rv.leader == from {
 		n.sendPromise()
 		return
 	}
-	if m.Promise <= n.s.Promised || m.Promise <= n.rv.asked && n.rv.leader != from {
+	// A promise may be given again to whom it was given: a node that was restarted has it,
+	// and no more knows to whom. Not once it has taken that map.
+	again := m.Promise == n.s.Promised && m.Promise.Leader() == from && n.s.Taken < m.Promise && n.state == stFrozen
+	if m.Promise <= n.s.Promised && !again || m.Promise <= n.rv.asked && n.rv.leader != from {
 		n.send(from, Beacon, n.s.Taken, &Message{Op: wire.Nack, Epoch: m.Promise, Promise: max(n.s.Promised, n.rv.asked)}, 0)
 		return
 	}
@@ -786,9 +789,10 @@ func (n *Node) prepared(from PNN, ballot Epoch) {
 }
 
 func (n *Node) passOver() {
-	if n.rv.asked == 0 || n.rv.asked <= n.s.Promised {
+	if n.rv.asked == 0 || n.rv.asked < n.s.Promised || n.rv.asked == n.s.Promised && (n.s.Taken >= n.rv.asked || n.state != stFrozen) {
 		return
 	}
+	n.st.Promise(n.rv.asked)
 	n.s.Promised = n.rv.asked
 	n.order(SendCancel, n.s.Promised)
 	n.state = stPromised
@@ -810,7 +814,7 @@ func (n *Node) sendPromise() {
 		memory = wire.MemoryLeft
 	}
 	m := Message{Op: wire.Promise, Promise: n.s.Promised, Epoch: n.s.Taken, Members: members, Memory: memory, Life: n.s.Life, VNN: n.s.HighVNN,
-		Heard: n.rv.heardSent, Since: since, Nodes: n.s.file.version, Inc: n.cfg.Incarnation, Open: n.s.file.inUse, Old: n.s.file.old, Clock: n.wall()}
+		Heard: n.rv.heardSent, Since: since, Nodes: n.s.File.Version, Inc: n.cfg.Incarnation, Open: n.s.File.InUse, Old: n.s.File.Old, Clock: n.wall()}
 	if n.rv.leader == n.cfg.Self {
 		n.promised(n.cfg.Self, &m)
 	} else {

@@ -3,7 +3,6 @@ package protocol
 import (
 	"bytes"
 	"errors"
-	"slices"
 
 	"github.com/mainzdb/mainz/protocol/link"
 	"github.com/mainzdb/mainz/protocol/wire"
@@ -28,22 +27,29 @@ func (n *Node) Submit(now Instant, c ClientID, cookie uint64, m *Message) (OPID,
 		n.finish()
 		return o, nil
 	}
-	p := n.newPending(c, cookie, m)
-	if p == nil {
+	if n.pendN >= n.cfg.MaxPending {
+		n.reached(LimitPending)
 		return OPID{}, ErrFull
 	}
-	o := p.opid
+	// The piece first: an append that is pending has one, or it was its client's.
+	removes := false
 	switch {
 	case m.Op == wire.ReqConditionalAppend && m.Piece != (OPID{}):
 		// The client has the piece in its journal already, under a name of its own.
 	case m.Op == wire.ReqConditionalAppend && n.mode(m.DBID) == Pieces:
-		n.s.Prepare(o, c, m.DBID, m.Key, m.Data)
-	case m.Op == wire.ReqRemoveTrigger:
-		if j := n.s.Piece(m.Piece); j != nil {
-			j.State = PieceRemoving
-			p.removes = true
+		if !n.st.PutPiece(n.nextOPID(), c, m.DBID, m.Key, m.Data) {
+			return OPID{}, ErrFull
 		}
+	case m.Op == wire.ReqRemoveTrigger && n.st.Piece(m.Piece) != nil:
+		n.st.SetPiece(m.Piece, PieceRemoving)
+		removes = true
 	}
+	p := n.makePending(c, cookie, m, false, removes)
+	if p == nil {
+		n.st.ErasePiece(n.nextOPID())
+		return OPID{}, ErrFull
+	}
+	o := p.opid
 	n.start(p)
 	n.finish()
 	return o, nil
@@ -53,29 +59,32 @@ func (n *Node) Submit(now Instant, c ClientID, cookie uint64, m *Message) (OPID,
 // What has ended meanwhile is answered.
 func (n *Node) askedAgain(p *pending, m *Message) {
 	delete(n.again, call{p.client, p.cookie})
-	if p.state == pendDone {
-		n.reply(p, p.end.status, p.dbuf, p.end.rsn, p.end.lock, p.end.why)
-		n.freePending(p)
+	k := &p.kept
+	switch {
+	case p.state != pendDone:
+		p.deadline = max(p.deadline, n.now+Instant(m.Timeout)*ms)
 		return
+	case p.data || p.m.Op != wire.ReqFetchLocked || k.Status != wire.OK:
+		n.reply(p, k.Status, p.dbuf, k.RSN, k.LockID, k.Why)
+	case k.LockID != 0: // the value went with the last dispatcher; who has the lock gives it again
+		p.deadline = max(p.deadline, n.now+Instant(m.Timeout)*ms)
+		p.state = pendNew
+		k.LockID = 0
+		n.stage(p, StageOpen, 0)
+		n.start(p)
+		return
+	default: // the client's slot holds the record
+		n.view = Record{}
+		n.store.Look(p.m.DBID, p.m.Key, &n.view)
+		n.reply(p, k.Status, n.view.Data, n.view.RSN, 0, 0)
 	}
-	p.deadline = max(p.deadline, n.now+Instant(m.Timeout)*ms)
-}
-
-// keep how an operation has ended, until its client asks again. It may have read the
-// answer of the last dispatcher already, and another one would be no answer to
-// anything; or not yet, and then it asks.
-func (n *Node) keep(p *pending, st wire.Status, data []byte, rsn uint64, lock ReqID, why uint32) {
-	if p.reqid != 0 {
-		n.endReq(p)
-	}
-	p.state, p.end = pendDone, ending{st, rsn, lock, why}
-	p.dbuf = append(p.dbuf[:0], data...)
+	n.ended = append(n.ended, endedCall{p, p.opid})
 }
 
 // drop an ended operation that nobody will ask for: its effect is taken back.
 func (n *Node) dropEnded(p *pending) {
 	delete(n.again, call{p.client, p.cookie})
-	n.complete(p, p.end.status, nil, 0, p.end.lock, 0)
+	n.complete(p, p.kept.Status, nil, p.kept.RSN, p.kept.LockID, 0)
 }
 
 // start a new pending operation if the gate lets it.
@@ -95,11 +104,15 @@ func (n *Node) newPending(c ClientID, cookie uint64, m *Message) *pending {
 		n.reached(LimitPending)
 		return nil
 	}
-	return n.makePending(c, cookie, m)
+	return n.makePending(c, cookie, m, false, false)
 }
 
-func (n *Node) makePending(c ClientID, cookie uint64, m *Message) *pending {
-	n.pendN++
+func (n *Node) nextOPID() OPID {
+	return OPID{PNN: n.cfg.Self, Life: n.s.Life, Counter: n.s.OPIDs + 1}
+}
+
+// makePending whatever the limit; nil: Stable has no line.
+func (n *Node) makePending(c ClientID, cookie uint64, m *Message, undo, removes bool) *pending {
 	var p *pending
 	if k := len(n.freePend); k > 0 {
 		p, n.freePend = n.freePend[k-1], n.freePend[:k-1]
@@ -107,21 +120,29 @@ func (n *Node) makePending(c ClientID, cookie uint64, m *Message) *pending {
 		p = &pending{slot: len(n.s.pend)}
 		n.s.pend = append(n.s.pend, nil)
 	}
-	n.s.opCount++
-	*p = pending{slot: p.slot, kbuf: p.kbuf, dbuf: p.dbuf, opid: OPID{PNN: n.cfg.Self, Life: n.s.Life, Counter: n.s.opCount}, client: c, cookie: cookie,
+	*p = pending{slot: p.slot, kbuf: p.kbuf, dbuf: p.dbuf, opid: n.nextOPID(), client: c, cookie: cookie, undo: undo, removes: removes,
 		deadline: n.now + Instant(m.Timeout)*ms, state: pendNew, to: wire.NoPNN}
 	p.kbuf, p.dbuf = append(p.kbuf[:0], m.Key...), append(p.dbuf[:0], m.Data...)
 	p.m = *m
 	p.m.Conds = bytes.Clone(m.Conds)
 	p.m.Key, p.m.Data, p.m.OPID, p.m.Via, p.m.Hops, p.m.ReqID = p.kbuf, p.dbuf, p.opid, 0, 0, 0
+	p.kept = PendingState{Client: c, Undo: undo, Removes: removes}
+	n.line = PendingLine{PendingState: p.kept, Cookie: cookie, OPID: p.opid, M: p.m}
+	if !n.st.PutPending(p.slot, &n.line) {
+		n.freePend = append(n.freePend, p)
+		return nil
+	}
+	n.s.OPIDs++
+	n.pendN++
 	n.s.pend[p.slot] = p
 	return p
 }
 
 func (n *Node) freePending(p *pending) {
 	if p.reqid != 0 {
-		n.endReq(p)
+		n.dropReq(p)
 	}
+	n.st.ErasePending(p.slot)
 	n.s.pend[p.slot] = nil
 	if len(n.again) > 0 {
 		delete(n.again, call{p.client, p.cookie})
@@ -134,12 +155,12 @@ func (n *Node) freePending(p *pending) {
 // newReq names one sending. All 32 bits advance; what is outstanding is skipped.
 func (n *Node) newReq(p *pending) ReqID {
 	for {
-		n.s.reqCount++
-		if _, taken := n.byReq[n.s.reqCount]; n.s.reqCount != 0 && !taken {
+		n.s.ReqIDs++
+		if _, taken := n.byReq[n.s.ReqIDs]; n.s.ReqIDs != 0 && !taken {
 			break
 		}
 	}
-	p.reqid = n.s.reqCount
+	p.reqid = n.s.ReqIDs
 	n.byReq[p.reqid] = p
 	return p.reqid
 }
@@ -147,6 +168,12 @@ func (n *Node) newReq(p *pending) ReqID {
 // endReq: a reply, redirect, error or REPLY_DMASTER came for this sending. What is
 // parked behind it is looked at anew.
 func (n *Node) endReq(p *pending) {
+	n.dropReq(p)
+	n.save(p)
+}
+
+// dropReq is endReq but for Stable.
+func (n *Node) dropReq(p *pending) {
 	delete(n.byReq, p.reqid)
 	n.roomOut -= int64(p.room)
 	p.reqid, p.room = 0, 0
@@ -193,6 +220,7 @@ func (n *Node) dispatch(p *pending, to PNN, via ReqID) {
 	if p.m.Op.IsRequest() {
 		p.room = n.room()
 	}
+	n.save(p)
 	n.roomOut += int64(p.room)
 	p.m.Src, p.m.Room = n.ownVNN(), p.room
 	p.m.Timeout = uint32(max(0, p.deadline-n.now) / ms)
@@ -323,39 +351,51 @@ func (n *Node) answered(p *pending, from PNN) {
 // complete ends an operation of this node. For one that was abandoned and has had
 // an effect the dispatcher takes the effect back.
 func (n *Node) complete(p *pending, st wire.Status, data []byte, rsn uint64, lock ReqID, why uint32) {
-	j := n.journal(p, &st)
 	switch {
 	case p.removes && (st == wire.Timeout || st == wire.NoMemory):
 		// A removal is never taken back. A recovery may have left the piece out
 		// already, as one under removal; if it were called live again it would be an
 		// acknowledged piece that is in no record. So the client's waiting ends here,
 		// and the dispatcher goes on until the piece is gone, however long it takes.
-		if n.unasked(p) {
-			p.deadline = n.now + 1000*ms
-			n.backoff(p, 5*ms)
-			return
+		if p.deadline = n.now + 1000*ms; !n.unasked(p) {
+			if p.client != 0 && !p.abandoned && !p.heard {
+				n.reply(p, st, nil, 0, 0, 0)
+			}
+			p.client = 0
+			n.save(p)
 		}
-		if p.client != 0 && !p.abandoned {
-			n.reply(p, st, nil, 0, 0, 0)
-		}
-		p.client, p.deadline = 0, n.now+1000*ms
 		n.backoff(p, 5*ms)
 		return
 	case p.undo && (st == wire.Timeout || st == wire.NoMemory):
 		p.deadline = n.now + 1000*ms
 		n.backoff(p, 5*ms)
 		return
+	case p.m.Op == wire.ReqRemoveTrigger && st == wire.NotFound && n.st.Piece(p.m.Piece) != nil:
+		st = wire.OK // it was lost with its record
+	}
+	n.noteEnd(p, st, rsn, lock, why)
+	j := n.journal(p, st)
+	switch {
 	case p.abandoned && st == wire.OK && p.m.Op == wire.ReqFetchLocked && lock != 0:
-		n.undo(p, &Message{Op: wire.ReqUnlock, DBID: p.m.DBID, Key: p.m.Key, LockID: lock, Timeout: 1000})
+		n.undo(&Message{Op: wire.ReqUnlock, DBID: p.m.DBID, Key: p.m.Key, LockID: lock, Timeout: 1000}, false)
 	case p.abandoned && st == wire.OK && p.m.Op == wire.ReqConditionalAppend && (j != nil || p.m.Piece != (OPID{})):
 		n.removePiece(&Piece{OPID: p.piece(), DB: p.m.DBID, Key: p.m.Key, Data: p.m.Data})
 	}
+	waits := p.client != 0 && !p.abandoned && !p.heard
 	switch {
-	case n.unasked(p) && !p.abandoned:
-		n.keep(p, st, data, rsn, lock, why)
+	case waits && n.unasked(p):
+		// Kept until its client asks again: that may have read the answer of the last
+		// dispatcher, and another one would be no answer to anything.
+		p.data, p.dbuf = true, append(p.dbuf[:0], data...)
+		p.state = pendDone
 		return
-	case p.client != 0 && !p.abandoned:
+	case waits:
 		n.reply(p, st, data, rsn, lock, why)
+		if !repeats(p.m.Op) { // until the answer is given
+			p.state = pendDone
+			n.ended = append(n.ended, endedCall{p, p.opid})
+			return
+		}
 	}
 	n.freePending(p)
 }
@@ -382,50 +422,45 @@ func (n *Node) reply(p *pending, st wire.Status, data []byte, rsn uint64, lock R
 
 // journal brings the client's journal up to date, before the reply is
 // acknowledged: the client may be slow or dead.
-func (n *Node) journal(p *pending, st *wire.Status) *Piece {
+func (n *Node) journal(p *pending, st wire.Status) *Piece {
 	switch p.m.Op {
 	case wire.ReqConditionalAppend:
-		j := n.s.Piece(p.piece())
-		if j == nil {
-			return nil
-		}
-		if *st == wire.OK {
-			if n.plant != plantJournalLate {
-				j.State = PieceLive
-			}
-			return j
-		}
-		n.s.Erase(p.piece())
-	case wire.ReqRemoveTrigger:
-		j := n.s.Piece(p.m.Piece)
-		if j == nil {
-			return nil
-		}
-		switch *st {
-		case wire.OK, wire.NotFound:
-			*st = wire.OK // not there: it was lost with its record
-			n.s.Erase(p.m.Piece)
-		case wire.Timeout, wire.NoMemory:
+		switch {
+		case st != wire.OK:
+			n.st.ErasePiece(p.piece())
+		case n.plant != plantJournalLate:
+			n.st.SetPiece(p.piece(), PieceLive)
+			return n.st.Piece(p.piece())
 		default:
-			j.State = PieceLive // refused for good: it is still in the record
+			return n.st.Piece(p.opid)
+		}
+	case wire.ReqRemoveTrigger:
+		switch st {
+		case wire.OK:
+			n.st.ErasePiece(p.m.Piece)
+		case wire.Timeout, wire.NoMemory, wire.NotFound:
+		default:
+			n.st.SetPiece(p.m.Piece, PieceLive) // refused for good: it is still in the record
 		}
 	}
 	return nil
 }
 
-// undo starts an operation of the dispatcher's own.
-func (n *Node) undo(p *pending, m *Message) {
-	u := n.makePending(0, 0, m) // whatever the limit: it stands for one that has ended, or for a piece
-	u.undo, u.removes = true, m.Op == wire.ReqRemoveTrigger
+// undo starts an operation of the dispatcher's own, whatever the limit: it stands for
+// one that has ended, or for a piece.
+func (n *Node) undo(m *Message, removes bool) {
+	u := n.makePending(0, 0, m, true, removes)
+	if u == nil {
+		n.cfg.Fault("no line to take back an abandoned operation")
+		return
+	}
 	n.start(u)
 }
 
 // removePiece takes a piece out of its record, on the dispatcher's own account.
 func (n *Node) removePiece(j *Piece) {
-	if own := n.s.Piece(j.OPID); own != nil {
-		own.State = PieceRemoving
-	}
-	n.undo(nil, &Message{Op: wire.ReqRemoveTrigger, DBID: j.DB, Key: j.Key, Data: j.Data, Piece: j.OPID, Timeout: 1000})
+	n.st.SetPiece(j.OPID, PieceRemoving)
+	n.undo(&Message{Op: wire.ReqRemoveTrigger, DBID: j.DB, Key: j.Key, Data: j.Data, Piece: j.OPID, Timeout: 1000}, true)
 }
 
 // Abandon: a local client waits no longer. The operation goes on.
@@ -433,7 +468,11 @@ func (n *Node) Abandon(now Instant, c ClientID, cookie uint64) {
 	n.begin(now)
 	for _, p := range n.s.pend {
 		if p != nil && p.client == c && p.cookie == cookie {
+			if p.state == pendDone && !n.unasked(p) {
+				continue // the answer has crossed it
+			}
 			p.abandoned = true
+			n.save(p)
 			if p.state == pendDone {
 				n.dropEnded(p)
 				continue
@@ -469,7 +508,9 @@ func (n *Node) ClientGone(now Instant, c ClientID) {
 			continue
 		}
 		p.abandoned = true
+		n.save(p)
 		if p.state == pendDone {
+			appends[p.opid] = true // if it is one; its piece goes with it
 			ended = append(ended, p)
 			continue
 		}
@@ -478,11 +519,11 @@ func (n *Node) ClientGone(now Instant, c ClientID) {
 			appends[p.piece()] = true
 		}
 	}
-	for _, j := range slices.Clone(n.s.journal) { // a removal that ends at once erases its entry
+	n.st.EachPiece(func(j *Piece) { // a removal that ends at once erases its entry
 		if j.Client == c && !appends[j.OPID] && !removes[j.OPID] {
 			n.removePiece(j)
 		}
-	}
+	})
 	for _, p := range ended {
 		n.dropEnded(p)
 	}

@@ -232,7 +232,7 @@ func (n *Node) giveBack(r *rec) {
 	}
 	rsn := n.view.RSN
 	n.store.Remove(r.db, r.key)
-	r.dones = r.dones[:0]
+	n.dropDones(r)
 	if l := n.s.Map.lmaster(r.hash); l != n.cfg.Self {
 		n.data(l, &Message{Op: wire.RequestDMaster, DBID: r.db, Src: n.ownVNN(), DMaster: n.s.Map.vnn(l), Key: r.key, RSN: rsn + 1}, 0)
 	}
@@ -386,6 +386,7 @@ func (n *Node) execute(r *rec, m *Message, src PNN, p *pending, deadline Instant
 		n.unlock(r, m, src, p, mode)
 		return true
 	case m.Op == wire.ReqFetchLocked && r.lock.held && r.lock.opid == m.OPID:
+		n.st.SetLock(int(r.lock.at), m.ReqID)
 		r.lock.reqid = m.ReqID // asked again after a recovery
 		n.answer(m, src, p, wire.OK, n.view.Data, n.view.RSN, 0)
 		return true
@@ -398,7 +399,7 @@ func (n *Node) execute(r *rec, m *Message, src PNN, p *pending, deadline Instant
 		return n.wait(m, src, p, deadline, wire.Timeout)
 	}
 	if n.plant == plantMoveLocked && r.lock.held && p == nil && n.moves(r, m, src) {
-		r.lock = remoteLock{}
+		n.endLock(r)
 		return n.handover(r, m, src, pk)
 	}
 	switch n.store.TryLock(r.db, r.key, false) {
@@ -456,11 +457,20 @@ func (n *Node) attend(r *rec) {
 // lockFor gives the lock that the dispatcher holds to who asked.
 func (n *Node) lockFor(r *rec, m *Message, src PNN, p *pending) {
 	if p != nil {
+		n.stage(p, StageIntentLock, 0)
 		n.store.UnlockTo(r.db, r.key, p.client, p.cookie)
+		n.stage(p, StageDone, n.view.RSN)
 		n.complete(p, wire.OK, n.view.Data, n.view.RSN, 0, 0)
 		return
 	}
-	r.lock = remoteLock{held: true, opid: m.OPID, reqid: m.ReqID, deadline: n.now + Instant(m.LockTimeout)*ms}
+	n.lline = LockLine{OPID: m.OPID, ReqID: m.ReqID, Deadline: n.now + Instant(m.LockTimeout)*ms, DB: r.db, Key: r.key}
+	at := n.st.PutLock(&n.lline)
+	if at < 0 {
+		n.store.Unlock(r.db, r.key)
+		n.answer(m, src, p, wire.NoMemory, nil, 0, 0)
+		return
+	}
+	r.lock = remoteLock{at: int32(at), held: true, opid: m.OPID, reqid: m.ReqID, deadline: n.now + Instant(m.LockTimeout)*ms}
 	n.due(r.lock.deadline)
 	n.answer(m, src, p, wire.OK, n.view.Data, n.view.RSN, 0)
 }
@@ -479,15 +489,25 @@ func (n *Node) unlock(r *rec, m *Message, src PNN, p *pending, mode Mode) {
 		n.answer(m, src, p, wire.Mode, nil, 0, 0)
 		return
 	}
-	r.lock = remoteLock{}
 	if m.Op == wire.ReqStoreUnlock {
 		if !n.commit(r, m, src, p, m.Data, nil) {
 			n.answer(m, src, p, wire.NoMemory, nil, 0, 0)
 		}
 		return
 	}
+	at := -1
+	if p != nil {
+		n.stage(p, StageDone, n.view.RSN)
+	} else {
+		n.dline = DoneLine{Done: wire.Done{OPID: m.OPID, Status: wire.OK}, Lock: m.LockID, DB: r.db, Key: r.key}
+		if at = n.st.PutDone(&n.dline); at < 0 {
+			n.answer(m, src, p, wire.NoMemory, nil, 0, 0)
+			return
+		}
+	}
+	n.endLock(r)
 	n.store.Unlock(r.db, r.key)
-	n.done(r, m, src, p)
+	n.done(r, m, src, p, at)
 }
 
 // plan says what a request would make of the record in n.view, or why it can't.
@@ -591,14 +611,22 @@ func hasPiece(tags []byte, o OPID) bool {
 	return false
 }
 
-// commit publishes a new value and releases the lock; false: it can't yet, and
-// nothing has changed.
+// commit publishes a new value and releases the lock, one of another node's client as
+// well; false: it can't yet, and nothing has changed. What is about to happen is noted
+// before it does, and that it has before anybody else can lock the record.
 func (n *Node) commit(r *rec, m *Message, src PNN, p *pending, data, tags []byte) (ended bool) {
 	n.put = Record{RSN: n.view.RSN + 1, LAccessor: n.view.LAccessor, LACount: n.view.LACount, Data: data, Tags: tags}
 	if p != nil {
 		n.put.Cookie = p.cookie
 	}
-	published := n.store.Publish(r.db, r.key, &n.put, false)
+	at, published := n.intend(r, m, p, n.put.RSN), NoSpace
+	if at >= 0 || p != nil {
+		published = n.store.Publish(r.db, r.key, &n.put, false)
+		n.ran(p, at, published == Locked)
+	}
+	if r.lock.held {
+		n.endLock(r)
+	}
 	n.store.Unlock(r.db, r.key)
 	switch published {
 	case Held:
@@ -606,20 +634,21 @@ func (n *Node) commit(r *rec, m *Message, src PNN, p *pending, data, tags []byte
 	case NoSpace:
 		n.answer(m, src, p, wire.NoMemory, nil, 0, 0)
 	default:
-		n.done(r, m, src, p)
+		n.done(r, m, src, p, at)
 	}
 	return true
 }
 
-// done notes a success for another node with the record and answers.
-func (n *Node) done(r *rec, m *Message, src PNN, p *pending) {
+// done answers a success, which stands in line at of the done lists if it was for another
+// node.
+func (n *Node) done(r *rec, m *Message, src PNN, p *pending, at int) {
 	n.touch(r) // what waits may go on; it may be empty now
 	if p != nil {
 		n.complete(p, wire.OK, nil, 0, 0, 0)
 		return
 	}
 	t := n.token(r)
-	r.dones = append(r.dones, doneEntry{wire.Done{OPID: m.OPID, Status: wire.OK}, t})
+	r.dones = append(r.dones, doneEntry{Done: wire.Done{OPID: m.OPID, Status: wire.OK}, at: int32(at), token: t})
 	n.answerToken(m, src, p, wire.OK, nil, 0, 0, t)
 }
 
@@ -635,7 +664,7 @@ func (n *Node) moves(r *rec, m *Message, src PNN) bool {
 		n.reached(LimitRoom)
 		return false
 	}
-	return true
+	return n.carriedN < n.cfg.MaxCarried
 }
 
 // handover passes the record on to the node that asked, through the LMASTER.
@@ -649,13 +678,14 @@ func (n *Node) handover(r *rec, m *Message, to PNN, pk *parked) bool {
 	n.store.Look(r.db, r.key, &n.view)
 	n.stats.Handovers++
 	n.note(r, n.view.RSN, n.view.Data)
-	c := n.carry(r, to, m.ReqID, &n.view)
+	n.rows = n.rows[:0]
 	for _, d := range r.dones {
-		c.dones = wire.AppendDone(c.dones, d.Done)
-		delete(n.tokens, d.token)
+		n.rows = wire.AppendDone(n.rows, d.Done)
 	}
-	r.dones = r.dones[:0]
+	c := n.carry(r, to, m.ReqID, &n.view, n.rows, false)
 	n.store.Remove(r.db, r.key)
+	n.st.SetCarried(int(c.at))
+	n.dropDones(r)
 	if l := n.s.Map.lmaster(r.hash); l == n.cfg.Self {
 		n.setPlace(r, location{to, m.ReqID, c.rsn})
 		n.sendRecord(wire.ReplyDMaster, to, r, c, to)
@@ -686,25 +716,29 @@ func (n *Node) handover(r *rec, m *Message, to PNN, pk *parked) bool {
 	return true
 }
 
-// carry makes a carried copy of a record.
-func (n *Node) carry(r *rec, bound PNN, reqid ReqID, v *Record) *carried {
-	k := len(r.carry)
-	if cap(r.carry) > k {
-		r.carry = r.carry[:k+1]
-	} else {
-		r.carry = append(r.carry, carried{})
+// carry makes a carried copy of a record. One that passes through this node stands for it
+// at once; the other when the record has left.
+func (n *Node) carry(r *rec, bound PNN, reqid ReqID, v *Record, dones []byte, through bool) *carried {
+	n.cline = CarriedLine{Preparing: !through, Through: through, Bound: bound, ReqID: reqid, RSN: v.RSN, LAccessor: v.LAccessor, LACount: v.LACount,
+		DB: r.db, Key: r.key, Data: v.Data, Tags: v.Tags, Dones: dones}
+	at := n.st.PutCarried(&n.cline)
+	if at < 0 {
+		panic("protocol: no line for a carried copy, though they were counted")
 	}
-	c := &r.carry[k]
-	*c = carried{token: n.token(r), bound: bound, reqid: reqid, rsn: v.RSN, laccessor: v.LAccessor, lacount: v.LACount,
-		data: append(c.data[:0], v.Data...), tags: append(c.tags[:0], v.Tags...), dones: c.dones[:0]}
-	n.copies += int64(len(c.data))
-	return c
+	r.carry = append(r.carry, carried{at: int32(at), token: n.token(r), bound: bound, through: through, reqid: reqid, rsn: v.RSN, size: len(v.Data)})
+	n.copies += int64(len(v.Data))
+	n.carriedN++
+	if through {
+		n.through++
+	}
+	return &r.carry[len(r.carry)-1]
 }
 
 // sendRecord sends REQUEST_DMASTER or REPLY_DMASTER with a carried copy.
 func (n *Node) sendRecord(op wire.Op, dest PNN, r *rec, c *carried, bound PNN) {
-	n.data(dest, &Message{Op: op, DBID: r.db, Src: n.ownVNN(), ReqID: c.reqid, DMaster: n.s.Map.vnn(bound), Key: r.key, Data: c.data, RSN: c.rsn,
-		LAccessor: n.s.Map.vnn(c.laccessor), LACount: c.lacount, Dones: c.dones, Tags: c.tags}, c.token)
+	l := n.st.Carried(int(c.at))
+	n.data(dest, &Message{Op: op, DBID: r.db, Src: n.ownVNN(), ReqID: c.reqid, DMaster: n.s.Map.vnn(bound), Key: r.key, Data: l.Data, RSN: c.rsn,
+		LAccessor: n.s.Map.vnn(l.LAccessor), LACount: l.LACount, Dones: l.Dones, Tags: l.Tags}, c.token)
 }
 
 // requestDMaster at the LMASTER: the record passes through, or stays.
@@ -722,7 +756,7 @@ func (n *Node) requestDMaster(from PNN, m *Message) Verdict {
 			n.dropCarry(r, i)
 		}
 	}
-	if to != n.cfg.Self && n.through > 0 && int64(n.store.Room())-n.roomOut-n.copies < int64(len(m.Data)) && n.plant != plantCarryAll {
+	if to != n.cfg.Self && n.carriedN >= n.cfg.MaxCarried || to != n.cfg.Self && n.through > 0 && int64(n.store.Room())-n.roomOut-n.copies < int64(len(m.Data)) && n.plant != plantCarryAll {
 		// The copy may have to become the record here. One is always let through: its
 		// receiver has promised room, so it does not stay. Copies of what left this
 		// node are no reason to wait, as two nodes could wait for each other.
@@ -739,10 +773,7 @@ func (n *Node) requestDMaster(from PNN, m *Message) Verdict {
 	}
 	n.setPlace(r, location{to, m.ReqID, m.RSN})
 	acc, _ := n.s.Map.pnn(m.LAccessor)
-	c := n.carry(r, to, m.ReqID, &Record{RSN: m.RSN, LAccessor: acc, LACount: m.LACount, Data: m.Data, Tags: m.Tags})
-	c.dones = append(c.dones, m.Dones...)
-	c.through = true
-	n.through++
+	c := n.carry(r, to, m.ReqID, &Record{RSN: m.RSN, LAccessor: acc, LACount: m.LACount, Data: m.Data, Tags: m.Tags}, m.Dones, true)
 	n.note(r, m.RSN, m.Data)
 	n.sendRecord(wire.ReplyDMaster, to, r, c, to)
 	return Handled
@@ -761,11 +792,18 @@ func (n *Node) become(r *rec, m *Message) Verdict {
 		n.fault("a record arrives that is here already: " + what(r.db, r.key))
 		return NotYet
 	}
+	// What has run on it comes before the record does: who asks again must find both.
+	if !n.takeDones(r, m.Dones) {
+		n.dropDones(r)
+		return NotYet
+	}
 	n.put = Record{RSN: rsn, LAccessor: acc, LACount: m.LACount, Data: m.Data, Tags: m.Tags}
 	switch n.arrive(r, &n.put) {
 	case Held:
+		n.dropDones(r)
 		return NotYet
 	case NoSpace:
+		n.dropDones(r)
 		// A promise of this node's own store. No recovery makes room; the record waits
 		// with its carrier until there is some.
 		n.cfg.Fault("no room for a record that was promised room: " + what(r.db, r.key))
@@ -774,12 +812,6 @@ func (n *Node) become(r *rec, m *Message) Verdict {
 	n.note(r, rsn, m.Data)
 	n.hints.drop(r.hash)
 	n.noPlace(r)
-	r.dones = r.dones[:0]
-	for rest := m.Dones; len(rest) > 0; {
-		var d wire.Done
-		d, rest, _ = wire.NextDone(rest)
-		r.dones = append(r.dones, doneEntry{d, 0})
-	}
 	n.store.Unlock(r.db, r.key)
 	if p := n.byReq[m.ReqID]; p != nil {
 		n.endReq(p)

@@ -1,16 +1,96 @@
 package protocol
 
-import (
-	"bytes"
-	"slices"
+import "github.com/mainzdb/mainz/protocol/wire"
 
-	"github.com/mainzdb/mainz/protocol/wire"
-)
+// Stable is what a restarted dispatcher finds again: words and tables of bounded size,
+// with room for everything taken before it is needed. The core alone writes it, but for
+// the pieces that clients append by bypass, and never asks it for what it wrote itself,
+// except for the contents of carried copies: after New it writes only.
+//
+// Every method is one step in the order of the core's stores. A dispatcher may die
+// before or behind any of them: then it has happened as a whole or not at all. So the
+// core writes what it is about to do first, then does it in the Store, then writes that
+// it is done:
+//
+//	change for a local client   SetPending intent · Publish or UnlockTo · SetPending done · Unlock
+//	change for another node     PutDone intent · Publish · SetDone · EraseLock, if it was the lock's · Unlock
+//	remote lock                 TryLock · PutLock; EraseLock · Unlock
+//	record passed on            TryLock · PutCarried · Remove · SetCarried · EraseDone of what went along
+//	record arrives              PutDone of what came along · TryLock, Publish · Unlock · SetPending: its REQID is over
+//	copy becomes the record     the same, then EraseCarried
+//	piece                       PutPiece prepared · PutPending · …; SetPiece live · the reply · ErasePending
+//	new map                     TakeMap; or NewLife, then Store.Reset
+//
+// New decides what was under way by the record, which the dead dispatcher has locked
+// until the change was noted as done: nobody else can have changed it since.
+//
+// Keys and values are copied. The at of a line names it until it is erased.
+type Stable interface {
+	// Load gives out all single words.
+	Load() Words
+	// Promise notes the highest ballot promised.
+	Promise(ballot Epoch)
+	// TakeMap notes a map, whose ballot is promised and taken. The node keeps its data.
+	TakeMap(ballot Epoch, members []wire.Member, high VNN)
+	// NewLife notes a map in which this node begins anew: all tables are empty then, and
+	// the counters of OPIDs 0. One step, together with all else of the old life.
+	NewLife(ballot Epoch, members []wire.Member, high VNN, life uint64)
+	// Opened notes that the epoch taken last has opened here.
+	Open(e Epoch)
+	// Tell notes what the clients know: the members of an epoch, and the node's life in it.
+	Tell(members wire.Set, life uint64)
+	// SetFile notes the nodes file.
+	SetFile(f NodesFile)
 
-// Stable is what a restarted dispatcher finds again: the node lines of the
-// segment. The core alone writes it, but for the journal entries of bypass
-// appends, which their clients write.
-type Stable struct {
+	// Databases are those known. AddDatabase adds one; false: there is no room.
+	Databases() []DB
+	AddDatabase(d *DB) bool
+
+	// PutPending fills line at, which is free, and counts its OPID; false: there is no
+	// such line.
+	PutPending(at int, l *PendingLine) bool
+	// SetPending overwrites what changes of a line, and counts its REQID.
+	SetPending(at int, s *PendingState)
+	ErasePending(at int)
+	// PendingLines tells of all lines in their order. What f is given lasts until it returns.
+	PendingLines(f func(at int, l *PendingLine))
+
+	// PutDone takes a line; -1: all are taken.
+	PutDone(l *DoneLine) int
+	// SetDone: the operation of an intent has run.
+	SetDone(at int)
+	EraseDone(at int)
+	DoneLines(f func(at int, l *DoneLine))
+
+	// PutLock takes a line; -1: all are taken. SetLock notes another REQID.
+	PutLock(l *LockLine) int
+	SetLock(at int, reqid ReqID)
+	EraseLock(at int)
+	LockLines(f func(at int, l *LockLine))
+
+	// PutCarried takes a line; -1: all are taken.
+	PutCarried(l *CarriedLine) int
+	// SetCarried: the record has left, and the copy stands for it.
+	SetCarried(at int)
+	// Carried gives the contents out. They last until the line changes.
+	Carried(at int) *CarriedLine
+	// TrimCarried replaces what is in a copy by some of it.
+	TrimCarried(at int, data, tags, dones []byte)
+	EraseCarried(at int)
+	CarriedLines(f func(at int, l *CarriedLine))
+
+	// PutPiece notes a piece that is prepared; false: there is no room.
+	PutPiece(o OPID, c ClientID, db uint32, key, data []byte) bool
+	// Piece finds one; nil: it is not there. It lasts until the next call.
+	Piece(o OPID) *Piece
+	SetPiece(o OPID, s PieceState)
+	ErasePiece(o OPID)
+	// EachPiece tells of all pieces in the order they were made. f may erase and put.
+	EachPiece(f func(p *Piece))
+}
+
+// Words are the single words of a Stable.
+type Words struct {
 	Memory   uint32 // wire.MemoryFresh, MemoryWiped, MemoryFull
 	Promised Epoch
 	Taken    Epoch
@@ -18,47 +98,88 @@ type Stable struct {
 	Map      Map
 	Life     uint64
 	HighVNN  VNN
-	opCount  uint64
-	reqCount ReqID
-	pend     []*pending
-	recs     recTable
-	journal  []*Piece
-	spare    []*Piece // erased
-	dbs      []DB
-	file     nodesFile
-	told     wire.Set // members of the epoch that opened here last
-	toldLife uint64
+	OPIDs    uint64   // the counter of the OPID drawn last
+	ReqIDs   ReqID    // the REQID drawn last
+	Told     wire.Set // members of the epoch that opened here last
+	ToldLife uint64
+	File     NodesFile
 }
 
-// NewStable is a node's first memory: nothing.
-func NewStable() *Stable { return &Stable{} }
-
-// Wiped is what a node has of s that has lost its memory and kept its promise file:
-// what it promised and took, and the nodes file. Nothing, if it never promised.
-func (s *Stable) Wiped() *Stable {
-	if s.Promised == 0 {
-		return NewStable()
-	}
-	return &Stable{Memory: wire.MemoryWiped, Promised: s.Promised, Taken: s.Taken, Opened: s.Opened, Map: s.Map, HighVNN: s.HighVNN, file: s.file}
+// NodesFile is the nodes file that a node goes by.
+type NodesFile struct {
+	Version uint32
+	Set     wire.Set // its nodes
+	InUse   bool     // an epoch has opened here under it
+	Old     wire.Set // until then: the nodes of the last file that may be in use; 0: none is known
+	Since   Epoch    // ballots up to this one were promised under other files
 }
 
-// OPIDs is the counter of the OPID drawn last.
-func (s *Stable) OPIDs() uint64 { return s.opCount }
+// Stage is how far an operation has come that is noted before it runs.
+type Stage uint8
 
-// SkipOPIDs goes on counting behind n: for a restart that knows only how far the
-// counter may have come.
-func (s *Stable) SkipOPIDs(n uint64) { s.opCount = max(s.opCount, n) }
+const (
+	StageOpen       Stage = iota // it has not run here
+	StageIntent                  // about to change the record: its RSN is RSN then
+	StageIntentLock              // about to leave the record's lock to the client
+	StageDone                    // it has ended, with Status
+)
 
-// Told notes which epoch the clients of this node know, for a restart that has no more
-// of the old memory: its members, and the life that the node had in it.
-func (s *Stable) Told(members wire.Set, life uint64) { s.told, s.toldLife = members, life }
+// PendingLine is an operation of a local client, or of the dispatcher.
+type PendingLine struct {
+	PendingState
+	Cookie uint64
+	OPID   OPID
+	M      Message // operation, database, key, data, conditions, piece, lock; nothing of a sending
+}
 
-// forget all of the old segment: a new life begins.
-func (s *Stable) forget(life uint64) {
-	s.Life = life
-	s.pend, s.journal, s.spare, s.recs = nil, nil, nil, recTable{}
-	s.opCount, s.dbs = 0, nil
-	s.Memory = wire.MemoryFull
+// PendingState is what changes of it.
+type PendingState struct {
+	Client    ClientID // 0: the dispatcher
+	Stage     Stage
+	Abandoned bool
+	Undo      bool // the dispatcher's own: takes back what an abandoned one did
+	Removes   bool // a piece of the journal
+	Status    wire.Status
+	ReqID     ReqID  // outstanding, 0: none
+	Room      uint32 // promised to what may come for it
+	RSN       uint64
+	LockID    ReqID
+	Why       uint32
+}
+
+// DoneLine is an operation of another node that has run here, or is about to.
+type DoneLine struct {
+	wire.Done
+	Intent bool
+	RSN    uint64 // of the record, when it has run; Intent only
+	Lock   ReqID  // of the remote lock that ends with it
+	DB     uint32
+	Key    []byte
+}
+
+// LockLine is a record lock held for a client of another node.
+type LockLine struct {
+	OPID     OPID
+	ReqID    ReqID
+	Deadline Instant // by the clock of the dispatcher that wrote it
+	DB       uint32
+	Key      []byte
+}
+
+// CarriedLine is a copy of a record that was passed on, or is about to be.
+type CarriedLine struct {
+	Preparing bool
+	Through   bool
+	Bound     PNN
+	ReqID     ReqID
+	RSN       uint64
+	LAccessor PNN
+	LACount   uint32
+	DB        uint32
+	Key       []byte
+	Data      []byte
+	Tags      []byte // rows of wire.Tag
+	Dones     []byte // rows of wire.Done
 }
 
 // PieceState of a journal entry.
@@ -80,256 +201,5 @@ type Piece struct {
 	State  PieceState
 }
 
-// Prepare makes a journal entry before the append is submitted or the record locked.
-func (s *Stable) Prepare(o OPID, c ClientID, db uint32, key, data []byte) *Piece {
-	var p *Piece
-	if n := len(s.spare); n > 0 {
-		p, s.spare = s.spare[n-1], s.spare[:n-1]
-	} else {
-		p = &Piece{}
-	}
-	*p = Piece{OPID: o, Client: c, DB: db, Key: append(p.Key[:0], key...), Data: append(p.Data[:0], data...), State: PiecePrepared}
-	s.journal = append(s.journal, p)
-	return p
-}
-
-// Piece finds a journal entry.
-func (s *Stable) Piece(o OPID) *Piece {
-	for _, p := range s.journal {
-		if p.OPID == o {
-			return p
-		}
-	}
-	return nil
-}
-
-// Erase a journal entry, if it is there. Its memory is the next one's.
-func (s *Stable) Erase(o OPID) {
-	for i, p := range s.journal {
-		if p.OPID == o {
-			s.journal = slices.Delete(s.journal, i, i+1)
-			s.spare = append(s.spare, p)
-			return
-		}
-	}
-}
-
-// EachPiece calls f for every journal entry in the order they were made.
-func (s *Stable) EachPiece(f func(p *Piece)) {
-	for _, p := range s.journal {
-		f(p)
-	}
-}
-
-// pendState is where a pending operation stands.
-type pendState uint8
-
-const (
-	pendNew pendState = iota + 1 // waits for the gate
-	pendOut                      // sent under reqid
-	pendBackoff
-	pendLocal // in the queue of a record, here or on its way here
-	pendDone  // it has ended, and its client has not asked again since the restart
-)
-
-// ending is how an operation has ended.
-type ending struct {
-	status wire.Status
-	rsn    uint64
-	lock   ReqID
-	why    uint32
-}
-
-// pending is an operation of a local client, or of the dispatcher (client 0).
-type pending struct {
-	slot      int
-	opid      OPID
-	client    ClientID
-	cookie    uint64
-	abandoned bool
-	undo      bool // the dispatcher's own: takes back what an abandoned one did
-	removes   bool // a piece of the journal
-	m         Message
-	kbuf      []byte
-	dbuf      []byte
-	deadline  Instant
-	state     pendState
-	end       ending // pendDone; the data is in dbuf
-	reqid     ReqID  // outstanding, 0: none
-	to        PNN
-	hops      uint32
-	backoffs  uint32
-	until     Instant
-	room      uint32 // promised to what may come for reqid
-	parked    *parked
-}
-
-// recTable finds what the core knows about a key. Entries stand in the order they
-// were made, so that walking them does not depend on hashing.
-type recTable struct {
-	buckets []*rec
-	first   *rec
-	last    *rec
-	n       int
-	free    *rec
-}
-
-// rec is what the core knows about one key besides its value.
-type rec struct {
-	hash       uint64
-	db         uint32
-	key        []byte
-	chain      *rec
-	prev, next *rec
-
-	dones []doneEntry // in the segment
-	lock  remoteLock
-	carry []carried
-
-	parked []*parked // volatile from here on
-	dirty  bool
-	claim  *claim
-
-	// What is to be tried of parked, and has not been for want of time: all from place
-	// at on (owed), the whole queue after that (again), those that are due.
-	owed, again bool
-	at, due     int
-	listed      bool // in Node.unfinished
-	emptied     int  // how often parked has moved on with the record
-}
-
-type doneEntry struct {
-	wire.Done
-	token uint64
-}
-
-// remoteLock is a record lock held for a client of another node.
-type remoteLock struct {
-	held     bool
-	opid     OPID
-	reqid    ReqID
-	deadline Instant
-}
-
-// carried is the copy of a record that was passed on, until that is acknowledged.
-type carried struct {
-	token     uint64
-	bound     PNN
-	through   bool // of a record that passes through this node
-	reqid     ReqID
-	rsn       uint64
-	laccessor PNN
-	lacount   uint32
-	data      []byte
-	tags      []byte
-	dones     []byte
-}
-
-// parked is a request that waits at this node.
-type parked struct {
-	m        Message
-	kbuf     []byte
-	dbuf     []byte
-	src      PNN
-	p        *pending // of a local client
-	deadline Instant
-	behind   ReqID // waits for this REQID of ours, not for a record of ours
-	due      bool  // to be tried whatever happens to the record: its time is over, or nobody waits
-}
-
-func (t *recTable) find(hash uint64, db uint32, key []byte) *rec {
-	if t.n == 0 {
-		return nil
-	}
-	for r := t.buckets[hash%uint64(len(t.buckets))]; r != nil; r = r.chain {
-		if r.hash == hash && r.db == db && bytes.Equal(r.key, key) {
-			return r
-		}
-	}
-	return nil
-}
-
-func (t *recTable) get(hash uint64, db uint32, key []byte) *rec {
-	if r := t.find(hash, db, key); r != nil {
-		return r
-	}
-	if t.n >= len(t.buckets) {
-		t.grow()
-	}
-	r := t.free
-	if r != nil {
-		t.free = r.chain
-	} else {
-		r = &rec{}
-	}
-	*r = rec{hash: hash, db: db, key: append(r.key[:0], key...), dones: r.dones[:0], carry: r.carry[:0], parked: r.parked[:0]}
-	b := hash % uint64(len(t.buckets))
-	r.chain, t.buckets[b] = t.buckets[b], r
-	if r.prev = t.last; r.prev != nil {
-		r.prev.next = r
-	} else {
-		t.first = r
-	}
-	t.last = r
-	t.n++
-	return r
-}
-
-func (t *recTable) grow() {
-	old := t.buckets
-	t.buckets = make([]*rec, max(64, 2*len(old)))
-	for r := t.first; r != nil; r = r.next {
-		b := r.hash % uint64(len(t.buckets))
-		r.chain, t.buckets[b] = t.buckets[b], r
-	}
-}
-
-// drop gives an entry back that says nothing any more.
-func (t *recTable) drop(r *rec) {
-	at := &t.buckets[r.hash%uint64(len(t.buckets))]
-	for *at != r {
-		at = &(*at).chain
-	}
-	*at = r.chain
-	if r.prev != nil {
-		r.prev.next = r.next
-	} else {
-		t.first = r.next
-	}
-	if r.next != nil {
-		r.next.prev = r.prev
-	} else {
-		t.last = r.prev
-	}
-	t.n--
-	r.prev, r.next = nil, nil
-	r.chain, t.free = t.free, r
-}
-
-func (r *rec) idle() bool {
-	return len(r.dones) == 0 && !r.lock.held && len(r.carry) == 0 && len(r.parked) == 0 && !r.dirty && !r.listed && r.claim == nil
-}
-
-// EachCarried calls f for every carried copy: for tools and checkers.
-func (s *Stable) EachCarried(f func(db uint32, key []byte, bound PNN, reqid ReqID, rsn uint64)) {
-	for r := s.recs.first; r != nil; r = r.next {
-		for i := range r.carry {
-			f(r.db, r.key, r.carry[i].bound, r.carry[i].reqid, r.carry[i].rsn)
-		}
-	}
-}
-
-// Pending is how many operations wait for an answer.
-func (s *Stable) Pending() int {
-	k := 0
-	for _, p := range s.pend {
-		if p != nil {
-			k++
-		}
-	}
-	return k
-}
-
-// LMaster is the node that knows where a key of this hash is, in the map taken
-// last: for tools.
-func (s *Stable) LMaster(hash uint64) PNN { return s.Map.lmaster(hash) }
+// bypassOPID marks the counters of OPIDs that clients draw for themselves.
+const bypassOPID = 1 << 63

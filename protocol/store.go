@@ -30,7 +30,8 @@ type Store interface {
 	// Look reads the last committed value; false: this node owns no such record.
 	Look(db uint32, key []byte, r *Record) bool
 	// TryLock locks a record for the dispatcher; what is not there is made, empty
-	// and owned. A record that the dispatcher holds already is Locked. Arriving
+	// and owned; not owned before it is published, if it is an arriving one, and then a
+	// restart forgets it. A record that the dispatcher holds already is Locked. Arriving
 	// records may use the reserve, which other requests can't.
 	TryLock(db uint32, key []byte, arriving bool) LockResult
 	// Holder is who holds the lock: 0, a client's slot, or the Dispatcher.
@@ -71,6 +72,8 @@ type Store interface {
 	OpenProvisional()
 	// IsProvisional tells of one record.
 	IsProvisional(db uint32, key []byte) bool
+	// Life is the life of the segment, as Reset set it last.
+	Life() uint64
 	// Reset starts a new, empty segment; the clients of the old one attach anew.
 	Reset(life uint64)
 }

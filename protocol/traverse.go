@@ -195,7 +195,7 @@ func (n *Node) openWalk(from PNN, id uint64, db uint32) bool {
 	for r := n.s.recs.first; r != nil; r = r.next {
 		for i := range r.carry {
 			if c := &r.carry[i]; r.db == db {
-				n.noteIn(w, r.key, c.rsn, c.data)
+				n.noteIn(w, r.key, c.rsn, n.st.Carried(int(c.at)).Data)
 			}
 		}
 	}

@@ -99,6 +99,7 @@ type Config struct {
 	MaxDone    int // entries of a record's done list: 64
 	MaxTries   int // parked requests that are tried until a Tick goes on with the others: 256
 	MaxAsks    int // questions about databases of which messages have come: 64
+	MaxCarried int // copies of records that were passed on: 65,536, and no more than Stable has lines
 	ClaimBytes int // bytes of a CLAIM, VERDICT or RESUPPLY batch: 1,200
 	Hints      int // locations of other LMASTERs' records that are remembered, a power of two: 4,096
 	// RoomShare is how many bytes of the store's reserve one request promises to the
@@ -140,6 +141,7 @@ func (c *Config) defaults() {
 	num(&c.MaxMoved, 1<<20)
 	num(&c.MaxDone, 64)
 	num(&c.MaxAsks, 64)
+	num(&c.MaxCarried, 65536)
 	num(&c.ClaimBytes, 1200)
 	num(&c.RoomShare, 65536)
 	num(&c.Hints, 4096)

@@ -64,14 +64,14 @@ type Host struct {
 
 // New starts a node over its memory; gate is how its line in the segment stands. The
 // first Flush is the caller's.
-func New(now protocol.Instant, cfg Config, stable *protocol.Stable, store protocol.Store, gate protocol.Gate, shell Shell) (*Host, error) {
+func New(now protocol.Instant, cfg Config, stable protocol.Stable, store protocol.Store, gate protocol.Gate, shell Shell) (*Host, error) {
 	h := &Host{cfg: cfg, shell: shell, gate: gate}
 	if cfg.Link != nil {
 		l, err := link.New(*cfg.Link)
 		if err != nil {
 			return nil, fmt.Errorf("host: %w", err)
 		}
-		l.SetEpoch(stable.Taken)
+		l.SetEpoch(stable.Load().Taken)
 		h.link = l
 	}
 	h.node = protocol.New(now, cfg.Node, stable, store)
@@ -117,6 +117,8 @@ func (h *Host) Tick(now protocol.Instant) {
 func (h *Host) Submit(now protocol.Instant, c protocol.ClientID, cookie uint64, m *wire.Message) (protocol.OPID, error) {
 	return h.node.Submit(now, c, cookie, m)
 }
+
+func (h *Host) AskedAll(now protocol.Instant, c protocol.ClientID) { h.node.AskedAll(now, c) }
 
 func (h *Host) Abandon(now protocol.Instant, c protocol.ClientID, cookie uint64) {
 	h.node.Abandon(now, c, cookie)

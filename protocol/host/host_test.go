@@ -16,6 +16,7 @@ type empty struct{ protocol.Store }
 
 func (empty) Each(func(uint32, []byte, uint64))          {}
 func (empty) Sweep(func(protocol.OPID) bool)             {}
+func (empty) Life() uint64                               { return 0 }
 func (empty) Reset(uint64)                               {}
 func (empty) DropProvisional()                           {}
 func (empty) OpenProvisional()                           {}
@@ -57,7 +58,7 @@ func open(db uint32) *wire.Message {
 // calls does what a turn of one does, once and in the same order.
 func TestOrder(t *testing.T) {
 	now, l := link.Second, &log{}
-	h, err := New(now, config(1), protocol.NewStable(), empty{}, protocol.Gate{State: protocol.GateDead}, l)
+	h, err := New(now, config(1), protocol.NewMemory(protocol.Lines{}), empty{}, protocol.Gate{State: protocol.GateDead}, l)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -112,7 +113,7 @@ func TestDatagramsLast(t *testing.T) {
 	now, l := link.Second, &log{}
 	cfg := config(3)
 	cfg.Link = &link.Config{Nodes: 3, Incarnation: 1, Cluster: 1}
-	h, err := New(now, cfg, protocol.NewStable(), empty{}, protocol.Gate{State: protocol.GateDead}, l)
+	h, err := New(now, cfg, protocol.NewMemory(protocol.Lines{}), empty{}, protocol.Gate{State: protocol.GateDead}, l)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -134,7 +135,7 @@ func TestDatagramsLast(t *testing.T) {
 func TestConfig(t *testing.T) {
 	cfg := config(3)
 	cfg.Link = &link.Config{Nodes: 3}
-	if _, err := New(link.Second, cfg, protocol.NewStable(), empty{}, protocol.Gate{}, &log{}); err == nil {
+	if _, err := New(link.Second, cfg, protocol.NewMemory(protocol.Lines{}), empty{}, protocol.Gate{}, &log{}); err == nil {
 		t.Error("a link of incarnation 0 was made")
 	}
 }

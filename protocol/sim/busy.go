@@ -111,10 +111,12 @@ func (h *host) feed(e *event) {
 	case !h.up || e.b == nil && e.start != h.start:
 		c.giveBack(e)
 	case !h.paused && (c.doing != nil || c.opt.Handling == NoHandling && c.mix.Turn <= 1 && q.empty()):
-		h.do(e)
-		if h.up {
-			h.flush()
+		if h.killAt != 0 {
+			v := *e
+			h.guard(func() { h.doOne(&v) })
+			return
 		}
+		h.doOne(e)
 	case e.b == nil && e.f == nil:
 		q.tick = true
 		h.come()
@@ -123,6 +125,14 @@ func (h *host) feed(e *event) {
 	default:
 		q.all = append(q.all, *e)
 		h.come()
+	}
+}
+
+// doOne thing, and what the core and the link want done then.
+func (h *host) doOne(e *event) {
+	h.do(e)
+	if h.up {
+		h.flush()
 	}
 }
 
@@ -209,7 +219,7 @@ func (h *host) turn(first *event) {
 func (h *host) step(what string, f func()) {
 	c := h.c
 	if c.opt.Handling == NoHandling || c.doing != nil {
-		f()
+		h.guard(f)
 		return
 	}
 	c.doing, h.bill = h, bill{}
@@ -218,7 +228,7 @@ func (h *host) step(what string, f func()) {
 		touched = h.node.Node().Counters().Touched
 	}
 	node, start := h.node, c.cpu()
-	f()
+	h.guard(f)
 	cost := c.cpu() - start
 	if h.node != nil {
 		if h.node != node {

@@ -269,7 +269,7 @@ func (k *checker) bypassSuccess(h *host, s *segment) {
 	}
 }
 
-func inMap(s *protocol.Stable, p protocol.PNN, life uint64) bool {
+func inMap(s *protocol.Memory, p protocol.PNN, life uint64) bool {
 	for _, m := range s.Map.Members {
 		if m.PNN == p && m.Life == life {
 			return true
@@ -452,7 +452,7 @@ func (k *checker) opened(h *host) {
 	}
 }
 
-func (k *checker) deadPieces(s *protocol.Stable) map[string]bool {
+func (k *checker) deadPieces(s *protocol.Memory) map[string]bool {
 	dead := map[string]bool{}
 	for piece, o := range k.owner {
 		if !inMap(s, o.PNN, o.Life) {

@@ -141,14 +141,13 @@ func (cl *client) die(why string) {
 				if told {
 					return
 				}
-				told = true
 				for _, r := range seg.sorted() { // what it was given after its death
 					if r.holder == cl.id {
 						seg.release(r, true)
 					}
 				}
 				cl.h.node.ClientGone(cl.h.now(), cl.id)
-				cl.told = c.now
+				told, cl.told = true, c.now
 			})
 		}
 	}
@@ -416,7 +415,7 @@ func (o *operation) ask() {
 				cl.next(ms)
 			}
 			if cl.seg == h.seg && o.asked == (protocol.OPID{}) && o.m.Op == wire.ReqConditionalAppend {
-				h.stable.Erase(o.m.Piece) // it never went out
+				h.stable.ErasePiece(o.m.Piece) // it never went out
 			}
 			return
 		}
@@ -432,7 +431,7 @@ func (o *operation) ask() {
 			c.check.fail("table", "node %d: %v", h.pnn, err)
 			return
 		}
-		if o.asked != (protocol.OPID{}) && o.asked != opid {
+		if o.asked != (protocol.OPID{}) && o.asked != opid && !o.repeats() {
 			c.check.fail("again", "%s of %q by client %d.%d is asked again and gets another OPID: %v after %v, cookie %d", o.m.Op, o.key, h.pnn, cl.id, opid, o.asked, o.cookie)
 		}
 		if o.asked = opid; o.m.Op != wire.ReqConditionalAppend || o.m.Piece == (protocol.OPID{}) {
@@ -444,18 +443,31 @@ func (o *operation) ask() {
 	})
 }
 
+// repeats: it may run twice, and so nobody keeps its OPID.
+func (o *operation) repeats() bool {
+	switch o.m.Op {
+	case wire.ReqFetch, wire.ReqWatch, wire.ReqTraverse, wire.OpenDB:
+		return true
+	}
+	return false
+}
+
 // again: there is a new dispatcher. What it has not been asked, or what has had no
 // answer when all that the old one gave has arrived, it is asked again.
 func (cl *client) again() {
-	o := cl.wait
-	if !cl.alive || o == nil || o.ended || o.cookie == 0 || cl.seg != cl.h.seg {
+	if !cl.alive || cl.seg != cl.h.seg {
 		return
 	}
-	start := cl.h.start
-	cl.h.c.after(cl.h.c.between(20*us, ms), func() {
-		if cl.alive && !o.ended && cl.h.start == start {
+	h, o := cl.h, cl.wait
+	start, asked := h.start, o != nil && o.cookie != 0
+	h.c.after(h.c.between(20*us, ms), func() {
+		if !cl.alive || h.start != start || cl.seg != h.seg {
+			return
+		}
+		if asked && !o.ended {
 			o.ask()
 		}
+		h.run(func() { h.node.AskedAll(h.now(), cl.id) })
 	})
 }
 
@@ -477,12 +489,12 @@ func (o *operation) giveUp() {
 			if told || cl.seg != h.seg {
 				return
 			}
-			told = true
 			h.node.Flush(h.now()) // it may have been answered in this turn
 			if cl.alive && !o.ended && !o.replied {
 				h.node.Abandon(h.now(), cl.id, o.cookie)
 				o.gone()
 			}
+			told = true
 		})
 		if !told {
 			c.after(2*ms, tell)
@@ -661,7 +673,7 @@ func (o *operation) bypassRead() {
 	cl := o.cl
 	s := cl.seg
 	r := s.recs[name(o.db, []byte(o.key))]
-	if !s.live() || r == nil || r.prov != 0 {
+	if !s.live() || r == nil || r.prov != 0 || r.arriving {
 		o.submit()
 		return
 	}
@@ -696,7 +708,7 @@ func (o *operation) bypassUpdate() {
 	}
 	slow := func() {
 		if j != nil && cl.seg == cl.h.seg && c.chance(0.5) {
-			cl.h.stable.Erase(o.opid) // and the dispatcher names the piece
+			cl.h.stable.ErasePiece(o.opid) // and the dispatcher names the piece
 			o.m.Piece = protocol.OPID{}
 		}
 		o.submit()
@@ -728,7 +740,7 @@ func (o *operation) bypassUpdate() {
 					return
 				}
 				if j != nil {
-					cl.h.stable.Erase(o.opid)
+					cl.h.stable.ErasePiece(o.opid)
 				}
 				o.finishRemove(st)
 				o.done(st, nil)
@@ -765,7 +777,7 @@ func (o *operation) bypassUpdate() {
 					return
 				}
 				if rm != nil {
-					cl.h.stable.Erase(o.m.Piece)
+					cl.h.stable.ErasePiece(o.m.Piece)
 				}
 				cl.setBusy(false)
 				cl.step(func() { o.validate(0) })
@@ -781,7 +793,8 @@ func (o *operation) prepare() *protocol.Piece {
 	o.opid = protocol.OPID{PNN: cl.h.pnn, Life: cl.seg.life, Counter: 1<<63 | uint64(cl.id)<<40 | cl.opid}
 	o.m.Piece = o.opid
 	cl.h.c.check.piecesOwner(o, o.opid)
-	return cl.h.stable.Prepare(o.opid, cl.id, o.db, []byte(o.key), o.m.Data)
+	cl.h.stable.PutPiece(o.opid, cl.id, o.db, []byte(o.key), o.m.Data)
+	return cl.h.stable.Piece(o.opid)
 }
 
 func (cl *client) setBusy(on bool) {

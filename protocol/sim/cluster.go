@@ -69,12 +69,13 @@ type Mix struct {
 	Mute    float64 `json:"mute"`      // one way for DATA alone
 	Stalls  float64 `json:"stalls"`    // in rows
 	Promise bool    `json:"promise"`   // each node has a promise file, and a clock that is set anew at each start
+	Axe     float64 `json:"axe"`       // dispatchers that die in the middle of a step
 	Turn    int     `json:"turn"`      // a dispatcher's turn is up to so many calls; 1: each by itself, at once
 }
 
 func (m Mix) String() string {
-	return fmt.Sprintf("nodes %d clients %d ms %d loss %.2f repeat %.2f delay %dus tail %dus drift %.3f crash %.1f warm %.1f pause %.1f cut %.1f oneway %.1f kill %.1f full %.1f stall %.2f policy %s keys %d cap %d open %v drain %.1f file %.1f arbiter %v mute %.1f stalls %.1f promise %v turn %d limits %d large %v",
-		m.Nodes, m.Clients, m.Millis, m.Loss, m.Repeat, m.Delay/us, m.Tail/us, m.Drift, m.Crash, m.Warm, m.Pause, m.Cut, m.OneWay, m.Kill, m.Full, m.Stall, m.Policy, m.Keys, m.Cap, m.Open, m.Drain, m.File, m.Arbiter, m.Mute, m.Stalls, m.Promise, m.Turn, m.Limits, m.Large)
+	return fmt.Sprintf("nodes %d clients %d ms %d loss %.2f repeat %.2f delay %dus tail %dus drift %.3f crash %.1f warm %.1f pause %.1f cut %.1f oneway %.1f kill %.1f full %.1f stall %.2f policy %s keys %d cap %d open %v drain %.1f file %.1f arbiter %v mute %.1f stalls %.1f promise %v axe %.1f turn %d limits %d large %v",
+		m.Nodes, m.Clients, m.Millis, m.Loss, m.Repeat, m.Delay/us, m.Tail/us, m.Drift, m.Crash, m.Warm, m.Pause, m.Cut, m.OneWay, m.Kill, m.Full, m.Stall, m.Policy, m.Keys, m.Cap, m.Open, m.Drain, m.File, m.Arbiter, m.Mute, m.Stalls, m.Promise, m.Axe, m.Turn, m.Limits, m.Large)
 }
 
 // Cluster is one run.
@@ -109,6 +110,7 @@ type Cluster struct {
 	doing    *host   // whose step is under way, with handling time
 	late     []event // what it sends, at delays from its end
 	tally    Steps
+	cut      int  // dispatchers that died in the middle of a step
 	quitting bool // clients give up and die, though nothing else goes wrong
 	faulty   bool // a script breaks promises between nodes on purpose
 }
@@ -132,7 +134,7 @@ type host struct {
 	up      bool // the dispatcher runs
 	paused  bool
 	node    *drive.Host
-	stable  *protocol.Stable
+	stable  *protocol.Memory
 	seg     *segment
 	clients []*client
 	nextID  protocol.ClientID
@@ -147,6 +149,8 @@ type host struct {
 	noLock  instant // until then the arbiter is out of reach
 	brim    bool    // not even the reserve has room: a fault
 	wall    instant // by which its wall clock is ahead
+	points  int     // stores of its dispatchers
+	killAt  int     // its dispatcher dies before that one; 0: not so
 	in      inbox   // what waits for the dispatcher's next turn
 	bill    bill
 }
@@ -227,7 +231,7 @@ func (h *host) begin() {
 	}
 	h.took = h.stable.Taken
 	var err error
-	if h.node, err = drive.New(h.now(), cfg, h.stable, hostStore{h}, h.seg.gate, shell{h}); err != nil {
+	if h.node, err = drive.New(h.now(), cfg, mortal{h.stable, h}, hostStore{h}, h.seg.gate, shell{h}); err != nil {
 		panic(err)
 	}
 	h.tickAt, h.drains = 0, false
@@ -366,6 +370,7 @@ func (c *Cluster) countControl(s *protocol.Send) {
 type shell struct{ h *host }
 
 func (sh shell) Gate(g protocol.Gate) {
+	sh.h.point()
 	h, s := sh.h, sh.h.seg
 	was := s.gate.State
 	s.gate = g
@@ -378,12 +383,13 @@ func (sh shell) Gate(g protocol.Gate) {
 	}
 }
 
-func (sh shell) Lease(until protocol.Instant) { sh.h.seg.lease = until }
+func (sh shell) Lease(until protocol.Instant) { sh.h.point(); sh.h.seg.lease = until }
 func (sh shell) Pass(number uint64)           { sh.h.pass(number) }
 func (sh shell) Databases()                   {}
-func (sh shell) Event(e *protocol.Event)      { sh.h.c.check.event(sh.h, e) }
+func (sh shell) Event(e *protocol.Event)      { sh.h.point(); sh.h.c.check.event(sh.h, e) }
 
 func (sh shell) Reply(r *protocol.Reply) {
+	sh.h.point()
 	h := sh.h
 	if g := h.seg.gate; g.State == protocol.GateOpen && h.told != g.Epoch {
 		h.c.check.fail("event", "node %d answers in epoch %x and its clients know of %x", h.pnn, g.Epoch, h.told)
@@ -403,6 +409,7 @@ func (sh shell) Lock(_ bool, value protocol.Epoch) {
 
 // Datagram puts one on the wire.
 func (sh shell) Datagram(to protocol.PNN, b []byte) {
+	sh.h.point()
 	h, c := sh.h, sh.h.c
 	if !c.figures {
 		c.hash.Write(b[:64])
@@ -545,7 +552,7 @@ func (h *host) crash(cold bool) {
 			h.stable = h.stable.Wiped()
 			return
 		}
-		h.stable = protocol.NewStable()
+		h.stable = protocol.NewMemory(protocol.Lines{})
 		h.file = uint32(len(h.c.files) - 1)
 	}
 }

@@ -6,6 +6,8 @@
 // clients work through them, then heals everything and demands that all ends: S1
 // to S8 of docs/protocol.md.
 //
+// A dispatcher dies between two events, or before any store of its own: see axe.go.
+//
 // What is simulated step by step, with time between the steps: datagrams, the
 // dispatcher's steps, the passes over the handles, and every access that a local
 // client's bypass makes to the segment (check, access, validate).

@@ -65,7 +65,7 @@ func (k *checker) unlocked(o *operation) {
 
 // voids all locks that an epoch ends: of lost records, or of clients whose node's
 // life is not in its map.
-func (k *checker) voids(s *protocol.Stable, key string, lost bool) {
+func (k *checker) voids(s *protocol.Memory, key string, lost bool) {
 	for _, l := range k.holds[key] {
 		if lost || !inMap(s, l.o.cl.h.pnn, l.o.life) {
 			l.void = true

@@ -85,6 +85,7 @@ func draw(o Options, rng *rand.Rand) Mix {
 	m.Arbiter = m.Nodes%2 == 0 && rng.IntN(3) > 0
 	m.Promise = rng.IntN(3) == 0
 	m.Mute, m.Stalls = pick(0.15, 1.5), pick(0.15, 1)
+	m.Axe = pick(0.5, 8)
 	m.Turn = 1
 	if rng.IntN(2) == 0 {
 		m.Turn = 1 << rng.IntN(7)
@@ -136,7 +137,7 @@ func Run(o Options) (res Result) {
 		if c.faults {
 			rate += (2*rng.Float64() - 1) * c.mix.Drift
 		}
-		h := &host{c: c, pnn: protocol.PNN(i), rate: rate, offset: instant(1+rng.IntN(1000)) * sec, stable: protocol.NewStable(), room: 1 << 20}
+		h := &host{c: c, pnn: protocol.PNN(i), rate: rate, offset: instant(1+rng.IntN(1000)) * sec, stable: protocol.NewMemory(protocol.Lines{}), room: 1 << 20}
 		h.seg = newSegment(h, 0)
 		c.hosts = append(c.hosts, h)
 	}
@@ -245,6 +246,10 @@ func (c *Cluster) plan() {
 		h.room = 0
 		c.after(c.between(ms, 300*ms), func() { h.room = 1 << 20 })
 	})
+	every(m.Axe, func() {
+		h := any()
+		h.killAt = h.points + 1 + c.rng.IntN(30)
+	})
 	every(m.Drain, func() { c.leave(any()) })
 	every(m.File, func() { c.newFile(false) })
 	if m.Arbiter {
@@ -320,7 +325,7 @@ func (c *Cluster) heal() {
 	c.cutTo, c.muteTo = [wire.MaxNodes]wire.Set{}, [wire.MaxNodes]wire.Set{}
 	c.newFile(true)
 	for _, h := range c.hosts {
-		h.room, h.noLock = 1<<20, 0
+		h.room, h.noLock, h.killAt = 1<<20, 0, 0
 		h.resume()
 		if !h.up {
 			h.start++ // no other start

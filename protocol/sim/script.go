@@ -45,6 +45,7 @@ import (
 //	fault N | fault N none    what keeps node N from opening; there must be something, or nothing
 //	clock N -60000ms          the wall clock that node N finds at its next start is that far off
 //	stall N 140ms 20ms 50     50 times: it stands still for 140 ms, and works for 20; not told
+//	axe N 7                   node N dies before the 7th of its stores from here, and starts again
 //	boot N | pause N | resume N | kill N.M
 //	when OP cold|warm N       node N crashes as the next datagram with this message goes out
 //	count [N]                 DATA messages since the last count; N: so many it must be
@@ -161,6 +162,10 @@ func (s *scenario) command(f []string) error {
 		}
 	case "stall":
 		return s.stall(h, f[2:])
+	case "axe":
+		n, err := strconv.Atoi(f[2])
+		h.killAt = h.points + n
+		return err
 	case "clock":
 		h.wall, err = duration(f[2])
 		return err
@@ -242,7 +247,7 @@ func (s *scenario) cluster(f []string) error {
 	c.check = newChecker(c)
 	s.c = c
 	for i := range n {
-		h := &host{c: c, pnn: protocol.PNN(i), rate: 1, offset: sec, stable: protocol.NewStable(), room: 1 << 20}
+		h := &host{c: c, pnn: protocol.PNN(i), rate: 1, offset: sec, stable: protocol.NewMemory(protocol.Lines{}), room: 1 << 20}
 		h.seg = newSegment(h, 0)
 		c.hosts = append(c.hosts, h)
 	}
@@ -582,7 +587,9 @@ func (s *scenario) drain(h *host) error {
 	}
 	h.run(func() { h.node.Drain(h.now(), true) })
 	for i := 0; i < 4000; i++ {
-		if s.c.until(s.c.now + ms/2); h.node.Node().Left() {
+		if s.c.until(s.c.now + ms/2); !h.up {
+			return nil // it died on the way
+		} else if h.node.Node().Left() {
 			s.c.trace("node %d has left", h.pnn)
 			s.c.check.left(h)
 			h.crash(true)

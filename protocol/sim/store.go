@@ -22,6 +22,7 @@ type record struct {
 	waits    bool // the dispatcher waits for the lock
 	attended bool
 	prov     protocol.Epoch // provisional in this epoch
+	arriving bool           // made for a record that is not published yet: nobody's
 	place    int            // in the segment's order
 }
 
@@ -98,7 +99,7 @@ func (s hostStore) rec(db uint32, key []byte) *record {
 
 func (s hostStore) Look(db uint32, key []byte, v *protocol.Record) bool {
 	r := s.rec(db, key)
-	if r == nil {
+	if r == nil || r.arriving {
 		return false
 	}
 	*v = protocol.Record{RSN: r.rsn, LAccessor: r.accessor, LACount: r.count, Data: r.data, Tags: r.tags}
@@ -106,6 +107,7 @@ func (s hostStore) Look(db uint32, key []byte, v *protocol.Record) bool {
 }
 
 func (s hostStore) TryLock(db uint32, key []byte, arriving bool) protocol.LockResult {
+	s.h.point()
 	r := s.rec(db, key)
 	if r != nil && r.holder == 0 {
 		s.h.aside(db, key)
@@ -114,9 +116,11 @@ func (s hostStore) TryLock(db uint32, key []byte, arriving bool) protocol.LockRe
 		if s.h.room == 0 && !arriving {
 			return protocol.NoSpace
 		}
-		r = &record{db: db, key: string(key), accessor: wire.NoPNN}
+		r = &record{db: db, key: string(key), accessor: wire.NoPNN, arriving: arriving}
 		s.h.seg.add(r)
-		s.h.c.check.owns(s.h, r)
+		if !arriving {
+			s.h.c.check.owns(s.h, r)
+		}
 	}
 	if r.holder == 0 {
 		r.holder = protocol.Dispatcher
@@ -144,13 +148,18 @@ func (s hostStore) held(db uint32, key []byte) *record {
 	return r
 }
 
-func (s hostStore) Unlock(db uint32, key []byte) { s.held(db, key).holder = 0 }
+func (s hostStore) Unlock(db uint32, key []byte) {
+	s.h.point()
+	s.held(db, key).holder = 0
+}
 
 func (s hostStore) UnlockTo(db uint32, key []byte, c protocol.ClientID, _ uint64) {
+	s.h.point()
 	s.held(db, key).holder = c
 }
 
 func (s hostStore) Publish(db uint32, key []byte, v *protocol.Record, arriving bool) protocol.LockResult {
+	s.h.point()
 	r := s.held(db, key)
 	if !arriving && s.h.refuses(len(v.Data)-len(r.data)) {
 		return protocol.NoSpace
@@ -163,19 +172,21 @@ func (s hostStore) Publish(db uint32, key []byte, v *protocol.Record, arriving b
 			c.check.fail("room", "node %d has %d bytes of %d when %q arrives", s.h.pnn, used, c.mix.Cap, r.key)
 		}
 	}
-	r.accessor, r.count = v.LAccessor, v.LACount
+	r.accessor, r.count, r.arriving = v.LAccessor, v.LACount, false
 	r.set(v.Data, v.Tags, v.RSN)
 	s.h.c.check.published(s.h, r)
 	return protocol.Locked
 }
 
 func (s hostStore) Remove(db uint32, key []byte) {
+	s.h.point()
 	r := s.held(db, key)
 	s.h.c.check.removed(s.h, r)
 	s.h.seg.remove(r)
 }
 
 func (s hostStore) Touch(db uint32, key []byte, accessor protocol.PNN, count uint32) {
+	s.h.point()
 	if r := s.rec(db, key); r != nil {
 		r.accessor, r.count = accessor, count
 	}
@@ -212,7 +223,7 @@ func (s hostStore) Scan(db uint32, cursor uint64, f func(key []byte, r *protocol
 func (s hostStore) Each(f func(db uint32, key []byte, rsn uint64)) {
 	s.h.bill.walked += len(s.h.seg.order)
 	for _, r := range s.h.seg.order {
-		if r != nil {
+		if r != nil && !r.arriving {
 			s.h.seg.key = append(s.h.seg.key[:0], r.key...)
 			f(r.db, s.h.seg.key, r.rsn)
 		}
@@ -220,6 +231,7 @@ func (s hostStore) Each(f func(db uint32, key []byte, rsn uint64)) {
 }
 
 func (s hostStore) Sweep(keep func(o protocol.OPID) bool) {
+	s.h.point()
 	s.h.bill.walked += len(s.h.seg.order)
 	for _, r := range s.h.seg.order {
 		if r == nil || len(r.tags) == 0 {
@@ -242,6 +254,7 @@ func (s hostStore) Sweep(keep func(o protocol.OPID) bool) {
 }
 
 func (s hostStore) Provisional(db uint32, key []byte, o protocol.OPID, piece []byte, epoch protocol.Epoch) bool {
+	s.h.point()
 	r := s.rec(db, key)
 	if r == nil {
 		r = &record{db: db, key: string(key), accessor: wire.NoPNN, prov: epoch, rsn: 1}
@@ -277,6 +290,7 @@ func less(a, b protocol.OPID) bool {
 }
 
 func (s hostStore) DropProvisional() {
+	s.h.point()
 	for _, r := range s.h.seg.order {
 		if r != nil && r.prov != 0 {
 			s.h.seg.remove(r)
@@ -285,6 +299,7 @@ func (s hostStore) DropProvisional() {
 }
 
 func (s hostStore) OpenProvisional() {
+	s.h.point()
 	s.h.c.check.opened(s.h) // before anything that waited runs
 	for _, r := range s.h.seg.order {
 		if r != nil {
@@ -298,4 +313,9 @@ func (s hostStore) IsProvisional(db uint32, key []byte) bool {
 	return r != nil && r.prov != 0
 }
 
-func (s hostStore) Reset(life uint64) { s.h.newLife(life) }
+func (s hostStore) Life() uint64 { return s.h.seg.life }
+
+func (s hostStore) Reset(life uint64) {
+	s.h.point()
+	s.h.newLife(life)
+}
