@@ -82,38 +82,38 @@ type Handle struct {
 // Ops is what both a *DB and a *Handle can do. ctx is looked at only when a call
 // has to wait.
 type Ops interface {
-	// Fetch returns a copy of the value; nil and ErrNotFound if there is no record.
+	// Fetch returns a copy of the value, or ErrNotFound if there is no record. It takes no lock.
 	Fetch(ctx context.Context, key []byte) ([]byte, error)
-	// AppendFetch appends the value to dst and returns the extended slice; no
-	// allocation if dst has room; dst is returned unchanged on error.
+	// AppendFetch appends the value to dst and returns the extended slice. It does not allocate
+	// if dst has room. On an error it returns dst as it was.
 	AppendFetch(ctx context.Context, dst, key []byte) ([]byte, error)
-	// FetchBatch fills b.Value and b.Err for every b.Keys; it returns the number
-	// found.
+	// FetchBatch fills b.Value and b.Err for every key of b.Keys, and returns how many records
+	// it found. Its own error says that it looked for none.
 	FetchBatch(ctx context.Context, b *Batch) (int, error)
-	// FetchLocked locks the record, creating an empty one if there is none, and
-	// waits while others hold it; a *LockError says who does when ctx ends.
+	// FetchLocked locks the record and copies its value. If there is no record it makes an empty
+	// one, which goes with the lock if nothing is stored. It waits while others hold the lock; if
+	// ctx ends first, a *LockError says who does.
 	FetchLocked(ctx context.Context, key []byte) (Record, error)
-	// TryFetchLocked is FetchLocked that returns ErrLocked instead of waiting for
-	// another holder.
+	// TryFetchLocked is FetchLocked that does not wait for another holder: it returns ErrLocked.
 	TryFetchLocked(ctx context.Context, key []byte) (Record, error)
-	// Store replaces the value without a lock of its own (KV); it waits while
-	// others hold the lock.
+	// Store replaces the value, or makes the record, in a database of mode KV. It waits while
+	// others hold the lock. It keeps no lock.
 	Store(ctx context.Context, key, data []byte) error
-	// Delete removes the record; waits like Store; ErrNotFound if there is none,
-	// ErrMode if it holds pieces.
+	// Delete removes the record. It waits like Store. ErrNotFound: there is no record. ErrMode:
+	// the record holds pieces.
 	Delete(ctx context.Context, key []byte) error
-	// ConditionalAppend adds piece to the record if the condition holds, else
-	// returns ErrCondition at once, or ErrMalformed if the piece, or one that is in the
-	// record, is none of the condition's. The zero Piece in KV mode.
+	// ConditionalAppend adds piece to the record if the condition holds. Otherwise it returns
+	// ErrCondition at once. ErrMalformed: the piece, or one in the record, is none that the
+	// condition understands. In mode KV the Piece is the zero one.
 	ConditionalAppend(ctx context.Context, cond ConditionID, key, piece []byte) (Piece, error)
-	// ConditionalAppendWait tries again at every change of the record until ctx
-	// ends; once ctx ends nothing stays appended.
+	// ConditionalAppendWait is ConditionalAppend that tries again at every change of the record
+	// until ctx ends. If ctx ends first, nothing stays appended.
 	ConditionalAppendWait(ctx context.Context, cond ConditionID, key, piece []byte) (Piece, error)
-	// RemoveAndTrigger removes a piece that this client appended (Pieces) and
-	// wakes waiters and watchers.
+	// RemoveAndTrigger removes a piece that this client appended, in a database of mode Pieces,
+	// and wakes those who wait for the record or watch it.
 	RemoveAndTrigger(ctx context.Context, key []byte, p Piece) error
-	// RemoveMatching lets the condition function find what to remove (KV);
-	// ErrNotFound if it finds nothing.
+	// RemoveMatching removes what the condition's function finds in the record, in a database of
+	// mode KV. ErrNotFound: it finds nothing.
 	RemoveMatching(ctx context.Context, cond ConditionID, key, data []byte) error
 }
 

@@ -31,7 +31,7 @@ func specialErr(ctx context.Context, db *DB, ring, bypass func() error) error {
 	return err
 }
 
-// Fetch: see Ops.
+// Fetch returns a copy of the value, or ErrNotFound if there is no record. It takes no lock.
 func (db *DB) Fetch(ctx context.Context, key []byte) ([]byte, error) {
 	if db.special {
 		return special(ctx, db, func() ([]byte, error) { return db.fetch(ctx, nil, key) },
@@ -44,7 +44,8 @@ func (db *DB) Fetch(ctx context.Context, key []byte) ([]byte, error) {
 	return v, err
 }
 
-// AppendFetch: see Ops.
+// AppendFetch appends the value to dst and returns the extended slice. It does not allocate
+// if dst has room. On an error it returns dst as it was.
 func (db *DB) AppendFetch(ctx context.Context, dst, key []byte) ([]byte, error) {
 	if db.special {
 		return special(ctx, db, func() ([]byte, error) { return db.fetch(ctx, dst, key) },
@@ -57,7 +58,9 @@ func (db *DB) AppendFetch(ctx context.Context, dst, key []byte) ([]byte, error) 
 	return v, err
 }
 
-// FetchLocked: see Ops.
+// FetchLocked locks the record and copies its value. If there is no record it makes an empty
+// one, which goes with the lock if nothing is stored. It waits while others hold the lock; if
+// ctx ends first, a *LockError says who does.
 func (db *DB) FetchLocked(ctx context.Context, key []byte) (Record, error) {
 	if db.special {
 		return special(ctx, db, func() (Record, error) { return db.lock(ctx, key, true) },
@@ -70,7 +73,7 @@ func (db *DB) FetchLocked(ctx context.Context, key []byte) (Record, error) {
 	return v, err
 }
 
-// TryFetchLocked: see Ops.
+// TryFetchLocked is FetchLocked that does not wait for another holder: it returns ErrLocked.
 func (db *DB) TryFetchLocked(ctx context.Context, key []byte) (Record, error) {
 	if db.special {
 		return special(ctx, db, func() (Record, error) { return db.lock(ctx, key, false) },
@@ -83,7 +86,8 @@ func (db *DB) TryFetchLocked(ctx context.Context, key []byte) (Record, error) {
 	return v, err
 }
 
-// Store: see Ops.
+// Store replaces the value, or makes the record, in a database of mode KV. It waits while
+// others hold the lock. It keeps no lock.
 func (db *DB) Store(ctx context.Context, key, data []byte) error {
 	if db.special {
 		return specialErr(ctx, db, func() error { return db.put(ctx, key, data) },
@@ -96,7 +100,8 @@ func (db *DB) Store(ctx context.Context, key, data []byte) error {
 	return err
 }
 
-// Delete: see Ops.
+// Delete removes the record. It waits like Store. ErrNotFound: there is no record. ErrMode:
+// the record holds pieces.
 func (db *DB) Delete(ctx context.Context, key []byte) error {
 	if db.special {
 		return specialErr(ctx, db, func() error {
@@ -110,7 +115,9 @@ func (db *DB) Delete(ctx context.Context, key []byte) error {
 	return err
 }
 
-// ConditionalAppend: see Ops.
+// ConditionalAppend adds piece to the record if the condition holds. Otherwise it returns
+// ErrCondition at once. ErrMalformed: the piece, or one in the record, is none that the
+// condition understands. In mode KV the Piece is the zero one.
 func (db *DB) ConditionalAppend(ctx context.Context, cond ConditionID, key, piece []byte) (Piece, error) {
 	if db.special {
 		return special(ctx, db, func() (Piece, error) { return db.append(ctx, cond, key, piece, false) },
@@ -123,7 +130,8 @@ func (db *DB) ConditionalAppend(ctx context.Context, cond ConditionID, key, piec
 	return v, err
 }
 
-// ConditionalAppendWait: see Ops.
+// ConditionalAppendWait is ConditionalAppend that tries again at every change of the record
+// until ctx ends. If ctx ends first, nothing stays appended.
 func (db *DB) ConditionalAppendWait(ctx context.Context, cond ConditionID, key, piece []byte) (Piece, error) {
 	if db.special {
 		return special(ctx, db, func() (Piece, error) { return db.append(ctx, cond, key, piece, true) },
@@ -136,7 +144,8 @@ func (db *DB) ConditionalAppendWait(ctx context.Context, cond ConditionID, key, 
 	return v, err
 }
 
-// RemoveAndTrigger: see Ops.
+// RemoveAndTrigger removes a piece that this client appended, in a database of mode Pieces,
+// and wakes those who wait for the record or watch it.
 func (db *DB) RemoveAndTrigger(ctx context.Context, key []byte, p Piece) error {
 	if db.special {
 		return specialErr(ctx, db, func() error { return db.remove(ctx, key, p) },
@@ -149,7 +158,8 @@ func (db *DB) RemoveAndTrigger(ctx context.Context, key []byte, p Piece) error {
 	return err
 }
 
-// RemoveMatching: see Ops.
+// RemoveMatching removes what the condition's function finds in the record, in a database of
+// mode KV. ErrNotFound: it finds nothing.
 func (db *DB) RemoveMatching(ctx context.Context, cond ConditionID, key, data []byte) error {
 	if db.special {
 		return specialErr(ctx, db, func() error { return db.removeMatching(ctx, cond, key, data) },
@@ -162,7 +172,8 @@ func (db *DB) RemoveMatching(ctx context.Context, cond ConditionID, key, data []
 	return err
 }
 
-// FetchBatch: see Ops.
+// FetchBatch fills b.Value and b.Err for every key of b.Keys, and returns how many records
+// it found. Its own error says that it looked for none.
 func (db *DB) FetchBatch(ctx context.Context, b *Batch) (int, error) {
 	if db.special {
 		return special(ctx, db, func() (int, error) { return db.batch(ctx, b) },
@@ -175,7 +186,7 @@ func (db *DB) FetchBatch(ctx context.Context, b *Batch) (int, error) {
 	return v, err
 }
 
-// Fetch: see Ops.
+// Fetch returns a copy of the value, or ErrNotFound if there is no record. It takes no lock.
 func (h *Handle) Fetch(ctx context.Context, key []byte) ([]byte, error) {
 	if h.special {
 		return special(ctx, h.db, func() ([]byte, error) { return h.db.fetch(ctx, nil, key) },
@@ -188,7 +199,8 @@ func (h *Handle) Fetch(ctx context.Context, key []byte) ([]byte, error) {
 	return v, err
 }
 
-// AppendFetch: see Ops.
+// AppendFetch appends the value to dst and returns the extended slice. It does not allocate
+// if dst has room. On an error it returns dst as it was.
 func (h *Handle) AppendFetch(ctx context.Context, dst, key []byte) ([]byte, error) {
 	// The store's AppendFetch, with the half of it that mostly is enough right here: a
 	// call, and the stores of nine registers for what may follow it, are a tenth of a
@@ -212,7 +224,9 @@ func (h *Handle) quickMissed(ctx context.Context, dst, key []byte, why int) ([]b
 	return v, err
 }
 
-// FetchLocked: see Ops.
+// FetchLocked locks the record and copies its value. If there is no record it makes an empty
+// one, which goes with the lock if nothing is stored. It waits while others hold the lock; if
+// ctx ends first, a *LockError says who does.
 func (h *Handle) FetchLocked(ctx context.Context, key []byte) (Record, error) {
 	if h.special {
 		return special(ctx, h.db, func() (Record, error) { return h.lock(ctx, key, true) },
@@ -225,7 +239,7 @@ func (h *Handle) FetchLocked(ctx context.Context, key []byte) (Record, error) {
 	return v, err
 }
 
-// TryFetchLocked: see Ops.
+// TryFetchLocked is FetchLocked that does not wait for another holder: it returns ErrLocked.
 func (h *Handle) TryFetchLocked(ctx context.Context, key []byte) (Record, error) {
 	if h.special {
 		return special(ctx, h.db, func() (Record, error) { return h.lock(ctx, key, false) },
@@ -238,7 +252,8 @@ func (h *Handle) TryFetchLocked(ctx context.Context, key []byte) (Record, error)
 	return v, err
 }
 
-// Store: see Ops.
+// Store replaces the value, or makes the record, in a database of mode KV. It waits while
+// others hold the lock. It keeps no lock.
 func (h *Handle) Store(ctx context.Context, key, data []byte) error {
 	if h.special {
 		return specialErr(ctx, h.db, func() error { return h.db.put(ctx, key, data) },
@@ -251,7 +266,8 @@ func (h *Handle) Store(ctx context.Context, key, data []byte) error {
 	return err
 }
 
-// Delete: see Ops.
+// Delete removes the record. It waits like Store. ErrNotFound: there is no record. ErrMode:
+// the record holds pieces.
 func (h *Handle) Delete(ctx context.Context, key []byte) error {
 	if h.special {
 		return specialErr(ctx, h.db, func() error {
@@ -265,7 +281,9 @@ func (h *Handle) Delete(ctx context.Context, key []byte) error {
 	return err
 }
 
-// ConditionalAppend: see Ops.
+// ConditionalAppend adds piece to the record if the condition holds. Otherwise it returns
+// ErrCondition at once. ErrMalformed: the piece, or one in the record, is none that the
+// condition understands. In mode KV the Piece is the zero one.
 func (h *Handle) ConditionalAppend(ctx context.Context, cond ConditionID, key, piece []byte) (Piece, error) {
 	if h.special {
 		return special(ctx, h.db, func() (Piece, error) { return h.db.append(ctx, cond, key, piece, false) },
@@ -278,7 +296,8 @@ func (h *Handle) ConditionalAppend(ctx context.Context, cond ConditionID, key, p
 	return v, err
 }
 
-// ConditionalAppendWait: see Ops.
+// ConditionalAppendWait is ConditionalAppend that tries again at every change of the record
+// until ctx ends. If ctx ends first, nothing stays appended.
 func (h *Handle) ConditionalAppendWait(ctx context.Context, cond ConditionID, key, piece []byte) (Piece, error) {
 	if h.special {
 		return special(ctx, h.db, func() (Piece, error) { return h.db.append(ctx, cond, key, piece, true) },
@@ -291,7 +310,8 @@ func (h *Handle) ConditionalAppendWait(ctx context.Context, cond ConditionID, ke
 	return v, err
 }
 
-// RemoveAndTrigger: see Ops.
+// RemoveAndTrigger removes a piece that this client appended, in a database of mode Pieces,
+// and wakes those who wait for the record or watch it.
 func (h *Handle) RemoveAndTrigger(ctx context.Context, key []byte, p Piece) error {
 	if h.special {
 		return specialErr(ctx, h.db, func() error { return h.db.remove(ctx, key, p) },
@@ -304,7 +324,8 @@ func (h *Handle) RemoveAndTrigger(ctx context.Context, key []byte, p Piece) erro
 	return err
 }
 
-// RemoveMatching: see Ops.
+// RemoveMatching removes what the condition's function finds in the record, in a database of
+// mode KV. ErrNotFound: it finds nothing.
 func (h *Handle) RemoveMatching(ctx context.Context, cond ConditionID, key, data []byte) error {
 	if h.special {
 		return specialErr(ctx, h.db, func() error { return h.db.removeMatching(ctx, cond, key, data) },
@@ -317,7 +338,8 @@ func (h *Handle) RemoveMatching(ctx context.Context, cond ConditionID, key, data
 	return err
 }
 
-// FetchBatch: see Ops.
+// FetchBatch fills b.Value and b.Err for every key of b.Keys, and returns how many records
+// it found. Its own error says that it looked for none.
 func (h *Handle) FetchBatch(ctx context.Context, b *Batch) (int, error) {
 	if h.special {
 		return special(ctx, h.db, func() (int, error) { return h.db.batch(ctx, b) },

@@ -34,7 +34,7 @@ const (
 	turnBudget = 512      // cells of all clients in a turn: less than a millisecond's work
 )
 
-var errGarbage = errors.New("it wrote what is no cell of a call")
+var errGarbage = errors.New("malformed cell in its ring")
 
 // serve opens the rings of a client that has just joined, or of one that was
 // here before this dispatcher (adopt).

@@ -7,18 +7,18 @@ import (
 	"github.com/mainzdb/mainz/shm"
 )
 
-// Announced is a lock that a client has asked the dispatcher for: its cell
-// stands before the dispatcher leaves it the lock (UnlockTo).
+// Announced is a record whose lock a client has asked the dispatcher for. The client's
+// cell stands before the dispatcher leaves it the lock (Keeper.UnlockTo).
 type Announced struct {
 	h   *Handle
 	l   *lock
 	key []byte
 }
 
-// Announce prepares for the record's lock to be left to this client by the
-// dispatcher. The record is made, and owned by this node, if it is not there;
-// who holds its lock makes no difference. It waits for a closed gate only: then
-// nothing is made.
+// Announce prepares for the dispatcher to leave the record's lock to this client. If
+// the record is not there, Announce makes it, owned by this node. It makes no
+// difference who holds the lock. Announce waits only for a closed gate, and makes
+// nothing if ctx ends that wait.
 func (h *Handle) Announce(ctx context.Context, key []byte) (*Announced, error) {
 	if err := h.enter(); err != nil {
 		return nil, err
@@ -70,8 +70,8 @@ func (h *Handle) Announce(ctx context.Context, key []byte) (*Announced, error) {
 	return nil, errOddBlock
 }
 
-// Record takes the lock that the dispatcher has left to this client. An error
-// means that it has not: ErrNotLocked, and nothing is held.
+// Record takes the lock that the dispatcher has left to this client. ErrNotLocked: it
+// has left none, and the client holds nothing.
 func (n *Announced) Record() (Record, error) {
 	h, l := n.h, n.l
 	if err := h.enter(); err != nil {
@@ -94,10 +94,10 @@ func (n *Announced) Record() (Record, error) {
 	return Record{}, errors.Join(err, n.cancel())
 }
 
-// Cancel takes the announcement back. A lock that was left to the client is
-// released.
+// Cancel takes the announcement back, and releases the lock if the dispatcher has left
+// it to the client.
 //
-// Preconditions: the dispatcher does not act on it any more.
+// Preconditions: the dispatcher does not act on the announcement any more.
 func (n *Announced) Cancel() error {
 	if err := n.h.enter(); err != nil {
 		return err

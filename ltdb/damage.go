@@ -104,9 +104,10 @@ func (s *Store) dropList(c int, cl *classLine) {
 	cl.head.Store(0)
 }
 
-// Mend puts right what only the dispatcher and who has made it store, and what
-// the dispatcher has a copy of in private memory: lease, gate line, databases
-// with their hash tables' spans, conditions. Call it some times a second.
+// Mend rewrites what only the dispatcher and the maker of the segment store, where
+// somebody has overwritten it: the lease, the gate's line, databases with their hash
+// tables' spans, and conditions. It has a copy of these in private memory. Call it some
+// times a second.
 func (k *Keeper) Mend() {
 	s := k.s
 	fix := func(w *shm.Word64, v uint64, kind damageKind, n int) {

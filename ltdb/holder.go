@@ -18,8 +18,8 @@ type Holder struct {
 	Mainzd   bool      // the dispatcher holds it, for a client whose call goes through it
 }
 
-// LockError is the error of a wait for a record's lock that its context has ended. It
-// wraps the context's error.
+// LockError is the error of a call whose context has ended while it waited for a
+// record's lock. It wraps the context's error.
 type LockError struct {
 	Database string
 	Key      []byte
@@ -69,8 +69,8 @@ func (db *DB) blocked(key []byte, hash uint64, err error) error {
 	return e
 }
 
-// Blocked is the error of a call whose context has ended while it waited for the
-// record's lock in another way than by this package: err, with who holds it.
+// Blocked returns the error of a call whose context has ended while it waited for the
+// record's lock by another way than this package: err, and who holds the lock.
 func (db *DB) Blocked(key []byte, err error) error {
 	if !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, context.Canceled) || db.s.enter() != nil {
 		return err

@@ -15,9 +15,8 @@ import (
 //	63       40 39   37 36    32 31          0
 //	| stamp 24 | state 3 | class 5 | block ref 32 |
 //
-// A change of state is one store. stamp is part of the OPID's counter: who has
-// a Piece changes its word by CAS, and a word that has another piece by now is
-// not mistaken.
+// A change of state is one store. stamp is part of the OPID's counter. Words change only
+// by CAS; the stamp stops a stale Piece from matching a word that was used again.
 //
 // Words and their blocks are changed by the client alone, and after its death
 // by the holder of the orphan latch; but prepared becomes live or abandoned

@@ -153,20 +153,20 @@ func (s *Store) registerSoon(ctx context.Context, conds []Condition) error {
 // Store returns the store that the dispatcher works on.
 func (k *Keeper) Store() *Store { return k.s }
 
-// Err returns the first damage of the segment that a method has met, nil if
-// none. Damage of one thing leaves the others to be served.
+// Err returns the first damage of the segment that a method has met, nil if none. The
+// Keeper goes on to serve what is whole.
 func (k *Keeper) Err() error { return k.err }
 
-// Trouble returns the damage that was met since the last call, each kind once,
-// and forgets it.
+// Trouble returns the kinds of damage that methods have met since the last call, each
+// once, and forgets them.
 func (k *Keeper) Trouble() []error {
 	met := k.met
 	k.met = nil
 	return met
 }
 
-// Ended says why the segment can't be served any more, nil if it can: only this
-// dispatcher stores to the gate, but for who replaces the segment.
+// Ended says why the segment can't be served any more; nil: it can. Only this Keeper
+// stores to the gate, and whoever replaces the segment.
 func (k *Keeper) Ended() error {
 	g := k.s.gate.Gate.Load()
 	switch {
@@ -178,7 +178,7 @@ func (k *Keeper) Ended() error {
 	return errBadGate
 }
 
-// HeaderWhole is an error if the segment's header was overwritten.
+// HeaderWhole returns an error if somebody has overwritten the segment's header.
 func (k *Keeper) HeaderWhole() error {
 	if !k.s.seg.HeaderWhole() {
 		return errBadHeader
@@ -202,20 +202,20 @@ func (k *Keeper) setGate(state uint64) {
 // maxTrouble bounds what Trouble has to say at a time.
 const maxTrouble = 16
 
-// Close gives the dispatcher's slot and the directory up. What it has locked
-// stays so.
+// Close gives up the dispatcher's slot and the directory. Records that the Keeper has
+// locked stay locked.
 func (k *Keeper) Close() error {
 	k.a.use.Store(actorIdle)
 	err := k.s.Close()
 	return errors.Join(err, k.owner.Release())
 }
 
-// OwnsDir reports whether the directory that the dispatcher owns is still the one at
-// its path.
+// OwnsDir reports whether the directory that the Keeper owns is still the one at its
+// path.
 func (k *Keeper) OwnsDir() bool { return k.owner.InPlace() }
 
-// KeepOwner makes the file of the owner lock again if somebody has deleted or replaced
-// it, and reports whether it did. The lock itself does not depend on it.
+// KeepOwner makes the owner lock's file again if somebody has deleted or replaced it,
+// and reports whether it did. The lock itself does not depend on that file.
 func (k *Keeper) KeepOwner() (made bool, err error) { return k.owner.Keep() }
 
 // fail notes damage. An operation that meets it does nothing.

@@ -34,9 +34,9 @@ type PieceEntry struct {
 	v uint64
 }
 
-// EachPiece calls f for every piece of this node's clients, the dead ones
-// included, until it returns false. The entry's slices are valid during the
-// call. Words that a living client changes meanwhile may be missed.
+// EachPiece calls f for every piece of this node's clients, dead ones included, until f
+// returns false. The entry's slices are valid during the call. It may miss words that a
+// living client changes meanwhile.
 func (k *Keeper) EachPiece(f func(p *PieceEntry) bool) {
 	s := k.s
 	var p PieceEntry
@@ -69,8 +69,8 @@ func (k *Keeper) EachPiece(f func(p *PieceEntry) bool) {
 	}
 }
 
-// SetPiece changes a piece's state if it is still that of the entry: prepared
-// becomes live before the reply is acked, or abandoned when nobody waits.
+// SetPiece changes a piece's state if it is still that of the entry: from prepared to
+// live before the reply is acknowledged, or to abandoned when nobody waits for it.
 func (k *Keeper) SetPiece(p *PieceEntry, to PieceState) bool {
 	v := p.v&^stateMask | uint64(to)<<stateShift
 	if !p.w.CAS(p.v, v) {
@@ -91,12 +91,14 @@ const (
 	OrphansLeft
 )
 
-// RemoveOrphans removes the pieces of dead clients from this node's records,
-// and from the indexes, and tells who waits. elsewhere is asked about each
-// whose record is not here: true says that the piece is done with, false that
-// it stays for another call. nil: a record that is not here was lost. It goes on
-// where the last call stopped, until goOn returns false, which it asks after some
-// microseconds each; nil: to the end. It returns how many records it has changed.
+// RemoveOrphans removes the pieces of dead clients from this node's records and from
+// the indexes, and wakes those who wait for these records. It asks elsewhere about each
+// piece whose record is not here: true says that the piece is done with, false keeps it
+// for another call. If elsewhere is nil, a record that is not here counts as lost.
+//
+// Each call goes on where the last one stopped, until goOn returns false; a nil goOn
+// lets it go on to the end. It asks goOn after some microseconds each. changed is how
+// many records it has changed.
 func (k *Keeper) RemoveOrphans(elsewhere func(p *PieceEntry) bool, goOn func() bool) (changed int, left OrphanState) {
 	if !k.s.orphaned() {
 		k.orphans = orphanPlace{}
@@ -118,15 +120,15 @@ func (k *Keeper) RemoveOrphans(elsewhere func(p *PieceEntry) bool, goOn func() b
 	return changed, NoOrphans
 }
 
-// Unproven reports whether a slot is marked dead and can't be recovered, as nothing
-// says that its process runs no more.
+// Unproven reports whether a slot is marked dead and can't be recovered, because
+// nothing proves that its process runs no more.
 func (k *Keeper) Unproven(slot uint32) bool { return k.s.c.Unproven(slot) }
 
-// RecoverDead recovers the clients that have died and calls f for each, until
-// goOn returns false; nil: all of them. It reports whether it was interrupted. A
-// client whose memory can't be given back, as somebody holds a latch, stays dead for
-// another call. Damage of one keeps no other from it: the error is that of the
-// first.
+// RecoverDead recovers the clients that have died, and calls f for each, until goOn
+// returns false; a nil goOn lets it recover all. more reports whether it was
+// interrupted. A client whose memory can't be given back, because somebody holds a
+// latch, stays dead for another call. Damage that one client has left does not keep
+// others from being recovered: first is the error of the first.
 func (k *Keeper) RecoverDead(f func(slot uint32), goOn func() bool) (more bool, first error) {
 	k.s.c.FindLost()
 	first = k.s.giveRest()

@@ -37,10 +37,10 @@ func (l *Left) Released() bool { return l.round > leftWords }
 // leftStride is how many buckets the walk looks at before it asks goOn again.
 var leftStride = [...]int{leftWords: 128, leftFlags: 8}
 
-// ReleaseLeft goes on with the walk until goOn returns false, and reports whether
-// it is over. keep, if it is not nil, says of records that are locked by a
-// dispatcher which of them are locked for somebody and stay so. The walk asks
-// goOn after some microseconds each.
+// ReleaseLeft goes on with the walk until goOn returns false, and reports whether the
+// walk is over. It asks goOn after some microseconds each. keep says of a record that a
+// dispatcher has locked whether it is locked for somebody, and stays so; a nil keep
+// keeps none.
 func (k *Keeper) ReleaseLeft(l *Left, keep func(db uint32, key []byte) bool, goOn func() bool) (over bool) {
 	s := k.s
 	for ; l.round < leftOver; l.round, l.db, l.bucket = l.round+1, 0, 0 {
@@ -66,14 +66,14 @@ func (k *Keeper) ReleaseLeft(l *Left, keep func(db uint32, key []byte) bool, goO
 	return true
 }
 
-// ReleaseUnlisted is the whole walk at once.
+// ReleaseUnlisted makes the whole walk at once.
 func (k *Keeper) ReleaseUnlisted(keep func(db uint32, key []byte) bool) {
 	var l Left
 	k.ReleaseLeft(&l, keep, func() bool { return true })
 }
 
-// Leave releases what this dispatcher holds, waits for and attends: nobody is to
-// hand a record over to who is not there.
+// Leave releases what this Keeper holds, waits for and attends, so that nobody hands a
+// record over to a dispatcher that is gone.
 func (k *Keeper) Leave() {
 	for _, w := range k.book.of {
 		if w.attended {

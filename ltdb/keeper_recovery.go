@@ -10,12 +10,12 @@ import (
 // What a recovery of the cluster needs of the store. All records are walked
 // then; the gate is closed.
 
-// Freeze closes the gate: who has not yet locked what it is about to change
+// Freeze closes the gate. A client that has not yet locked what it is about to change
 // gives it back, and waits. The freeze is complete after a pass.
 func (k *Keeper) Freeze() { k.setGate(shm.GateFrozen) }
 
-// OpenProvisional makes the provisional records of the epoch taken normal, in
-// one store: a death leaves all of them as they were, or none.
+// OpenProvisional makes the provisional records of the epoch that was taken normal
+// ones. It is one store: a death leaves all of them as they were, or none.
 func (k *Keeper) OpenProvisional() {
 	epoch := k.s.gate.Epoch.Load()
 	if k.mapped.epoch != 0 {
@@ -25,8 +25,9 @@ func (k *Keeper) OpenProvisional() {
 	k.s.gate.OpenedEpoch.Store(epoch)
 }
 
-// Open opens the gate for the epoch taken, after OpenProvisional. A gate that is
-// open gets a new generation, so that nobody takes one epoch for the other.
+// Open opens the gate for the epoch that was taken, after OpenProvisional. If the gate
+// is open already it gets a new generation, so that nobody mistakes one epoch for the
+// other.
 func (k *Keeper) Open() {
 	k.OpenProvisional()
 	k.mapped.known = k.mapped.epoch != 0 && k.mapped.ticks != 0
@@ -36,7 +37,7 @@ func (k *Keeper) Open() {
 
 // Mapped notes the epoch that was taken, and this node's name and place in it.
 //
-// Preconditions: the gate is closed, or the node is alone and stays what it was.
+// Preconditions: the gate is closed, or the node is alone and stays alone.
 func (k *Keeper) Mapped(epoch uint64, vnn, members, place uint32) {
 	m := &k.mapped
 	m.epoch, m.vnn, m.members, m.place = epoch, vnn, members, place
@@ -47,20 +48,20 @@ func (k *Keeper) Mapped(epoch uint64, vnn, members, place uint32) {
 	gate.MapPlace.Store(place)
 }
 
-// Lease sets until when clients may trust this node's records: in the ticks of
-// package shm, and in nanoseconds of CLOCK_BOOTTIME. shm.NoLease for both: no
-// other node is there.
+// Lease sets until when clients may trust this node's records: in ticks of package shm,
+// and in nanoseconds of CLOCK_BOOTTIME. Both are shm.NoLease if there is no other node.
 func (k *Keeper) Lease(ticks, boot uint64) {
 	k.mapped.ticks, k.mapped.boot = ticks, boot
 	k.s.leas.Boot.Store(boot)
 	k.s.leas.Ticks.Store(ticks)
 }
 
-// Pass looks whether everybody who began before the gate was closed is done:
-// nobody is in the middle of a change or an insert. It returns the slots of
-// the living clients who are, nil when the pass is over. It recovers the dead.
-// Each call goes on where the last one stopped: what it has seen at rest needs
-// no second look, since whoever starts later sees the gate.
+// Pass looks whether every client that began a change or an insert before the gate was
+// closed has ended it. It returns the slots of the living clients that have not; nil:
+// the pass is over. It recovers the dead.
+//
+// Each call goes on where the last one stopped. A handle that was seen at rest needs no
+// second look, since whoever starts later sees the gate.
 func (k *Keeper) Pass(p *Pass) (busy []uint32, err error) {
 	s := k.s
 	if !p.begun {
@@ -99,9 +100,9 @@ type Pass struct {
 	left  []shm.HandleID // not yet seen at rest
 }
 
-// Provisional adds a piece to a record that a recovery makes anew, ordered by
-// OPID; false: no room. A record that is there otherwise is left alone: the
-// piece is in it.
+// Provisional adds a piece to a record that a recovery makes anew, in the order of
+// OPIDs. It returns false if there is no room. It leaves a record alone that is there
+// and not provisional: the piece is in it.
 //
 // Preconditions: the gate is closed; epoch is that of Mapped.
 func (k *Keeper) Provisional(id uint32, key []byte, o OPID, piece []byte, epoch uint64) bool {

@@ -7,10 +7,10 @@ const (
 	scanBuckets = 16384   // of the hash table, in one call
 )
 
-// Scan calls f for records of a database from a cursor on, 0 at first, until
-// it returns false, or for as many as one turn may take; it returns where to
-// go on, 0 at the end. A record that is there throughout comes once. What f is
-// given is valid during the call.
+// Scan calls f for records of a database, from a cursor on, which is 0 at first. It
+// ends when f returns false, or after as many records as one turn may take. It returns
+// the cursor to go on from, 0 at the end. A record that is there throughout comes once.
+// What f is given is valid during the call.
 func (k *Keeper) Scan(id uint32, cursor uint64, f func(key []byte, r *Held) bool) (next uint64) {
 	db := k.db(id)
 	if db == nil {

@@ -9,8 +9,8 @@ import (
 // What the Keeper does for a request: look at a record, lock it, give it a value, take
 // it away, and leave the lock to a client.
 
-// Held is a record as the Keeper reads and writes it. Slices that Look has
-// set belong to the Keeper until its next Look.
+// Held is a record as the Keeper reads and writes it. The slices that Look sets belong
+// to the Keeper until its next Look.
 type Held struct {
 	RSN       uint64
 	LAccessor uint32
@@ -24,8 +24,8 @@ func (k *Keeper) seen(at *spot) seenAt {
 	return seenAt{shm.OffsetOf(k.s.r, at.entry), at.e & identity, at.seq}
 }
 
-// Look reads the last committed value, whether the gate is open or not. false:
-// this node owns no such record.
+// Look reads the last committed value into r, whether the gate is open or not. It
+// returns false if this node owns no such record.
 func (k *Keeper) Look(id uint32, key []byte, r *Held) bool {
 	db := k.db(id)
 	if db == nil {
@@ -71,10 +71,9 @@ const (
 	LockNoSpace
 )
 
-// TryLock locks a record for the dispatcher. What is not there is made, empty
-// and owned; an arriving record may use the reserve. A record that the
-// dispatcher holds already is LockTaken. After LockHeld Rung tells when to try
-// again.
+// TryLock locks a record for the dispatcher: LockTaken, also if the Keeper has it
+// already. A record that is not there is made, empty and owned by this node; an
+// arriving one may use the reserve. After LockHeld Rung tells when to try again.
 func (k *Keeper) TryLock(id uint32, key []byte, arriving bool) LockResult {
 	db := k.db(id)
 	if db == nil {
@@ -199,11 +198,11 @@ func (k *Keeper) findHeld(id uint32, key []byte, at *spot) bool {
 	return err == nil
 }
 
-// Unlock releases a record. One without a value goes, unless the dispatcher
-// attends it. After some services in a row with clients asleep it is a
-// client's turn.
+// Unlock releases a record. A record without a value is removed, unless the Keeper
+// attends it. After a few services in a row for which clients slept, it is a client's
+// turn.
 //
-// Preconditions: the dispatcher holds it.
+// Preconditions: the Keeper holds the record's lock.
 func (k *Keeper) Unlock(id uint32, key []byte) {
 	var at spot
 	if !k.findHeld(id, key, &at) {
@@ -249,11 +248,12 @@ func (k *Keeper) Unlock(id uint32, key []byte) {
 	}
 }
 
-// UnlockTo leaves the lock to a client: the tenant of that generation of a slot. It
-// returns false, and has unlocked the record, if that client has no cell for it: it
-// has died or left, or has never announced it (Handle.Announce).
+// UnlockTo leaves the lock to a client: the tenant of that generation of a slot. If
+// that client has no cell for the record, UnlockTo unlocks the record and returns
+// false. Such a client has died or left, or has never announced the record
+// (Handle.Announce).
 //
-// Preconditions: the dispatcher holds it.
+// Preconditions: the Keeper holds the record's lock.
 func (k *Keeper) UnlockTo(id uint32, key []byte, slot, generation uint32) bool {
 	var at spot
 	if !k.findHeld(id, key, &at) {
@@ -335,8 +335,9 @@ func (k *Keeper) confirmGiven(id uint32, key []byte, entry *shm.Word64, slot, ge
 	}
 }
 
-// Gave says of a record that the dispatcher before this one was about to leave to a
-// client whether it has, and takes the lock back if the client is gone.
+// Gave looks at a record that the dispatcher before this one was about to leave to a
+// client, and reports whether it had left it. If that client is gone, Gave takes the
+// lock back.
 func (k *Keeper) Gave(id uint32, key []byte, slot, generation uint32) bool {
 	db := k.db(id)
 	if db == nil {
@@ -351,11 +352,11 @@ func (k *Keeper) Gave(id uint32, key []byte, slot, generation uint32) bool {
 	return k.confirmGiven(id, key, at.entry, slot, generation)
 }
 
-// Publish gives a record a new value and keeps the lock: LockTaken. LockHeld:
-// somebody holds the latch of a list of free memory, and Rung tells when to try
-// again. LockNoSpace: no room, for an arriving one not even in the reserve.
+// Publish gives a record a new value and keeps the lock: LockTaken. LockHeld: somebody
+// holds the latch of a free list, and Rung tells when to try again. LockNoSpace: there
+// is no room; an arriving record may use the reserve.
 //
-// Preconditions: the dispatcher holds it.
+// Preconditions: the Keeper holds the record's lock.
 func (k *Keeper) Publish(id uint32, key []byte, r *Held, arriving bool) LockResult {
 	var at spot
 	if !k.findHeld(id, key, &at) {
@@ -373,13 +374,14 @@ func (k *Keeper) Publish(id uint32, key []byte, r *Held, arriving bool) LockResu
 }
 
 // PublishFor is Publish for a client: the tenant of that generation of a slot. In a
-// database of pieces the value may have a piece of it. LockNoSpace if the client's
-// index has gone to the orphans: the piece may have been looked for already, in vain,
-// and would stay for ever.
+// database of pieces the value may have a piece of that client. LockNoSpace: the
+// client's index has gone to the orphans. Then somebody may have looked for the piece
+// already, in vain, and it would stay for ever.
 //
-// A look before the commit is enough. Who removes the pieces of the dead needs the
-// record's lock to look for each, and it is the dispatcher's from before the look until
-// after the commit: an index that goes to the orphans in between is worked through later.
+// A look before the commit is enough. Whoever removes the pieces of the dead needs the
+// record's lock to look for each. The Keeper has that lock from before the look until
+// after the commit, so an index that goes to the orphans in between is worked through
+// later.
 func (k *Keeper) PublishFor(id uint32, key []byte, r *Held, slot, generation uint32) LockResult {
 	db := k.db(id)
 	if db != nil && db.mode == Pieces && !k.s.indexed(slot, generation) {
@@ -456,9 +458,9 @@ func (k *Keeper) flush(at *spot) {
 	}
 }
 
-// Remove takes a record off the node, with its lock.
+// Remove takes a record off the node, together with its lock.
 //
-// Preconditions: the dispatcher holds it.
+// Preconditions: the Keeper holds the record's lock.
 func (k *Keeper) Remove(id uint32, key []byte) {
 	var at spot
 	if k.findHeld(id, key, &at) && !k.erase(&at) {
@@ -484,8 +486,8 @@ func (k *Keeper) erase(at *spot) bool {
 	return true
 }
 
-// Touch notes which node has asked for a record last, and how often in a row.
-// It is not an update: a record that a client holds is left alone.
+// Touch notes which node has asked for a record last, and how often in a row. That is
+// no update. Touch leaves a record alone that a client holds.
 func (k *Keeper) Touch(id uint32, key []byte, accessor, count uint32) {
 	k.withLock(id, key, func(at *spot) { at.b.acc.Store(uint64(accessor) | uint64(count)<<32) })
 }

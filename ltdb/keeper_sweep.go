@@ -55,8 +55,8 @@ func (k *Keeper) spotAt(w *shm.Word64, key []byte) (at spot, whole []byte, ok bo
 	return at, whole, true
 }
 
-// Each calls f for every record that this node owns, empty ones too, in a
-// fixed order. The key is valid during the call, which must not insert.
+// Each calls f for every record that this node owns, empty ones too, in a fixed order.
+// The key is valid during the call. f must not insert.
 //
 // Preconditions: the pass is over.
 func (k *Keeper) Each(f func(db uint32, key []byte, rsn uint64)) {
@@ -70,9 +70,9 @@ func (k *Keeper) Each(f func(db uint32, key []byte, rsn uint64)) {
 	})
 }
 
-// Sweep calls keep for the piece of every tag and takes out the pieces that it
-// does not keep. Records that a client has locked are swept as well, and stay
-// locked: it can't commit before the gate is open.
+// Sweep takes out the pieces of all records for which keep returns false. It sweeps
+// records that a client has locked as well, and leaves them locked: that client can't
+// commit before the gate is open.
 //
 // Preconditions: the pass is over.
 func (k *Keeper) Sweep(keep func(o OPID) bool) {
@@ -108,8 +108,7 @@ func (k *Keeper) Sweep(keep func(o OPID) bool) {
 	})
 }
 
-// DropProvisional drops the records that recoveries have made which never
-// opened.
+// DropProvisional drops the records that recoveries have made which never opened.
 func (k *Keeper) DropProvisional() {
 	var buf []byte
 	k.eachEntry(Pieces, func(_ *DB, w *shm.Word64) {

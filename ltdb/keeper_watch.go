@@ -9,9 +9,9 @@ import (
 // What the Keeper hears of records: that one was handed to it, that one that it attends
 // has changed, that one may be had by now. The book of all that is in watches.go.
 
-// Attend asks to be told of commits to a record, or no longer. It is meant for
-// the step that has looked at the record and does not like what is there: what
-// has changed since the first look of this turn is told at the next Rung.
+// Attend asks to be told of commits to a record; with on false it no longer asks. Call
+// it when a condition fails. If the record has changed since this turn's first look at
+// it, Rung tells of it at its next call.
 func (k *Keeper) Attend(id uint32, key []byte, on bool) {
 	db := k.db(id)
 	if db == nil {
@@ -70,10 +70,9 @@ func (k *Keeper) unattend(db *DB, key []byte) {
 	k.Unlock(db.id, key)
 }
 
-// Rung calls f for every record that was handed to the dispatcher, or was
-// changed though attended, since the last call, and for those that are to be
-// tried again. It begins a turn: what Attend compares with was looked at since.
-// f may call all methods but Rung.
+// Rung begins a turn. It calls f for every record that a client has handed over since
+// the last call, for every attended one that has changed, and for those that are to be
+// tried again. f may call all methods but Rung.
 func (k *Keeper) Rung(f func(db uint32, key []byte)) {
 	b := &k.book
 	b.seen = b.seen[:0]
@@ -125,6 +124,6 @@ func (k *Keeper) stillAsked(w *watch) bool {
 	return ok && owner != 0 && owner != DispatcherSlot && (at.e&bitD != 0 || planted("nottold"))
 }
 
-// Again reports whether Rung has something to tell although nobody rings: the
-// caller must not sleep for longer than about a millisecond.
+// Again reports whether Rung has something to tell although nobody rings. The caller
+// must not sleep for longer than about a millisecond then.
 func (k *Keeper) Again() bool { return len(k.book.later) > 0 || len(k.book.undone) > 0 }

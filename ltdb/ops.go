@@ -49,8 +49,8 @@ func (h *Handle) refuse() error {
 	panic("ltdb: a Handle is used by two goroutines at once, or by a condition that it runs; each goroutine needs a Handle of its own, or the DB's methods")
 }
 
-// Handle reserves one of the client's handles until its Close. ErrNoHandles
-// when all are taken: two are always left to DB's own methods.
+// Handle reserves one of the client's handles until its Close. ErrNoHandles: all but
+// two are reserved; these two are always left to the DB's own methods.
 func (db *DB) Handle() (*Handle, error) {
 	s := db.s
 	if s.c == nil {
@@ -177,9 +177,9 @@ func (h *Handle) AppendFetch(ctx context.Context, dst, key []byte) ([]byte, erro
 	return h.QuickMissed(ctx, dst, key, n)
 }
 
-// Quick is the first half of AppendFetch, for the client package, which has a call
-// less so: it returns the length of the value that it has copied behind dst, or a
-// negative number, with which QuickMissed goes on. The Handle{} always refuses.
+// Quick is the first half of AppendFetch. Package mainz calls it, which saves it a
+// call. It returns the length of the value that it has copied behind dst, or a negative
+// number to call QuickMissed with. The zero Handle always refuses.
 func (h *Handle) Quick(dst, key *[]byte) int { return quickFetch(h, dst, key) }
 
 // What Quick returns if it did not find the value.
@@ -188,7 +188,7 @@ const (
 	refused = -2
 )
 
-// QuickMissed is the second half of AppendFetch: why is what Quick returned.
+// QuickMissed is the second half of AppendFetch. why is what Quick returned.
 func (h *Handle) QuickMissed(ctx context.Context, dst, key []byte, why int) ([]byte, error) {
 	if why == missed {
 		return h.db.fetchMiss(ctx, h.a, dst, key, h.db.hash(key))
@@ -221,9 +221,9 @@ func (h *Handle) sampledFetch(ctx context.Context, dst, key []byte) ([]byte, err
 	return out, err
 }
 
-// FetchBatch fills b.Value and b.Err for every b.Keys and returns how many
-// were found. The cache misses of 8 keys at a time overlap. Its own error says
-// that nothing was looked for.
+// FetchBatch fills b.Value and b.Err for every key of b.Keys, and returns how many
+// records it found. The cache misses of 8 keys at a time overlap. Its own error says
+// that it looked for none.
 func (h *Handle) FetchBatch(ctx context.Context, b *Batch) (int, error) {
 	if b == nil {
 		return 0, errNoBatch
@@ -235,9 +235,9 @@ func (h *Handle) FetchBatch(ctx context.Context, b *Batch) (int, error) {
 	return h.db.fetchBatch(ctx, h.a, b), nil
 }
 
-// FetchLocked locks the record and copies its value. If there is none it makes
-// an empty one, which is gone again if nothing is stored. It waits while others
-// hold the lock, as long as ctx allows: then its error is that of ctx.
+// FetchLocked locks the record and copies its value. If there is no record it makes an
+// empty one, which goes with the lock if nothing is stored. It waits while others hold
+// the lock, until ctx ends: then it returns a *LockError with the error of ctx.
 // ErrTooManyLocks, ErrNoSpace: nothing has changed.
 func (h *Handle) FetchLocked(ctx context.Context, key []byte) (Record, error) {
 	if err := h.enter(); err != nil {
@@ -277,8 +277,8 @@ func (h *Handle) TryFetchLocked(ctx context.Context, key []byte) (Record, error)
 	return h.lockRecord(ctx, key, false)
 }
 
-// Store gives the record a new value, or makes the record; no data deletes it.
-// It takes the record's lock for a moment, and waits while others hold it.
+// Store gives the record a new value, or makes the record. Without data it deletes the
+// record. It takes the record's lock for a moment, and waits while others hold it.
 // ErrTooBig, ErrMode, ErrNoSpace: nothing has changed.
 func (h *Handle) Store(ctx context.Context, key, data []byte) error {
 	if err := h.enter(); err != nil {
@@ -288,9 +288,9 @@ func (h *Handle) Store(ctx context.Context, key, data []byte) error {
 	return h.db.store(ctx, h.a, key, data)
 }
 
-// Append adds data to the end of the value, which becomes the value if there
-// is no record. It waits like Store, and has its errors: ErrTooBig if the
-// value would become too long.
+// Append adds data to the end of the value; if there is no record, data becomes the
+// value. It waits like Store, and has its errors. ErrTooBig: the value would become too
+// long.
 func (h *Handle) Append(ctx context.Context, key, data []byte) error {
 	if err := h.db.checkStore(key, data); err != nil {
 		return err
@@ -365,9 +365,9 @@ func (db *DB) observe(ctx context.Context, dst, key []byte) ([]byte, error) {
 	return db.fetch(ctx, nil, dst, key, db.hash(key))
 }
 
-// FetchBatch fills b.Value and b.Err for every b.Keys and returns how many
-// were found. The cache misses of 8 keys at a time overlap. Its own error says
-// that nothing was looked for.
+// FetchBatch fills b.Value and b.Err for every key of b.Keys, and returns how many
+// records it found. The cache misses of 8 keys at a time overlap. Its own error says
+// that it looked for none.
 func (db *DB) FetchBatch(ctx context.Context, b *Batch) (int, error) {
 	if b == nil {
 		return 0, errNoBatch
@@ -388,9 +388,9 @@ func (db *DB) FetchBatch(ctx context.Context, b *Batch) (int, error) {
 	return db.fetchBatch(ctx, nil, b), nil
 }
 
-// FetchLocked locks the record and copies its value. If there is none it makes
-// an empty one, which is gone again if nothing is stored. It waits while others
-// hold the lock, as long as ctx allows: then its error is that of ctx.
+// FetchLocked locks the record and copies its value. If there is no record it makes an
+// empty one, which goes with the lock if nothing is stored. It waits while others hold
+// the lock, until ctx ends: then it returns a *LockError with the error of ctx.
 // ErrTooManyLocks, ErrNoSpace: nothing has changed.
 func (db *DB) FetchLocked(ctx context.Context, key []byte) (Record, error) {
 	if uint(len(key)-1) >= maxKey {
@@ -420,16 +420,16 @@ func (db *DB) TryFetchLocked(ctx context.Context, key []byte) (Record, error) {
 	return db.lockRecord(ctx, nil, key, false)
 }
 
-// Store gives the record a new value, or makes the record; no data deletes it.
-// It takes the record's lock for a moment, and waits while others hold it.
+// Store gives the record a new value, or makes the record. Without data it deletes the
+// record. It takes the record's lock for a moment, and waits while others hold it.
 // ErrTooBig, ErrMode, ErrNoSpace: nothing has changed.
 func (db *DB) Store(ctx context.Context, key, data []byte) error {
 	return db.store(ctx, nil, key, data)
 }
 
-// Append adds data to the end of the value, which becomes the value if there
-// is no record. It waits like Store, and has its errors: ErrTooBig if the
-// value would become too long.
+// Append adds data to the end of the value; if there is no record, data becomes the
+// value. It waits like Store, and has its errors. ErrTooBig: the value would become too
+// long.
 func (db *DB) Append(ctx context.Context, key, data []byte) error {
 	if err := db.checkStore(key, data); err != nil {
 		return err

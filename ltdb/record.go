@@ -110,11 +110,11 @@ func (a *actor) keepLock(l *lock) {
 	a.s.locks.put(l)
 }
 
-// Record is a locked record, a small value: copies go stale together, and
-// every method of a stale one returns ErrNotLocked, or ErrClosed after the Store's
-// Close. One goroutine at a time uses it. Of two calls that end a record at once one
-// does, and the other returns ErrNotLocked; a call that meets Store under way in
-// another goroutine panics. Its methods never wait for another holder.
+// Record is a locked record. It is a small value, and copies of it go stale together.
+// Every method of a stale one returns ErrNotLocked, or ErrClosed after the Store's
+// Close. One goroutine at a time uses it. Of two calls that end a record at once, one
+// ends it and the other returns ErrNotLocked. A call that meets Store under way in
+// another goroutine panics. No method waits for another holder.
 type Record struct {
 	l    *lock
 	live uint64 // l.state as long as the Record is not stale
@@ -183,13 +183,13 @@ func (r Record) stale() error {
 	return ErrNotLocked
 }
 
-// Held reports whether the record is locked still, as far as this process has
-// not unlocked it.
+// Held reports whether the record is still locked, as far as this process has not
+// unlocked it.
 func (r Record) Held() bool { return r.fresh() }
 
-// Data returns the value as fetched or last stored, in memory of this
-// process, capacity clipped; it may be changed in place and stored. It is
-// valid until the record is unlocked, and nil if the record is new.
+// Data returns the value as it was fetched or last stored: nil if the record is new.
+// The slice is memory of this process, with its capacity clipped. The caller may change
+// it in place and store it. It is valid until the record is unlocked.
 func (r Record) Data() []byte {
 	if !r.fresh() {
 		return nil
@@ -224,9 +224,9 @@ func (r Record) Header() Header {
 	return h
 }
 
-// OwnerDied reports that the last holder died with the lock: the value is
-// whole, what it guards may not be. That is so whether the record has a value or
-// not, and until somebody who holds the record stores or unlocks it, or deletes it.
+// OwnerDied reports that the last holder died with the lock. The value is whole; what
+// it guards may be half done. That holds for a record without a value as well, and
+// until somebody who holds the record stores, unlocks or deletes it.
 func (r Record) OwnerDied() bool {
 	return r.fresh() && metaFlags(r.l.at.meta)&flagOwnerDied != 0
 }
@@ -328,9 +328,9 @@ func (a *actor) unlockAll() error {
 	return errors.Join(errs...)
 }
 
-// Store replaces the value and keeps the lock. data may be what Data
-// returned. On an error the record has its old value and its lock; with
-// ErrLeaseLost it has the new one, which may not count.
+// Store replaces the value and keeps the lock. data may be what Data returned. On an
+// error the record has its old value, and its lock. The exception is ErrLeaseLost: the
+// record has the new value, which may not count.
 func (r Record) Store(data []byte) error {
 	if !r.fresh() {
 		return r.stale()
@@ -376,8 +376,8 @@ func (a *actor) storeKept(l *lock, data []byte) error {
 	return a.settle(oldClass)
 }
 
-// StoreUnlock replaces the value and unlocks, in one step; no data deletes.
-// On any error the lock is gone.
+// StoreUnlock replaces the value and unlocks the record, in one step. Without data it
+// deletes the record. On any error the lock is gone.
 func (r Record) StoreUnlock(data []byte) error {
 	return r.storeUnlock(context.Background(), data, true)
 }
@@ -417,7 +417,7 @@ func (a *actor) eraseChecked(l *lock) error {
 // Delete removes the record and unlocks.
 func (r Record) Delete() error { return r.StoreUnlock(nil) }
 
-// Unlock unlocks; a second call returns ErrNotLocked, so that a deferred one
+// Unlock unlocks the record. A second call returns ErrNotLocked, so a deferred Unlock
 // after StoreUnlock is harmless.
 func (r Record) Unlock() error { return r.unlock(true) }
 

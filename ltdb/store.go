@@ -37,8 +37,8 @@ type Config struct {
 	Cluster   string    // name of the cluster, for status output; "" means "default"
 	PNN       uint32    // number of this node
 	Group     string    // group of the files; "": the process's own
-	// unit of memory that belongs to one class of blocks, a power of two; 0: fitted to Size and
-	// MaxValue
+	// SpanSize is the unit of memory that belongs to one class of blocks, a power of two;
+	// 0: fitted to Size and MaxValue.
 	SpanSize uint64
 }
 

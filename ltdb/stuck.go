@@ -33,10 +33,9 @@ type stuckMark struct {
 	fresh, old, class, table, orphan, busy32 uint32
 }
 
-// Stuck calls f for every client that was seen in one call, at one place of it, for
-// limit or longer. Each call looks at a part of the slots, until goOn returns false,
-// and begins where the last one stopped; after a look at all it is at the first
-// again. It is meant to be called every 100 ms or so.
+// Stuck calls f for every client that was seen at one place of one call for limit or
+// longer. Each call of Stuck looks at a part of the slots, until goOn returns false,
+// and begins where the last one stopped. Call it every 100 ms or so.
 func (k *Keeper) Stuck(limit time.Duration, goOn func() bool, f func(c Stuck)) {
 	s := k.s
 	if k.stuck == nil {
@@ -112,8 +111,9 @@ func markOf(sl *shm.Slot, h *handle, cell *shm.Word64) stuckMark {
 // Stopped reports whether the process of a client is stopped, as the kernel says.
 func (k *Keeper) Stopped(slot uint32) bool { return k.s.c.Stopped(slot) }
 
-// Evict kills a client that is stopped, if the kernel names it for that slot; it is
-// recovered like anybody dead. ErrPermission: this process may not.
+// Evict kills a client that is stopped, if the kernel names its process for that slot.
+// The client is recovered then like any dead one. ErrPermission: this process may not
+// kill it.
 func (k *Keeper) Evict(slot uint32, generation uint64) (bool, error) {
 	return k.s.c.Evict(slot, generation)
 }

@@ -19,8 +19,8 @@ func (s *Store) Tenant(slot uint32) (generation uint64, alive bool) {
 // What a client needs whose call goes through the dispatcher. Each of these
 // calls borrows a handle, and may be made by any goroutine.
 
-// Announce prepares for the record's lock to be left to this client by the
-// dispatcher: Handle.Announce for who has no Handle. Redeem or Withdraw ends it.
+// Announce is Handle.Announce for a caller that has no Handle. Redeem or Withdraw ends
+// it.
 func (db *DB) Announce(ctx context.Context, key []byte) (n *Announced, err error) {
 	err = db.with(ctx, func(h *Handle) error {
 		n, err = h.Announce(ctx, key)
@@ -29,8 +29,8 @@ func (db *DB) Announce(ctx context.Context, key []byte) (n *Announced, err error
 	return n, err
 }
 
-// Redeem takes the lock that the dispatcher has left to this client.
-// ErrNotLocked: it has not, and nothing is held.
+// Redeem takes the lock that the dispatcher has left to this client. ErrNotLocked: it
+// has left none, and the client holds nothing.
 func (db *DB) Redeem(n *Announced) (r Record, err error) {
 	err = db.with(context.Background(), func(h *Handle) error {
 		n.h = h
@@ -43,11 +43,11 @@ func (db *DB) Redeem(n *Announced) (r Record, err error) {
 	return r, err
 }
 
-// Withdraw takes an announcement back. given says that the dispatcher has left
-// the lock to this client by it: then it is released. (That the client holds the
-// record does not tell: another of its goroutines may.)
+// Withdraw takes an announcement back. given says that the dispatcher has left the lock
+// to this client because of it; Withdraw releases the lock then. (That the client holds
+// the record proves nothing: another of its goroutines may have locked it.)
 //
-// Preconditions: the dispatcher does not act on it any more.
+// Preconditions: the dispatcher does not act on the announcement any more.
 func (db *DB) Withdraw(n *Announced, given bool) error {
 	return db.with(context.Background(), func(h *Handle) error {
 		n.h = h
@@ -76,8 +76,9 @@ func (db *DB) with(ctx context.Context, f func(h *Handle) error) error {
 	return f(newHandle(db, a))
 }
 
-// CheckPiece says what is wrong with a piece before it goes to the dispatcher:
-// ErrMalformed. A condition that this client does not have knows better.
+// CheckPiece returns ErrMalformed, with what is wrong, for a piece that the condition
+// does not understand. It returns nil if this client does not have the condition: the
+// dispatcher looks then.
 func (db *DB) CheckPiece(id ConditionID, piece []byte) error {
 	if c := db.s.condition(id); c != nil {
 		return c.Malformed(Snapshot{}, piece)
@@ -85,9 +86,9 @@ func (db *DB) CheckPiece(id ConditionID, piece []byte) error {
 	return nil
 }
 
-// PreparePiece puts a piece into this client's index which the dispatcher is to
-// append under that name. KeepPiece or DropPiece ends it. If the client dies
-// before, the piece is removed wherever it is.
+// PreparePiece puts a piece into this client's index, which the dispatcher is to append
+// under the name that PreparePiece returns. KeepPiece or DropPiece ends it. If the
+// client dies before that, the piece is removed wherever it is.
 func (db *DB) PreparePiece(key, piece []byte) (p Piece, err error) {
 	switch {
 	case db.mode != Pieces:
@@ -110,8 +111,8 @@ func (db *DB) PreparePiece(key, piece []byte) (p Piece, err error) {
 	return p, err
 }
 
-// KeepPiece notes that a prepared piece is in its record, or one that was to be
-// removed is still there.
+// KeepPiece notes that a prepared piece is in its record, or that a piece that was to
+// be removed is still there.
 func (db *DB) KeepPiece(p Piece) {
 	if w := db.s.index.word(p.word); w != nil {
 		w.Store(w.Load()&^stateMask | stateLive)
@@ -134,9 +135,9 @@ func (db *DB) DropPiece(p Piece) error {
 	})
 }
 
-// MarkRemoving notes that the dispatcher is about to remove a piece of this
-// client: KeepPiece or DropPiece ends it. ErrNotFound: it is no such piece, or
-// is being removed already.
+// MarkRemoving notes that the dispatcher is about to remove a piece of this client.
+// KeepPiece or DropPiece ends it. ErrNotFound: there is no such piece, or it is being
+// removed already.
 func (db *DB) MarkRemoving(key []byte, p Piece) error {
 	s := db.s
 	w := s.index.word(p.word)

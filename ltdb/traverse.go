@@ -15,10 +15,10 @@ type Entry struct {
 	RSN       uint64 // updates since the record's life began
 }
 
-// Traverse yields the database's records in no order: each that exists
-// throughout at least once, and once only if nobody deletes and stores it
-// anew meanwhile. No lock is held while the body runs, which may change the
-// database. An error ends it.
+// Traverse yields the database's records, in no order. It yields each record that
+// exists throughout at least once, and only once if nobody deletes it and stores it
+// anew meanwhile. It holds no lock while the loop's body runs, which may change the
+// database. An error ends the loop.
 func (db *DB) Traverse(ctx context.Context) iter.Seq2[Entry, error] {
 	return func(yield func(Entry, error) bool) {
 		if ctx == nil {

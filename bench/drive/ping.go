@@ -77,7 +77,7 @@ func (o *PingOptions) check(t transport.Transport) error {
 	case o.Window < 1:
 		return fmt.Errorf("%w: window %d: want at least 1", ErrOptions, o.Window)
 	case o.Count < 0 || o.Duration < 0:
-		return fmt.Errorf("%w: a count of %d, %v: want none below 0", ErrOptions, o.Count, o.Duration)
+		return fmt.Errorf("%w: count %d, duration %v: both must be 0 or more", ErrOptions, o.Count, o.Duration)
 	case o.Count == 0 && o.Duration == 0:
 		return fmt.Errorf("%w: neither a count nor a duration", ErrOptions)
 	}

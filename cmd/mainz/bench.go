@@ -98,7 +98,7 @@ slices. Needs root, two CPUs, and for the C side a compiler.`,
 				opts.Progress = func(text string) { line.print(text, false) }
 			}
 			if opts.Rounds < 0 || opts.Slice < 0 || opts.Window < 2 {
-				return &problem{kind: usage, err: fmt.Errorf("--rounds %d, --slice %v, --window %d: want none below 0, and a window of at least 2", opts.Rounds, opts.Slice, opts.Window)}
+				return &problem{kind: usage, err: fmt.Errorf("--rounds %d, --slice %v, --window %d: none may be below 0, and the window must be 2 or more", opts.Rounds, opts.Slice, opts.Window)}
 			}
 			report, err := bench.Net(cmd.Context(), opts)
 			line.end()
