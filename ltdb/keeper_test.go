@@ -368,6 +368,76 @@ func TestUnlockTo(t *testing.T) {
 	wantValue(t, n.db, "new", "+")
 }
 
+// TestGave: a dispatcher has died when it left a lock to a client. The next one finds out
+// whether it had: the client has the lock if it still wants it, and nobody else is
+// kept from it.
+func TestGave(t *testing.T) {
+	n := newNode(t, KV)
+	id := n.db.ID()
+	h, err := n.db.Handle()
+	wantErr(t, "handle", err, nil)
+	defer h.Close()
+	other, err := n.s.Join(bg, "other")
+	wantErr(t, "join", err, nil)
+	defer other.Close()
+	for _, c := range []struct {
+		what       string
+		announced  bool
+		given      bool // the dispatcher had got that far
+		generation uint32
+		want       bool
+		holder     uint32
+	}{
+		{"given", true, true, 0, true, n.s.slot},
+		{"not given yet", true, false, 0, false, DispatcherSlot},
+		{"to who does not want it any more", false, true, 0, false, 0},
+		{"to the tenant before", true, true, 1, false, 0},
+	} {
+		key := []byte(c.what)
+		var ann *Announced
+		if c.announced {
+			ann, err = h.Announce(bg, key)
+			wantErr(t, "announce", err, nil)
+		}
+		n.wantLock(c.what, LockTaken)
+		var at spot
+		if ok, err := n.db.find(n.db.hash(key), key, &at); !ok || err != nil {
+			t.Fatalf("%s: found %v, %v", c.what, ok, err)
+		}
+		if c.given { // as UnlockTo does before its second look
+			e := at.entry.Load()
+			at.entry.Store(e&identity | bitD | ownedBy(n.s.slot))
+		}
+		if got := n.d.Gave(id, key, n.s.slot, n.generation()-c.generation); got != c.want || n.holder(c.what) != c.holder {
+			t.Errorf("%s: gave %v, the holder is %d; want %v and %d", c.what, got, n.holder(c.what), c.want, c.holder)
+		}
+		if c.want && at.entry.Load()&bitD != 0 {
+			t.Errorf("%s: the dispatcher's mark stays", c.what)
+		}
+		switch {
+		case c.want:
+			r, err := ann.Record()
+			wantErr(t, "record", err, nil)
+			wantErr(t, "store", r.StoreUnlock([]byte("v")), nil)
+			wantValue(t, n.db, c.what, "v")
+		case c.holder == DispatcherSlot:
+			n.unlock(c.what)
+			wantErr(t, "cancel", ann.Cancel(), nil)
+		case ann != nil:
+			wantErr(t, "cancel", ann.Cancel(), nil)
+		}
+	}
+	// What another client has is his, and a record that is not there is nobody's.
+	r := lockedBy(t, database(t, other, "db", 10), "theirs")
+	for _, key := range []string{"theirs", "nothing"} {
+		if n.d.Gave(id, []byte(key), n.s.slot, n.generation()) || n.d.Gave(id, []byte(key), DispatcherSlot, n.generation()) {
+			t.Errorf("%s: was given", key)
+		}
+	}
+	wantErr(t, "their store", r.StoreUnlock([]byte("v")), nil)
+	mustCheck(t, n.s)
+}
+
 // TestRecoveryOfNode: freeze, pass, sweep, provisional records, opening.
 func TestRecoveryOfNode(t *testing.T) {
 	n := newNode(t, Pieces)

@@ -131,9 +131,9 @@ func (e *latchError) Unwrap() error { return e.err }
 func (e *latchError) Error() string {
 	h := &e.holder
 	if h.Slot == 0 {
-		return fmt.Sprintf("ltdb: %s: its latch was not had in time; it is free now: %v", e.what, e.err)
+		return fmt.Sprintf("%s: its latch was not had in time; it is free now: %v", e.what, e.err)
 	}
-	return fmt.Sprintf("ltdb: %s: its latch is held by process %d (%q in slot %d, attached since %s): %v; if that process is stopped, let it go on, or end it",
+	return fmt.Sprintf("%s: its latch is held by process %d (%q in slot %d, attached since %s): %v; if that process is stopped, let it go on, or end it",
 		e.what, h.PID, h.Name, h.Slot, h.Attached.Format(time.RFC3339), e.err)
 }
 

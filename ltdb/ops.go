@@ -46,7 +46,7 @@ func (h *Handle) refuse() error {
 	if h.seat.Load() == seatClosed {
 		return errClosed
 	}
-	panic("ltdb: a Handle is used by two goroutines at once, or by a condition that it runs; each goroutine needs a Handle of its own, or the DB's methods")
+	panic("mainz: a Handle is used by two goroutines at once, or by a condition that it runs; each goroutine needs a Handle of its own, or the DB's methods")
 }
 
 // Handle reserves one of the client's handles until its Close. ErrNoHandles: all but

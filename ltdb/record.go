@@ -177,7 +177,7 @@ func (r Record) stale() error {
 		case r.live - lockLive + lockClosed:
 			return errClosed
 		case r.live - lockLive + lockBusy:
-			panic("ltdb: a Record is used by two goroutines at once: one of them is in Store")
+			panic("mainz: a Record is used by two goroutines at once: one of them is in Store")
 		}
 	}
 	return ErrNotLocked
