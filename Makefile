@@ -19,6 +19,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null)
 GOTEST  := $(GO) run ./internal/gotest $(TESTFLAGS)
 TOOL := $(GO) tool -modfile=tools/go.mod
 STATICCHECK := $(TOOL) staticcheck
+GOLANGCI := $(TOOL) golangci-lint
 
 # The packages whose tests run under the simulated scheduler.
 SIM := $(wildcard ./shm ./ring ./ltdb ./internal/explore)
@@ -131,8 +132,9 @@ vet:
 	$(GO) vet -tags verify ./...
 
 .PHONY: lint
-lint: vet fmt-check ## vet, gofmt, staticcheck (also with the tag shmsim), go.mod tidy
+lint: vet fmt-check ## vet, gofmt, staticcheck (also with the tag shmsim), golangci-lint, go.mod tidy
 	$(STATICCHECK) ./...
 	$(STATICCHECK) -tags shmsim ./...
 	$(STATICCHECK) -tags verify ./internal/... ./ltdb ./ring
+	$(GOLANGCI) run
 	$(GO) mod tidy -diff

@@ -71,7 +71,7 @@ func TestDamageIsMended(t *testing.T) {
 	}
 	for name, off := range words {
 		was := c.word(off).Load()
-		for try := 0; try < 2; try++ {
+		for try := range 2 {
 			c.word(off).Store(was ^ 0x5a<<(8*try))
 			for c.word(off).Load() != was {
 				if ctx.Err() != nil {

@@ -78,7 +78,7 @@ func sampleReport() *Report {
 		Peers: []string{"tdb-mutex: libtdb 1.4.8"}, Quick: true, SliceMS: 20, Records: 100000,
 		Warnings: []string{"load is 0.25 on 2 CPUs: wait until the machine is quiet"},
 	}}
-	make := func(peer string, mops, ns float64) *series {
+	made := func(peer string, mops, ns float64) *series {
 		s := &series{peer: peer}
 		for i := range 5 {
 			slow := 1.0
@@ -96,10 +96,10 @@ func sampleReport() *Report {
 	add := func(o op, f format, hot bool, procs int, all ...*series) {
 		r.groups = append(r.groups, &group{o, f, hot, procs, all})
 	}
-	add(opAppend, growing, false, 1, make(ours, 3, 400), make("tdb-mutex", 0.1, 9000), make(floor, 15, 120))
-	add(opNop, 64, false, 1, make(ours, 180, 20), make("tdb-mutex", 200, 20), make(floor, 200, 20))
-	add(opFetch, 64, true, 1, make(ours, 45, 40), make("tdb-mutex", 10, 110), make(floor, 95, 30))
-	add(opFetch, 64, true, 2, make(ours, 89, 40), make("tdb-mutex", 4, 300), make(floor, 187, 30))
+	add(opAppend, growing, false, 1, made(ours, 3, 400), made("tdb-mutex", 0.1, 9000), made(floor, 15, 120))
+	add(opNop, 64, false, 1, made(ours, 180, 20), made("tdb-mutex", 200, 20), made(floor, 200, 20))
+	add(opFetch, 64, true, 1, made(ours, 45, 40), made("tdb-mutex", 10, 110), made(floor, 95, 30))
+	add(opFetch, 64, true, 2, made(ours, 89, 40), made("tdb-mutex", 4, 300), made(floor, 187, 30))
 	return r.report()
 }
 

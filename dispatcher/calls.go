@@ -142,7 +142,7 @@ func (c *calls) settle(s *store, serves func(slot, generation uint32) bool) {
 			key := make([]byte, n)
 			c.seg.Region().CopyOut(key, call.IntentKeyOffset(c.seg))
 			db, rsn := c.node.IntentDB.Load(), c.node.IntentRSN.Load()
-			happened := false
+			var happened bool
 			if rsn == 0 {
 				happened = s.keeper.Gave(db, key, l.Slot.Load(), l.Generation.Load())
 			} else {

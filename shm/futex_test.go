@@ -46,7 +46,7 @@ func TestWaitAnyWoken(t *testing.T) {
 	wg.Add(1)
 	go func() {
 		defer wg.Done()
-		for i := uint32(0); i < rounds; i++ {
+		for i := range uint32(rounds) {
 			until(t, "the other side's turn", func() bool {
 				WaitAny(time.Second, Watch{ping, i})
 				return ping.Load() == i+1
@@ -56,7 +56,7 @@ func TestWaitAnyWoken(t *testing.T) {
 		}
 	}()
 	old := [4]uint32{}
-	for i := uint32(0); i < rounds; i++ {
+	for i := range uint32(rounds) {
 		ping.Store(i + 1)
 		ping.Wake(1)
 		until(t, "a wake-up", func() bool {

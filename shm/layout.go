@@ -238,7 +238,7 @@ func layoutHash(upper string) uint64 {
 
 func fnv[T string | []byte](s T) uint64 {
 	h := uint64(14695981039346656037)
-	for i := 0; i < len(s); i++ {
+	for i := range len(s) {
 		h = (h ^ uint64(s[i])) * 1099511628211
 	}
 	return h

@@ -181,11 +181,11 @@ func (m *Machine) without(size uint64) *Machine {
 }
 
 // left is what is left of a limit.
-func left(max, used uint64) uint64 {
-	if max == Unlimited {
+func left(limit, used uint64) uint64 {
+	if limit == Unlimited {
 		return Unlimited
 	}
-	return max - min(max, used)
+	return limit - min(limit, used)
 }
 
 // plus adds, and stays Unlimited.

@@ -26,8 +26,8 @@ func roomy() *Machine {
 // Each limit is looked at, and the message names the limit and its own remedy.
 func TestLimits(t *testing.T) {
 	need := Need{Dir: "/dev/shm/mainz/v1", Size: 256 << 20, Slots: 256, Create: true, Owner: true, Ram: true}
-	group := func(max, high, used uint64) MemoryGroup {
-		return MemoryGroup{Path: "/sys/fs/cgroup/app", Max: max, High: high, Used: used, MaxAt: "memory.max"}
+	group := func(most, high, used uint64) MemoryGroup {
+		return MemoryGroup{Path: "/sys/fs/cgroup/app", Max: most, High: high, Used: used, MaxAt: "memory.max"}
 	}
 	for _, tc := range []struct {
 		name   string

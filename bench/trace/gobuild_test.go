@@ -49,14 +49,14 @@ func TestGoBuild(t *testing.T) {
 		if int(e.Open) != len(opens) {
 			t.Fatalf("event %d opens %d, want %d", i, e.Open, len(opens))
 		}
-		any, admitted := false, false
+		denied, admitted := false, false
 		for _, o := range inUse[e.File] {
 			if Conflict(opens[o].mode, e.Mode) {
-				any = true
+				denied = true
 				admitted = admitted || !skipped[o]
 			}
 		}
-		if any {
+		if denied {
 			conflicting++
 		}
 		if admitted {

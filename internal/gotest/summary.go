@@ -106,21 +106,21 @@ func (s *summary) take(e event, output map[testName]*strings.Builder, failedIn m
 // unended prints what is left of a package that failed: its own output, and
 // that of tests that never ended because the process did. It tells whether
 // there are such tests.
-func (s *summary) unended(pkg string, output map[testName]*strings.Builder, w io.Writer) (any bool) {
+func (s *summary) unended(pkg string, output map[testName]*strings.Builder, w io.Writer) (some bool) {
 	for _, name := range slices.SortedFunc(maps.Keys(output),
 		func(a, b testName) int { return cmp.Compare(a.test, b.test) }) {
 		if name.pkg != pkg {
 			continue
 		}
 		if name.test != "" {
-			any = true
+			some = true
 			s.failed++
 			fmt.Fprintf(w, "=== %s did not end\n", name.test)
 		}
 		io.WriteString(w, text(output[name]))
 		delete(output, name)
 	}
-	return any
+	return some
 }
 
 // report prints the end of the log, and tells whether all is well.

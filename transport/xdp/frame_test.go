@@ -19,7 +19,7 @@ var (
 
 func plainSum(b []byte) uint16 {
 	s := uint32(0)
-	for i := 0; i < len(b); i++ {
+	for i := range b {
 		s += uint32(b[i]) << (8 * uint(1-i%2))
 		s = s&0xffff + s>>16
 	}
@@ -102,7 +102,8 @@ func FuzzParseFrame(f *testing.F) {
 		if b[12] == 0x81 || b[12] == 0x88 {
 			ip = b[18:]
 		}
-		head, addr := 20, netip.Addr{}
+		head := 20
+		var addr netip.Addr
 		if ip[0]>>4 == 4 {
 			addr, _ = netip.AddrFromSlice(ip[12:16])
 		} else {

@@ -278,7 +278,7 @@ func quoted(s string) int {
 func angled(s string) int {
 	arrows := !strings.HasPrefix(s, "</")
 	depth := 0
-	for i := 0; i < len(s); i++ {
+	for i := range len(s) {
 		switch s[i] {
 		case '<':
 			depth++
