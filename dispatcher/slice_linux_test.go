@@ -75,7 +75,8 @@ func BenchmarkTurns(b *testing.B) {
 	ctx, cancel := context.WithTimeout(b.Context(), 5*time.Minute)
 	defer cancel()
 	open := func(dir string, size int) *Dispatcher {
-		d, err := Open(ctx, Options{Dir: dir, Store: ltdb.Options{Create: true, Config: ltdb.Config{Size: uint64(size), Slots: 8}}})
+		d, err := Open(ctx, Options{Dir: dir,
+			Store: ltdb.Options{Create: true, Config: ltdb.Config{Size: uint64(size), Slots: 8}}})
 		if err != nil {
 			b.Fatal(err)
 		}

@@ -71,7 +71,8 @@ func TestCompilerKeepsStores(t *testing.T) {
 	}
 	build := func(name string, flags ...string) map[string]int {
 		program := filepath.Join(t.TempDir(), name)
-		cmd := exec.Command("go", append(append([]string{"test", "-c", "-tags", "verify", "-o", program}, flags...), ".")...)
+		cmd := exec.Command("go", append(append([]string{"test", "-c", "-tags", "verify", "-o", program}, flags...),
+			".")...)
 		cmd.Env = append(os.Environ(), "GOFLAGS=", "GOOS="+runtime.GOOS, "GOARCH=amd64")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("%v: %v\n%s", cmd, err, out)

@@ -93,7 +93,8 @@ func (n *Node) leftOut(mp *Map) {
 // size may get through and those of another not.
 func (n *Node) Unanswered(now Instant, p PNN, since Instant) {
 	n.begin(now)
-	if n.state == stOpen && n.s.Map.member(p) != nil && n.now-since >= n.cfg.Unanswered && n.leaseLive() && n.plant != plantWaitForEver {
+	if n.state == stOpen && n.s.Map.member(p) != nil && n.now-since >= n.cfg.Unanswered && n.leaseLive() &&
+		n.plant != plantWaitForEver {
 		n.suspectOf(blame{p, wire.BlameMute})
 	}
 	n.finish()

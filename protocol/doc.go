@@ -34,6 +34,7 @@
 // databases [Config.MaxAsks] (messages of others come again). What is known about keys is one entry for each
 // key that has any of these, a carried copy or a remote lock. An LMASTER has one place
 // for each record of its keys that another node owns, of 128 bytes at most with a key of
-// 16; [Config.Hints] places of other LMASTERs' records are remembered. Carried copies are bounded by the store's room, see Node.room: an
-// LMASTER lets one through at a time if there is none.
+// 16; [Config.Hints] places of other LMASTERs' records are remembered. Carried copies are
+// bounded by the store's room, see Node.room: an LMASTER lets one through at a time if
+// there is none.
 package protocol

@@ -152,12 +152,14 @@ do 1 fetch p
 // at once, with the message at which it dies lost, repeated or late as well. The
 // transcripts of ten of these cases are in testdata.
 func TestLeaderDies(t *testing.T) {
-	for _, op := range []string{"PREPARE", "PROMISE", "NEW_MAP", "CLAIM", "CLAIMS_DONE", "SETTLE", "VERDICT", "RESUPPLY", "SETTLED", "RECOVERED"} {
+	for _, op := range []string{"PREPARE", "PROMISE", "NEW_MAP", "CLAIM", "CLAIMS_DONE", "SETTLE", "VERDICT",
+		"RESUPPLY", "SETTLED", "RECOVERED"} {
 		died := 0
 		for _, mishap := range []string{"", "lose OP", "repeat OP", "late OP 5ms", "late OP 300ms"} {
 			for _, again := range []string{"cold", "cold boot 0", "warm", "warm boot 0"} {
 				cold, boot, _ := strings.Cut(again, " ")
-				script := strings.NewReplacer("COLD", cold, "MISHAP", strings.ReplaceAll(mishap, "OP", op), "OP", op, "AGAIN", boot).Replace(leaderDies)
+				script := strings.NewReplacer("COLD", cold, "MISHAP", strings.ReplaceAll(mishap, "OP", op), "OP", op,
+					"AGAIN", boot).Replace(leaderDies)
 				transcript, failures := sim.Script(script)
 				for _, f := range failures {
 					t.Errorf("%s, %q, %s: %v", op, mishap, again, f)

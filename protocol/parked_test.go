@@ -22,7 +22,8 @@ func newCrowd(t *testing.T, waiters int, timeout func(i int) uint32) *crowd {
 	c.call(0, &wire.Message{Op: wire.ReqStoreUnlock, DBID: 1, Key: c.key, Data: value, Timeout: 100})
 	before := c.n.Counters().Executed
 	for i := range waiters {
-		if _, err := c.n.Submit(c.now, 1, uint64(100+i), &wire.Message{Op: wire.ReqWatch, DBID: 1, Key: c.key, RSN: c.rsn(), Timeout: timeout(i)}); err != nil {
+		if _, err := c.n.Submit(c.now, 1, uint64(100+i),
+			&wire.Message{Op: wire.ReqWatch, DBID: 1, Key: c.key, RSN: c.rsn(), Timeout: timeout(i)}); err != nil {
 			t.Fatal(err)
 		}
 	}

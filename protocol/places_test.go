@@ -45,7 +45,8 @@ func TestPlaces(t *testing.T) {
 			}
 			got, ok := table.get(hash(k), k.db, []byte(k.k))
 			if want, there := twin[k]; ok != there || ok && got != want || table.n != len(twin) {
-				t.Fatalf("seed %d, size %d, step %d: %v is %v (%v), want %v (%v); %d entries, want %d", seed, size, i, k, got, ok, want, there, table.n, len(twin))
+				t.Fatalf("seed %d, size %d, step %d: %v is %v (%v), want %v (%v); %d entries, want %d", seed, size, i,
+					k, got, ok, want, there, table.n, len(twin))
 			}
 		}
 		for k, want := range twin {

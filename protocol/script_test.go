@@ -42,7 +42,8 @@ func TestScripts(t *testing.T) {
 					t.Fatal(err)
 				}
 			} else if got != string(b) {
-				t.Errorf("the transcript has changed (go test ./protocol -run Scripts -rewrite, then git diff):\n%s", firstDiff(string(b), got))
+				t.Errorf("the transcript has changed (go test ./protocol -run Scripts -rewrite, then git diff):\n%s",
+					firstDiff(string(b), got))
 			}
 		})
 	}

@@ -327,7 +327,8 @@ func (c *Client) sliceEnded(seen uint32, w, live Watch, held uint32, cancel *Wor
 // client that waits for a CPU (R) may be the one that was woken, or is about to wake.
 func (c *Client) others(w Watch, now uint32) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "slot %d waited for the word at %d, which was %#x and is %#x", c.slot, OffsetOf(c.seg.r, w.W), w.Val, now)
+	fmt.Fprintf(&b, "slot %d waited for the word at %d, which was %#x and is %#x", c.slot, OffsetOf(c.seg.r, w.W),
+		w.Val, now)
 	if load, err := os.ReadFile("/proc/loadavg"); err == nil {
 		fmt.Fprintf(&b, "; load %s", bytes.TrimSpace(load))
 	}
@@ -340,7 +341,8 @@ func (c *Client) others(w Watch, now uint32) string {
 		if err != nil {
 			stat = []byte(err.Error())
 		}
-		fmt.Fprintf(&b, "\n\tslot %d (%q): live %#x, claim %d, process %d: %.120s", i, c.seg.SlotName(i), sl.Live.Load(), sl.Claim.Load(), pid, bytes.TrimSpace(stat))
+		fmt.Fprintf(&b, "\n\tslot %d (%q): live %#x, claim %d, process %d: %.120s", i, c.seg.SlotName(i),
+			sl.Live.Load(), sl.Claim.Load(), pid, bytes.TrimSpace(stat))
 	})
 	return b.String()
 }

@@ -85,7 +85,8 @@ func TestJSONPrintable(t *testing.T) {
 		}
 	}
 	var got map[string]string
-	if err := json.Unmarshal(out.Bytes(), &got); err != nil || !reflect.DeepEqual(got, want) || !strings.Contains(out.String(), "größe") {
+	if err := json.Unmarshal(out.Bytes(), &got); err != nil || !reflect.DeepEqual(got, want) ||
+		!strings.Contains(out.String(), "größe") {
 		t.Errorf("%q, %v, want %q", got, err, want)
 	}
 	// Nobody prints JSON without that.

@@ -62,12 +62,14 @@ var Err, other = f()
 		t.Fatal(err)
 	}
 	text := string(b)
-	for _, want := range []string{"package mainz // github.com/mainzdb/mainz\n", "func (t T) Method() int\n", "func Func(a int) error\n", "Field int", "One = iota + 1\n\tTwo\n", "var Err = f()\n"} {
+	for _, want := range []string{"package mainz // github.com/mainzdb/mainz\n", "func (t T) Method() int\n",
+		"func Func(a int) error\n", "Field int", "One = iota + 1\n\tTwo\n", "var Err = f()\n"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("no %q in\n%s", want, text)
 		}
 	}
-	for _, not := range []string{"quiet", "hidden int", "Tested", "Elsewhere", "Comment", "everybody", "func (h hidden)"} {
+	for _, not := range []string{"quiet", "hidden int", "Tested", "Elsewhere", "Comment", "everybody",
+		"func (h hidden)"} {
 		if strings.Contains(text, not) {
 			t.Errorf("%q is in\n%s", not, text)
 		}

@@ -21,7 +21,8 @@ func TestListing(t *testing.T) {
 		t.Fatal(err)
 	}
 	if len(entries) != len(all) {
-		t.Errorf("%d packages are listed, and there are %d: make api, and look at the difference", len(entries), len(all))
+		t.Errorf("%d packages are listed, and there are %d: make api, and look at the difference", len(entries),
+			len(all))
 	}
 	for name, want := range all {
 		got, err := os.ReadFile(filepath.Join(root, listings, name))

@@ -76,7 +76,8 @@ func public(rel string) bool {
 		return true
 	}
 	base := path.Base(rel)
-	return base != "internal" && base != "testdata" && base[0] != '.' && base[0] != '_' && !slices.Contains([]string{"bench", "bin", "cmd", "docs", "out", "tools"}, rel)
+	return base != "internal" && base != "testdata" && base[0] != '.' && base[0] != '_' &&
+		!slices.Contains([]string{"bench", "bin", "cmd", "docs", "out", "tools"}, rel)
 }
 
 // fileOf is the name of a package's file.

@@ -104,7 +104,8 @@ func TestReadmeFigures(t *testing.T) {
 		t.Fatal("README.md has no table of figures: the pattern is wrong")
 	}
 	for _, row := range rows {
-		measured := regexp.MustCompile(`(?m)^\| .* \| ` + regexp.QuoteMeta(row[1]) + ` · .* \| ` + regexp.QuoteMeta(row[2]) + ` · .* \| ` +
+		measured := regexp.MustCompile(`(?m)^\| .* \| ` + regexp.QuoteMeta(row[1]) + ` · .* \| ` +
+			regexp.QuoteMeta(row[2]) + ` · .* \| ` +
 			regexp.QuoteMeta(row[3]) + ` · .* \| ` + regexp.QuoteMeta(row[4]) + ` \|`)
 		if !measured.Match(pages) {
 			t.Errorf("docs/performance.md has no row with %q", row[0])

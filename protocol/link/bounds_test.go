@@ -343,7 +343,8 @@ func roundTrip(a, b *Link, now Instant, p []byte) {
 // in fragments, held and handed in again, lost and repeated.
 func TestNoAllocation(t *testing.T) {
 	secret := []byte("of the cluster")
-	for name, seal := range map[string]func() Sealer{"plain": func() Sealer { return nil }, "sealed": func() Sealer { return &aeadSealer{secret: secret} }} {
+	for name, seal := range map[string]func() Sealer{"plain": func() Sealer { return nil },
+		"sealed": func() Sealer { return &aeadSealer{secret: secret} }} {
 		a, b := pairOf(t, seal(), seal())
 		now, h := Instant(2), &refuser{}
 		small, large := make([]byte, 100), make([]byte, 5000)

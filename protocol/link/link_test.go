@@ -67,10 +67,12 @@ type host struct {
 }
 
 func newNetwork(t *testing.T, seed uint64) *network {
-	n := &network{t: t, rng: rand.New(rand.NewPCG(seed, 7)), now: Second, seen: map[string][]byte{}, vault: map[string]string{}}
+	n := &network{t: t, rng: rand.New(rand.NewPCG(seed, 7)), now: Second, seen: map[string][]byte{},
+		vault: map[string]string{}}
 	n.sealed = n.rng.IntN(2) == 0
 	for i := range 3 {
-		h := &host{net: n, id: wire.PNN(i), handled: map[string]int{}, tokens: map[uint64]string{}, acked: map[string]bool{}, refused: map[string]bool{}}
+		h := &host{net: n, id: wire.PNN(i), handled: map[string]int{}, tokens: map[uint64]string{},
+			acked: map[string]bool{}, refused: map[string]bool{}}
 		n.nodes = append(n.nodes, h)
 		h.start()
 	}

@@ -90,7 +90,8 @@ func (l *Link) assemble(q *part, hd *wire.Header, payload []byte) (whole []byte)
 	case q.stride == 0:
 		q.stride = len(payload)
 	}
-	if !end && len(payload) != q.stride || q.stride > 0 && (int(hd.Count)-1)*q.stride+len(q.last) > MaxMessage || q.stride > 0 && len(q.last) > q.stride {
+	if !end && len(payload) != q.stride || q.stride > 0 && (int(hd.Count)-1)*q.stride+len(q.last) > MaxMessage ||
+		q.stride > 0 && len(q.last) > q.stride {
 		l.drop(wire.ErrEnvelope)
 		return nil
 	}

@@ -58,7 +58,8 @@ func TestRefused(t *testing.T) {
 		carry(a, b, 2, there)
 		carry(b, a, 2, here)
 		if here.refused != 1 || here.acked != 0 || a.Next() != Never || a.Backlog(1) != 0 {
-			t.Errorf("%d bytes: refused %d times, acknowledged %d times, next repeat %d", size, here.refused, here.acked, a.Next())
+			t.Errorf("%d bytes: refused %d times, acknowledged %d times, next repeat %d", size, here.refused,
+				here.acked, a.Next())
 		}
 	}
 }

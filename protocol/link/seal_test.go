@@ -105,7 +105,8 @@ func TestSealed(t *testing.T) {
 	if h.steps != 0 || len(b.Take()) != 0 || b.Next() != Never {
 		t.Errorf("%d packets handled, datagrams or timers made for what is not sealed", h.steps)
 	}
-	if n.Unsealed != 1 || n.Forged < uint64(len(text)) || n.Dropped+n.Stale != uint64(len(good))+2 || a.Counters().Malformed != 1 {
+	if n.Unsealed != 1 || n.Forged < uint64(len(text)) || n.Dropped+n.Stale != uint64(len(good))+2 ||
+		a.Counters().Malformed != 1 {
 		t.Errorf("%+v", n)
 	}
 	plain.Receive(2, good, h)
@@ -122,7 +123,8 @@ func TestSealed(t *testing.T) {
 // TestRepeatsSealed: a repeat is the same bytes; a cancelled frame, which has other
 // bytes, gets another packet number.
 func TestRepeatsSealed(t *testing.T) {
-	a, _ := pairOf(t, &aeadSealer{secret: []byte("s"), vault: map[string]string{}, t: t}, &aeadSealer{secret: []byte("s")})
+	a, _ := pairOf(t, &aeadSealer{secret: []byte("s"), vault: map[string]string{}, t: t},
+		&aeadSealer{secret: []byte("s")})
 	a.Send(2, 1, Control, 5, 0, []byte("of ballot 5"), 1)
 	first := bytes.Clone(a.Take()[0].Bytes)
 	now := a.Next()
@@ -132,7 +134,8 @@ func TestRepeatsSealed(t *testing.T) {
 	}
 	a.Cancel(now, 6)
 	null := a.Take()[0].Bytes
-	if bytes.Equal(first[36:44], null[36:44]) || !bytes.Equal(first[44:52], null[44:52]) || len(null) != wire.HeaderSize+16 {
+	if bytes.Equal(first[36:44], null[36:44]) || !bytes.Equal(first[44:52], null[44:52]) ||
+		len(null) != wire.HeaderSize+16 {
 		t.Errorf("cancelled:\n% x\n% x", first, null)
 	}
 }

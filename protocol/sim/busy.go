@@ -40,7 +40,8 @@ const (
 
 // cost of a step by the model; touched is the core's count.
 func (b *bill) cost(touched uint64) instant {
-	return instant(costStep + costCall*float64(b.calls) + costWalked*float64(b.walked) + costTouch*float64(touched) + costSent*float64(b.sent) + costByte*float64(b.bytes))
+	return instant(costStep + costCall*float64(b.calls) + costWalked*float64(b.walked) + costTouch*float64(touched) +
+		costSent*float64(b.sent) + costByte*float64(b.bytes))
 }
 
 // ticksFirst is how many datagrams and requests a busy dispatcher takes before it
@@ -91,7 +92,8 @@ type Steps struct {
 }
 
 func (s *Steps) String() string {
-	return fmt.Sprintf("%d steps of %.1f ms CPU, the longest of %.3f ms (%s); by the model %.1f ms", s.Count, float64(s.Total)/1e6, float64(s.Longest)/1e6, s.What, float64(s.Model)/1e6)
+	return fmt.Sprintf("%d steps of %.1f ms CPU, the longest of %.3f ms (%s); by the model %.1f ms", s.Count,
+		float64(s.Total)/1e6, float64(s.Longest)/1e6, s.What, float64(s.Model)/1e6)
 }
 
 // Add the steps of another run.

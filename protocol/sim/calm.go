@@ -101,7 +101,8 @@ func (k *checker) woken() {
 				if late {
 					what = "its REQTIMEOUT is over"
 				}
-				k.fail("wake", "client %d.%d waits for %s %q since %.3f ms, and since %.3f ms %s", h.pnn, cl.id, o.m.Op, o.key, float64(o.submitted)/1e6, float64(since)/1e6, what)
+				k.fail("wake", "client %d.%d waits for %s %q since %.3f ms, and since %.3f ms %s", h.pnn, cl.id,
+					o.m.Op, o.key, float64(o.submitted)/1e6, float64(since)/1e6, what)
 			}
 		}
 	}
@@ -124,11 +125,13 @@ func (k *checker) timedOut(o *operation) {
 	}
 	t := instant(o.m.Timeout) * ms
 	if least := c.drifted(t)*3/4 - 10*ms; c.now-o.call < least {
-		k.fail("timeout", "%s of %q by client %d.%d ends with TIMEOUT after %.1f of %d ms", o.m.Op, o.key, o.cl.h.pnn, o.cl.id, float64(c.now-o.call)/1e6, o.m.Timeout)
+		k.fail("timeout", "%s of %q by client %d.%d ends with TIMEOUT after %.1f of %d ms", o.m.Op, o.key, o.cl.h.pnn,
+			o.cl.id, float64(c.now-o.call)/1e6, o.m.Timeout)
 	}
 	since := max(o.blockedAt, o.submitted, k.strictSince)
 	if k.strictSince != 0 && c.now-since > c.bound(wakeBound) {
-		k.fail("wake", "%s of %q by client %d.%d ends with TIMEOUT, and since %.3f ms what it waits for was there", o.m.Op, o.key, o.cl.h.pnn, o.cl.id, float64(since)/1e6)
+		k.fail("wake", "%s of %q by client %d.%d ends with TIMEOUT, and since %.3f ms what it waits for was there",
+			o.m.Op, o.key, o.cl.h.pnn, o.cl.id, float64(since)/1e6)
 	}
 	if o.wasBlocked {
 		k.judge1(judgedTimeout)
@@ -193,7 +196,8 @@ func (k *checker) dead() {
 			if r := k.record(name(j.DB, j.Key)); !ok || r != nil && r.holder != 0 {
 				k.orphans[j.OPID] = c.now // its removal waits for the lock
 			} else if c.now-max(since, k.strictSince) > c.bound(deadBound) {
-				k.fail("dead", "node %d keeps piece %s in %q, whose client %d %s, since %.3f ms", h.pnn, fold(j.Data), j.Key, j.Client, why, float64(since)/1e6)
+				k.fail("dead", "node %d keeps piece %s in %q, whose client %d %s, since %.3f ms", h.pnn, fold(j.Data),
+					j.Key, j.Client, why, float64(since)/1e6)
 			}
 		})
 	}
@@ -249,8 +253,11 @@ func (k *checker) floors() {
 		for _, t := range []struct {
 			what string
 			n    int
-		}{{"pending operations", z.Pending}, {"outstanding REQIDs", z.Requests}, {"bytes of room promised", int(z.RoomOut)}, {"parked requests", z.Parked}, {"done entries", z.Dones},
-			{"carried copies", z.Copies}, {"bytes of carried copies", int(z.CopyBytes)}, {"tokens", z.Tokens}, {"claims", z.Claims}, {"locks for other nodes", z.Locks}, {"questions", z.Asks}, {"keys known", z.Keys}} {
+		}{{"pending operations", z.Pending}, {"outstanding REQIDs", z.Requests},
+			{"bytes of room promised", int(z.RoomOut)}, {"parked requests", z.Parked}, {"done entries", z.Dones},
+			{"carried copies", z.Copies}, {"bytes of carried copies", int(z.CopyBytes)}, {"tokens", z.Tokens},
+			{"claims", z.Claims}, {"locks for other nodes", z.Locks}, {"questions", z.Asks},
+			{"keys known", z.Keys}} {
 			if t.n != 0 {
 				k.fail("floor", "node %d has %d %s when all is quiet", h.pnn, t.n, t.what)
 			}
@@ -261,7 +268,8 @@ func (k *checker) floors() {
 		k.located(h, at)
 		h.stable.EachPiece(func(j *protocol.Piece) {
 			if j.State != protocol.PieceLive {
-				k.fail("floor", "node %d: piece %s in %q is in state %d when all is quiet", h.pnn, fold(j.Data), j.Key, j.State)
+				k.fail("floor", "node %d: piece %s in %q is in state %d when all is quiet", h.pnn, fold(j.Data),
+					j.Key, j.State)
 			}
 		})
 		k.judge1(judgedFloor)
@@ -280,7 +288,8 @@ func (k *checker) located(h *host, at map[string]protocol.PNN) {
 		key := name(db, kb)
 		known[key] = true
 		if p, ok := at[key]; !ok || p != loc {
-			k.fail("floor", "node %d, the LMASTER of %q, takes node %d for its owner, and that is node %d (%v)", h.pnn, kb, loc, p, ok)
+			k.fail("floor", "node %d, the LMASTER of %q, takes node %d for its owner, and that is node %d (%v)",
+				h.pnn, kb, loc, p, ok)
 		}
 	})
 	for key, p := range at {
@@ -305,7 +314,8 @@ func (k *checker) channels(h *host) {
 			case r.Holes || r.Base != s.Next-1:
 				k.fail("link", "node %d has sent %d frames to node %d on channel %d, which has handled those up to %d, and others: %v", from.pnn, s.Next-1, h.pnn, ch, r.Base, r.Holes)
 			case r.Parts > 0:
-				k.fail("link", "node %d puts %d messages of node %d together when all is quiet", h.pnn, r.Parts, from.pnn)
+				k.fail("link", "node %d puts %d messages of node %d together when all is quiet", h.pnn, r.Parts,
+					from.pnn)
 			}
 			k.judge1(judgedChannels)
 		}

@@ -65,14 +65,19 @@ type histOp struct {
 }
 
 func newChecker(c *Cluster) *checker {
-	return &checker{c: c, working: true, hist: map[string][]*histOp{}, owner: map[string]protocol.OPID{}, lastRSN: map[string]uint64{}, away: map[string]bool{}, stale: map[string][]copied{}, since: map[string]instant{},
-		maps: map[protocol.Epoch]string{}, vnns: map[protocol.VNN]protocol.Epoch{}, openings: map[protocol.Epoch]bool{}, snaps: map[protocol.Epoch]*snapshot{},
-		holds: map[string][]*hold{}, byOp: map[protocol.OPID]*operation{}, unwanted: map[lockKey]instant{}, orphans: map[protocol.OPID]instant{}}
+	return &checker{c: c, working: true, hist: map[string][]*histOp{}, owner: map[string]protocol.OPID{},
+		lastRSN: map[string]uint64{}, away: map[string]bool{}, stale: map[string][]copied{},
+		since: map[string]instant{},
+		maps:  map[protocol.Epoch]string{}, vnns: map[protocol.VNN]protocol.Epoch{},
+		openings: map[protocol.Epoch]bool{}, snaps: map[protocol.Epoch]*snapshot{},
+		holds: map[string][]*hold{}, byOp: map[protocol.OPID]*operation{}, unwanted: map[lockKey]instant{},
+		orphans: map[protocol.OPID]instant{}}
 }
 
 func (k *checker) fail(check, format string, args ...any) {
 	if len(k.failures) < 10 {
-		k.failures = append(k.failures, Failure{check, fmt.Sprintf("at %.3f ms: ", float64(k.c.now)/1e6) + fmt.Sprintf(format, args...)})
+		k.failures = append(k.failures, Failure{check, fmt.Sprintf("at %.3f ms: ", float64(k.c.now)/1e6) +
+			fmt.Sprintf(format, args...)})
 		k.c.trace("FAIL %v", k.failures[len(k.failures)-1])
 	}
 }
@@ -147,8 +152,10 @@ func (k *checker) returned(o *operation, st wire.Status, data []byte) {
 		k.granted(o)
 	case st == wire.OK && o.wasBlocked:
 		k.judge1(judgedWaiter)
-	case st == wire.NoMemory && k.c.mix.Limits == 0 && k.c.mix.Cap == 0 && k.strictSince != 0 && o.submitted > k.strictSince:
-		k.fail("status", "%s of %q by client %d.%d ends with NO_MEMORY, and there is room", o.m.Op, o.key, o.cl.h.pnn, o.cl.id)
+	case st == wire.NoMemory && k.c.mix.Limits == 0 && k.c.mix.Cap == 0 && k.strictSince != 0 &&
+		o.submitted > k.strictSince:
+		k.fail("status", "%s of %q by client %d.%d ends with NO_MEMORY, and there is room", o.m.Op, o.key, o.cl.h.pnn,
+			o.cl.id)
 	}
 	if o.hold != nil && o.m.Op != wire.ReqFetchLocked {
 		o.hold.over = true
@@ -190,7 +197,8 @@ func (k *checker) owns(h *host, r *record) {
 	for _, o := range k.c.hosts {
 		if o != h && serving(o) {
 			if x := o.seg.recs[name(r.db, []byte(r.key))]; x != nil && x.prov == 0 {
-				k.fail("S1", "%q is owned by node %d and node %d, both with an open gate and a live lease", r.key, h.pnn, o.pnn)
+				k.fail("S1", "%q is owned by node %d and node %d, both with an open gate and a live lease", r.key,
+					h.pnn, o.pnn)
 			}
 		}
 	}
@@ -398,7 +406,8 @@ func (k *checker) opened(h *host) {
 	for _, m := range h.stable.Map.Members {
 		cold = cold && m.Joiner
 	}
-	if nodes := len(k.c.hosts) - bits.OnesCount64(uint64(k.c.files[h.file])); cold && 2*len(h.stable.Map.Members) <= nodes {
+	if nodes := len(k.c.hosts) - bits.OnesCount64(uint64(k.c.files[h.file])); cold &&
+		2*len(h.stable.Map.Members) <= nodes {
 		k.fail("S6", "epoch %x starts cold with %d of %d nodes", e, len(h.stable.Map.Members), nodes)
 	}
 	if cold {
@@ -433,7 +442,8 @@ func (k *checker) opened(h *host) {
 		k.voids(h.stable, key, s.legit[key])
 		if !s.legit[key] {
 			if now == nil && s.some[key] {
-				k.fail("lost", "%q is lost in epoch %x, though its owner or a carrier and its receiver are members", key, e)
+				k.fail("lost", "%q is lost in epoch %x, though its owner or a carrier and its receiver are members",
+					key, e)
 			}
 			if key[0] == dbPieces {
 				k.add(key, &histOp{kind: "sweep", call: s.at, ret: k.c.now, dead: k.deadPieces(h.stable)})
@@ -444,7 +454,8 @@ func (k *checker) opened(h *host) {
 		if now != nil {
 			data = fold(now.data)
 			if key[0] == dbKV && data != "" && now.rsn < k.lastRSN[key] {
-				k.fail("S5", "%q has RSN %d and a value when epoch %x opens, and had %d", key, now.rsn, e, k.lastRSN[key])
+				k.fail("S5", "%q has RSN %d and a value when epoch %x opens, and had %d", key, now.rsn, e,
+					k.lastRSN[key])
 			}
 		}
 		delete(k.lastRSN, key)
@@ -467,7 +478,8 @@ func (k *checker) deadPieces(s *protocol.Memory) map[string]bool {
 func (k *checker) lost(key string, from instant, data string) {
 	r := &histOp{kind: "reset", out: data, call: from, ret: k.c.now}
 	for _, h := range k.hist[key] {
-		if h.kind != "fetch" && h.kind != "reset" && h.kind != "sweep" && h.kind != "maybe" && h.ret == 0 && h.call < k.c.now {
+		if h.kind != "fetch" && h.kind != "reset" && h.kind != "sweep" && h.kind != "maybe" && h.ret == 0 &&
+			h.call < k.c.now {
 			k.add(key, &histOp{kind: "maybe", ops: []*histOp{h}, call: h.call, ret: k.c.now})
 		}
 	}
@@ -499,7 +511,8 @@ func (k *checker) quiet() string {
 			if cl.alive && !cl.idle {
 				what := "holds a lock"
 				if cl.wait != nil {
-					what = fmt.Sprintf("waits for %s %q since %.3f", cl.wait.m.Op, cl.wait.key, float64(cl.wait.call)/1e6)
+					what = fmt.Sprintf("waits for %s %q since %.3f", cl.wait.m.Op, cl.wait.key,
+						float64(cl.wait.call)/1e6)
 				}
 				busy = append(busy, fmt.Sprintf("client %d.%d %s", h.pnn, cl.id, what))
 			}
@@ -541,11 +554,13 @@ func (k *checker) final() {
 				return
 			}
 			if cl := h.client(j.Client); cl != nil && !cl.alive {
-				k.fail("S4", "piece %s of client %d.%d, which is dead, is live in the journal", fold(j.Data), h.pnn, j.Client)
+				k.fail("S4", "piece %s of client %d.%d, which is dead, is live in the journal", fold(j.Data), h.pnn,
+					j.Client)
 			}
 			claimed[fold(j.Data)] = true
 			if r := where[name(j.DB, j.Key)]; r == nil || !hasPiece(r, j.OPID) {
-				k.fail("S4", "piece %s of client %d.%d is live in the journal and not in %q", fold(j.Data), h.pnn, j.Client, j.Key)
+				k.fail("S4", "piece %s of client %d.%d is live in the journal and not in %q", fold(j.Data), h.pnn,
+					j.Client, j.Key)
 			}
 		})
 	}

@@ -95,7 +95,8 @@ func TestRecoveryGrowth(t *testing.T) {
 	type row struct{ nodes, records int }
 	rows := []row{{3, 1000}, {8, 1000}, {16, 4000}}
 	if *figures {
-		rows = []row{{3, 1000}, {4, 1000}, {8, 1000}, {16, 1000}, {32, 1000}, {64, 1000}, {4, 10_000}, {4, 100_000}, {16, 100_000}, {64, 100_000}, {4, 1_000_000}, {16, 1_000_000}}
+		rows = []row{{3, 1000}, {4, 1000}, {8, 1000}, {16, 1000}, {32, 1000}, {64, 1000}, {4, 10_000}, {4, 100_000},
+			{16, 100_000}, {64, 100_000}, {4, 1_000_000}, {16, 1_000_000}}
 	}
 	for _, r := range rows {
 		s := loaded(t, r.nodes, r.records, "never")
@@ -116,7 +117,8 @@ func TestRecoveryGrowth(t *testing.T) {
 			t.Fatal("the recovery does not end")
 		}
 		s.spread(t, r.records, r.nodes-1)
-		t.Logf("| %d | %d | %.1f, %d (%d) | %.1f, %d (%d) | %v |", r.nodes, r.records, float64(ms1)/1e6, n1, c1, float64(ms2)/1e6, n2, c2, cpu.Round(time.Millisecond))
+		t.Logf("| %d | %d | %.1f, %d (%d) | %.1f, %d (%d) | %v |", r.nodes, r.records, float64(ms1)/1e6, n1, c1,
+			float64(ms2)/1e6, n2, c2, cpu.Round(time.Millisecond))
 		const batch = 24 // claims of these keys in one
 		for _, c := range []int{c1, c2} {
 			if limit := r.nodes*(r.nodes-1) + r.records/batch; c > limit {
@@ -169,10 +171,13 @@ func TestRecoveryHandling(t *testing.T) {
 			n, tally := len(s.c.ballots), s.c.tally
 			if took == 0 {
 				row += fmt.Sprintf(" never, %d ballots;", n)
-				t.Errorf("%d nodes, %d records, dies %v: the recovery does not end in 3 s: %d ballots", nodes, records, dies, n)
+				t.Errorf("%d nodes, %d records, dies %v: the recovery does not end in 3 s: %d ballots", nodes,
+					records, dies, n)
 				break
 			}
-			row += fmt.Sprintf(" %.1f ms, %d ballots, longest step %.2f ms (%s), %.1f ms CPU, model %.1f |", float64(took)/1e6, n, float64(tally.Longest)/1e6, tally.What, float64(tally.Total)/1e6, float64(tally.Model)/1e6)
+			row += fmt.Sprintf(" %.1f ms, %d ballots, longest step %.2f ms (%s), %.1f ms CPU, model %.1f |",
+				float64(took)/1e6, n, float64(tally.Longest)/1e6, tally.What, float64(tally.Total)/1e6,
+				float64(tally.Model)/1e6)
 			if n != 1 {
 				t.Errorf("%d nodes, %d records, dies %v: %d ballots", nodes, records, dies, n)
 			}
@@ -221,7 +226,8 @@ func TestHotRecord(t *testing.T) {
 			redirects, backoffs, moves = redirects+n.Redirects, backoffs+n.Backoffs, moves+n.Handovers
 		}
 		ops := c.check.acked / 2 // a lock and what releases it
-		t.Logf("%d nodes: %d operations, %d handovers, %d redirects, %d backoffs", nodes, ops, moves, redirects, backoffs)
+		t.Logf("%d nodes: %d operations, %d handovers, %d redirects, %d backoffs", nodes, ops, moves, redirects,
+			backoffs)
 		if ops < 500 || float64(redirects) > 0.2*float64(ops) || backoffs > uint64(ops)/100 {
 			t.Errorf("%d nodes: %d operations, %d redirects, %d backoffs", nodes, ops, redirects, backoffs)
 		}

@@ -137,7 +137,8 @@ func (k *checker) linearizable() (hard int) {
 	for _, key := range k.keys {
 		switch k.judge(key, k.c.now) {
 		case illegal:
-			k.fail("S3", "the history of %q (%d operations) is not linearizable from %.3f ms on", key[1:], len(k.hist[key]), float64(k.breaks(key))/1e6)
+			k.fail("S3", "the history of %q (%d operations) is not linearizable from %.3f ms on", key[1:],
+				len(k.hist[key]), float64(k.breaks(key))/1e6)
 			if k.c.opt.Trace != nil {
 				k.c.opt.Trace(k.history(key))
 			}

@@ -65,7 +65,8 @@ type search struct {
 
 func newSearch(pieces bool, ops []moment, budget int) *search {
 	slices.SortStableFunc(ops, func(a, b moment) int { return cmp.Compare(a.call, b.call) })
-	s := &search{pieces: pieces, ops: ops, unmet: map[string]bool{}, seen: map[[2]uint64][]choice{}, budget: budget, seed: maphash.MakeSeed()}
+	s := &search{pieces: pieces, ops: ops, unmet: map[string]bool{}, seen: map[[2]uint64][]choice{}, budget: budget,
+		seed: maphash.MakeSeed()}
 	n := int32(len(ops))
 	for i := range n + 1 {
 		s.next, s.prev = append(s.next, (i+1)%(n+1)), append(s.prev, (i+n)%(n+1))

@@ -72,7 +72,8 @@ func TestSeeds(t *testing.T) {
 			}
 		}
 	}
-	t.Logf("%d seeds, %d failing, %d operations acknowledged, %d recoveries, %d histories undecided, %v", ran, failed, acked, recovered, undecided, time.Since(start).Round(time.Millisecond))
+	t.Logf("%d seeds, %d failing, %d operations acknowledged, %d recoveries, %d histories undecided, %v", ran, failed,
+		acked, recovered, undecided, time.Since(start).Round(time.Millisecond))
 }
 
 // TestSame: a run is a pure function of its seed, also with the model's handling time.
@@ -81,7 +82,8 @@ func TestSame(t *testing.T) {
 	for _, handling := range []Handling{NoHandling, ModelTime} {
 		a, b := Run(Options{Seed: seed, Handling: handling}), Run(Options{Seed: seed, Handling: handling})
 		if a.Hash != b.Hash || a.Steps != b.Steps || a.Acked != b.Acked {
-			t.Errorf("seed %d, handling %d: hash %x after %d steps, then %x after %d", seed, handling, a.Hash, a.Steps, b.Hash, b.Steps)
+			t.Errorf("seed %d, handling %d: hash %x after %d steps, then %x after %d", seed, handling, a.Hash,
+				a.Steps, b.Hash, b.Steps)
 		}
 		if handling != NoHandling && (a.Handled.Count == 0 || a.Handled.Total != a.Handled.Model) {
 			t.Errorf("seed %d: %v", seed, a.Handled)

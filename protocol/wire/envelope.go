@@ -130,8 +130,9 @@ func readHeader(b []byte, cluster uint32, tail int, h *Header) error {
 		return ErrEnvelope
 	}
 	*h = Header{Flags: b[3], Cluster: le.Uint32(b[4:]), Src: PNN(le.Uint16(b[8:])), Dst: PNN(le.Uint16(b[10:])),
-		SrcInc: le.Uint64(b[12:]), DstInc: le.Uint64(b[20:]), Epoch: Epoch(le.Uint64(b[28:])), Packet: le.Uint64(b[36:]),
-		Seq: le.Uint64(b[44:]), Ack: le.Uint64(b[52:]), AckBits: le.Uint64(b[60:]), DBID: le.Uint32(b[68:])}
+		SrcInc: le.Uint64(b[12:]), DstInc: le.Uint64(b[20:]), Epoch: Epoch(le.Uint64(b[28:])),
+		Packet: le.Uint64(b[36:]),
+		Seq:    le.Uint64(b[44:]), Ack: le.Uint64(b[52:]), AckBits: le.Uint64(b[60:]), DBID: le.Uint32(b[68:])}
 	if h.Cluster != cluster {
 		return ErrCluster
 	}
@@ -153,7 +154,8 @@ func (h *Header) size() int {
 // of n bytes.
 func (h *Header) possible(n int) bool {
 	frag := h.Flags&FlagFrag != 0
-	if h.Src >= MaxNodes || h.Dst >= MaxNodes || h.Src == h.Dst || h.SrcInc == 0 || h.Packet == 0 || frag && (h.Count < 2 || h.Index >= h.Count || n == 0) {
+	if h.Src >= MaxNodes || h.Dst >= MaxNodes || h.Src == h.Dst || h.SrcInc == 0 || h.Packet == 0 || frag &&
+		(h.Count < 2 || h.Index >= h.Count || n == 0) {
 		return false
 	}
 	switch h.Flags &^ (FlagSealed | FlagFrag) {

@@ -16,7 +16,8 @@ const (
 	NoMessage  Reason = 5 // no such OPERATION
 )
 
-var reasons = [...]string{Short: "cut off", TooLong: "longer than the format allows", Impossible: "no possible value", Trailing: "bytes after the last field", NoMessage: "no such message"}
+var reasons = [...]string{Short: "cut off", TooLong: "longer than the format allows", Impossible: "no possible value",
+	Trailing: "bytes after the last field", NoMessage: "no such message"}
 
 func (r Reason) String() string { return reasons[r] }
 

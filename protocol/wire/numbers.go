@@ -141,20 +141,29 @@ const (
 
 // opNames spells the opcodes as the plan does.
 var opNames = map[Op]string{
-	ReqFetch: "REQ_FETCH", ReplyFetch: "REPLY_FETCH", ReqFetchLocked: "REQ_FETCH_LOCKED", ReplyFetchLocked: "REPLY_FETCH_LOCKED",
-	ReqStoreUnlock: "REQ_STORE_UNLOCK", ReplyStoreUnlock: "REPLY_STORE_UNLOCK", ReqDelete: "REQ_DELETE", ReplyDelete: "REPLY_DELETE",
-	ReqUnlock: "REQ_UNLOCK", ReplyUnlock: "REPLY_UNLOCK", ReqConditionalAppend: "REQ_CONDITIONAL_APPEND", ReplyConditionalAppend: "REPLY_CONDITIONAL_APPEND",
-	ReqRemoveTrigger: "REQ_REMOVE_TRIGGER", ReplyRemoveTrigger: "REPLY_REMOVE_TRIGGER", ReplyRedirect: "REPLY_REDIRECT",
+	ReqFetch: "REQ_FETCH", ReplyFetch: "REPLY_FETCH", ReqFetchLocked: "REQ_FETCH_LOCKED",
+	ReplyFetchLocked: "REPLY_FETCH_LOCKED",
+	ReqStoreUnlock:   "REQ_STORE_UNLOCK", ReplyStoreUnlock: "REPLY_STORE_UNLOCK", ReqDelete: "REQ_DELETE",
+	ReplyDelete: "REPLY_DELETE",
+	ReqUnlock:   "REQ_UNLOCK", ReplyUnlock: "REPLY_UNLOCK", ReqConditionalAppend: "REQ_CONDITIONAL_APPEND",
+	ReplyConditionalAppend: "REPLY_CONDITIONAL_APPEND",
+	ReqRemoveTrigger:       "REQ_REMOVE_TRIGGER", ReplyRemoveTrigger: "REPLY_REMOVE_TRIGGER",
+	ReplyRedirect:  "REPLY_REDIRECT",
 	RequestDMaster: "REQUEST_DMASTER", ReplyDMaster: "REPLY_DMASTER", ReplyError: "REPLY_ERROR",
-	Ping: "PING", Pong: "PONG", RecoveryWanted: "RECOVERY_WANTED", Prepare: "PREPARE", Promise: "PROMISE", Nack: "NACK", NewMap: "NEW_MAP",
-	Claims: "CLAIM", ClaimsDone: "CLAIMS_DONE", Settle: "SETTLE", Settled: "SETTLED", Recovered: "RECOVERED", Verdicts: "VERDICT", Resupply: "RESUPPLY",
-	DBInfo: "DB_INFO", ReplyDBInfo: "REPLY_DB_INFO", ReqWatch: "REQ_WATCH", ReplyWatch: "REPLY_WATCH", ReqTraverse: "TRAVERSE", ReplyTraverse: "REPLY_TRAVERSE",
+	Ping: "PING", Pong: "PONG", RecoveryWanted: "RECOVERY_WANTED", Prepare: "PREPARE", Promise: "PROMISE",
+	Nack: "NACK", NewMap: "NEW_MAP",
+	Claims: "CLAIM", ClaimsDone: "CLAIMS_DONE", Settle: "SETTLE", Settled: "SETTLED", Recovered: "RECOVERED",
+	Verdicts: "VERDICT", Resupply: "RESUPPLY",
+	DBInfo: "DB_INFO", ReplyDBInfo: "REPLY_DB_INFO", ReqWatch: "REQ_WATCH", ReplyWatch: "REPLY_WATCH",
+	ReqTraverse: "TRAVERSE", ReplyTraverse: "REPLY_TRAVERSE",
 	Offer: "OFFER", OpenDB: "OPEN_DB", DBTable: "DB_TABLE",
 }
 
 var statusNames = map[Status]string{
-	OK: "OK", NotDMaster: "NOT_DMASTER", VNNMap: "VNN_MAP", Internal: "INTERNAL_ERROR", NoMemory: "NO_MEMORY", Timeout: "TIMEOUT", NotLocked: "NOT_LOCKED",
-	Condition: "CONDITION", NoCondition: "NO_CONDITION", NotFound: "NOT_FOUND", Mode: "MODE", TooBig: "TOO_BIG", NoDB: "NO_DB", Frozen: "FROZEN",
+	OK: "OK", NotDMaster: "NOT_DMASTER", VNNMap: "VNN_MAP", Internal: "INTERNAL_ERROR", NoMemory: "NO_MEMORY",
+	Timeout: "TIMEOUT", NotLocked: "NOT_LOCKED",
+	Condition: "CONDITION", NoCondition: "NO_CONDITION", NotFound: "NOT_FOUND", Mode: "MODE", TooBig: "TOO_BIG",
+	NoDB: "NO_DB", Frozen: "FROZEN",
 	BadPacket: "BAD_PACKET", Unknown: "UNKNOWN", Malformed: "MALFORMED",
 }
 

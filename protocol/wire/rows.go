@@ -137,7 +137,8 @@ func NextClaim(b []byte) (c Claim, rest []byte, ok bool) {
 		return c, nil, false
 	}
 	bound := le.Uint32(b[16:])
-	c = Claim{Kind: le.Uint32(b), DBID: le.Uint32(b[4:]), RSN: le.Uint64(b[8:]), Bound: PNN(bound), ReqID: ReqID(le.Uint32(b[20:])), Token: le.Uint64(b[24:])}
+	c = Claim{Kind: le.Uint32(b), DBID: le.Uint32(b[4:]), RSN: le.Uint64(b[8:]), Bound: PNN(bound),
+		ReqID: ReqID(le.Uint32(b[20:])), Token: le.Uint64(b[24:])}
 	c.Key, rest, ok = takeKey(b[32:])
 	return c, rest, ok && c.Kind >= ClaimOwner && c.Kind <= ClaimWant && bound < MaxNodes
 }

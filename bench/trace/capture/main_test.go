@@ -33,10 +33,12 @@ func TestRunBadFiles(t *testing.T) {
 	if err := os.WriteFile(bad, []byte("no such thing\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := run([]string{"-stat", bad}, io.Discard, io.Discard); !errors.Is(err, trace.ErrFormat) || !strings.Contains(err.Error(), bad) {
+	if err := run([]string{"-stat", bad}, io.Discard, io.Discard); !errors.Is(err, trace.ErrFormat) ||
+		!strings.Contains(err.Error(), bad) {
 		t.Errorf("-stat: %v", err)
 	}
-	if err := run([]string{"-from", bad, "-o", out}, io.Discard, io.Discard); !errors.Is(err, errLog) || !strings.Contains(err.Error(), "line 1") {
+	if err := run([]string{"-from", bad, "-o", out}, io.Discard, io.Discard); !errors.Is(err, errLog) ||
+		!strings.Contains(err.Error(), "line 1") {
 		t.Errorf("-from: %v", err)
 	}
 	if err := run([]string{"-stat", out}, io.Discard, io.Discard); !errors.Is(err, os.ErrNotExist) {
