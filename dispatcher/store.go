@@ -179,11 +179,13 @@ func (s *store) Scan(db uint32, cursor uint64, f func(key []byte, r *protocol.Re
 // Each tells the core of no record: it asks in order to tell other nodes, and to
 // release what the dispatcher before this one had locked, which the loop does. A
 // walk over all records here would keep every request for as long.
-func (s *store) Each(func(db uint32, key []byte, rsn uint64)) {}
+func (s *store) Each(uint64, int, func(db uint32, key []byte, rsn uint64, empty bool)) uint64 {
+	return 0
+}
 
 // Sweep has nothing to do for the same reason: no other node's clients, and none of
 // another life of this node, have pieces here.
-func (s *store) Sweep(func(o protocol.OPID) bool) {}
+func (s *store) Sweep(uint64, int, func(o protocol.OPID) bool) uint64 { return 0 }
 
 func (s *store) Provisional(db uint32, key []byte, o protocol.OPID, piece []byte, epoch protocol.Epoch) bool {
 	return s.keeper.Provisional(db, key, ltdb.OPID{PNN: uint32(o.PNN), Life: o.Life, Counter: o.Counter}, piece,
@@ -192,7 +194,7 @@ func (s *store) Provisional(db uint32, key []byte, o protocol.OPID, piece []byte
 
 // DropProvisional has nothing to do: a recovery of a node that is alone makes no
 // records.
-func (s *store) DropProvisional() {}
+func (s *store) DropProvisional(uint64, int) uint64 { return 0 }
 
 // OpenProvisional has nothing to do: the epoch that the gate opens with makes
 // them normal.

@@ -134,12 +134,12 @@ func (n *Node) Check() error {
 }
 
 func (n *Node) checkPending() error {
-	pending, requests, local, room := 0, 0, 0, int64(0)
+	pends, requests, local, room := 0, 0, 0, int64(0)
 	for i, p := range n.s.pend {
 		if p == nil {
 			continue
 		}
-		pending++
+		pends++
 		room += int64(p.room)
 		count(&requests, p.reqid != 0)
 		count(&local, p.state == pendLocal)
@@ -152,15 +152,28 @@ func (n *Node) checkPending() error {
 			return fmt.Errorf("operation %d has room promised and nothing outstanding", p.opid.Counter)
 		case p.state == pendOut && p.reqid == 0:
 			return fmt.Errorf("operation %d is out under no REQID", p.opid.Counter)
-		case n.state == stOpen && p.state == pendNew:
+		case n.state == stOpen && p.state == pendNew && n.job.stage != workAgain:
 			return fmt.Errorf("operation %d waits for a gate that is open", p.opid.Counter)
 		case p.state == pendBackoff && n.nextDeadline() > max(p.until, n.now+2*ms):
 			return fmt.Errorf("operation %d backs off until %d and no timer is set", p.opid.Counter, p.until)
 		}
 	}
+	listed := 0
+	var last *pending
+	for p := n.pendFirst; p != nil; last, p = p, p.later {
+		listed++
+		switch {
+		case !p.listed || p.earlier != last || n.s.pend[p.slot] != p:
+			return fmt.Errorf("operation %d stands in the list, in which it should not be", p.opid.Counter)
+		case last != nil && last.opid.Counter >= p.opid.Counter:
+			return fmt.Errorf("operation %d stands behind %d", p.opid.Counter, last.opid.Counter)
+		}
+	}
 	switch {
-	case pending != n.pendN:
-		return fmt.Errorf("%d operations are pending and %d are counted", pending, n.pendN)
+	case listed != pends || last != n.pendLast:
+		return fmt.Errorf("%d of %d operations are listed", listed, pends)
+	case pends != n.pendN:
+		return fmt.Errorf("%d operations are pending and %d are counted", pends, n.pendN)
 	case requests != len(n.byReq):
 		return fmt.Errorf("%d REQIDs are outstanding and %d are known", requests, len(n.byReq))
 	case room != n.roomOut:
@@ -203,7 +216,7 @@ func (n *Node) checkPending() error {
 }
 
 func (n *Node) checkKeys() error {
-	keys, copies, through, tokens := 0, int64(0), 0, 0
+	keys, carried, copies, through, tokens := 0, 0, int64(0), 0, 0
 	for r := n.s.recs.first; r != nil; r = r.next {
 		keys++
 		switch {
@@ -211,7 +224,7 @@ func (n *Node) checkKeys() error {
 			return fmt.Errorf("%q stands in the list of keys and is not found", r.key)
 		case r.dirty:
 			return fmt.Errorf("%q was touched and not looked at", r.key)
-		case r.idle() && n.state >= stMapped: // a restart leaves some, until it has a map
+		case r.idle() && n.state >= stMapped && (n.job.stage == noWork || n.job.stage > workKept): // a restart leaves some, until it has a map
 			return fmt.Errorf("nothing is known about %q, and its entry is kept", r.key)
 		case len(r.dones) > n.cfg.MaxDone:
 			return fmt.Errorf("%q: a done list of %d entries, more than %d", r.key, len(r.dones), n.cfg.MaxDone)
@@ -221,6 +234,7 @@ func (n *Node) checkKeys() error {
 			return fmt.Errorf("%q is locked until %d and no timer is set", r.key, r.lock.deadline)
 		}
 		for i := range r.carry {
+			carried++
 			copies += int64(r.carry[i].size)
 			count(&through, r.carry[i].through)
 			count(&tokens, n.tokens[r.carry[i].token] == r)
@@ -232,6 +246,8 @@ func (n *Node) checkKeys() error {
 	switch {
 	case keys != n.s.recs.n:
 		return fmt.Errorf("%d keys are known and %d are counted", keys, n.s.recs.n)
+	case carried != n.carriedN:
+		return fmt.Errorf("%d copies are carried and %d are counted", carried, n.carriedN)
 	case copies != n.copies:
 		return fmt.Errorf("%d bytes are carried and %d are counted", copies, n.copies)
 	case through != n.through:

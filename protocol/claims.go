@@ -1,17 +1,14 @@
 package protocol
 
 import (
-	"cmp"
 	"fmt"
 	"slices"
 
 	"github.com/mainzdb/mainz/protocol/wire"
 )
 
-// claim is what an LMASTER has heard of one key in a recovery.
+// claim is what an LMASTER has heard of one key in a recovery besides its owner.
 type claim struct {
-	owner  PNN
-	rsn    uint64
 	copies []copyClaim
 	wants  []wantClaim
 }
@@ -73,22 +70,32 @@ func (n *Node) takeMap(leader PNN, ballot Epoch, mp Map, self wire.Member) {
 	n.s.Promised, n.s.Taken, n.s.Map, n.s.HighVNN = ballot, ballot, mp, high
 	n.order(SendEpoch, ballot)
 	n.order(SendCancel, ballot)
-	n.rv = recovery{leader: leader, asked: ballot, tookHere: ballot, claimsIn: true}
+	n.rv = recovery{leader: leader, asked: ballot, tookHere: ballot}
 	n.state = stMapped
 	n.leaderAt = n.now
 	n.asks, n.walks, n.walkings = n.asks[:0], n.walks[:0], n.walkings[:0]
 	n.places.reset()
 	clear(n.hints)
 	clear(n.tokens) // acks of older epochs free nothing: the copies are claimed
-	if self.Joiner {
+	for _, r := range n.keys {
+		r.claim = nil
+	}
+	n.keys = n.keys[:0]
+	n.own = marks{}
+	n.claimed.reset()
+	n.verdict.reset()
+	n.supply.reset()
+	first := workSweep
+	switch {
+	case self.Joiner:
 		n.newLife(self.Life)
-	} else {
-		n.keepLife(neverOpened)
+		first = workOwn
+	case neverOpened && n.plant != plantKeepProvisional:
+		first = workDrop
 	}
 	n.gate = Gate{State: GateFrozen, Epoch: ballot, Life: n.s.Life, VNN: self.VNN}
 	n.ping() // leases of the new epoch, before it opens
-	n.claimAll()
-	n.claimsAcked()
+	n.begins(first)
 	n.eff.Retry = true
 }
 
@@ -110,42 +117,8 @@ func (n *Node) newLife(life uint64) {
 	clear(n.byReq)
 	clear(n.again)
 	n.freePend, n.pendN, n.parkedN, n.roomOut, n.copies, n.carriedN, n.through = nil, 0, 0, 0, 0, 0, 0
+	n.pendFirst, n.pendLast = nil, nil
 	n.dirty, n.unfinished = n.dirty[:0], n.unfinished[:0]
-}
-
-// keepLife: what is volatile goes, and what belongs to nodes that are gone.
-func (n *Node) keepLife(neverOpened bool) {
-	if neverOpened && n.plant != plantKeepProvisional {
-		n.store.DropProvisional()
-	}
-	for r := n.s.recs.first; r != nil; r = r.next {
-		r.claim = nil
-		for _, pk := range r.parked {
-			n.unpark(pk)
-		}
-		r.parked = r.parked[:0]
-		r.untry()
-		for i := len(r.dones) - 1; i >= 0; i-- {
-			if r.dones[i].token = 0; !n.alive(r.dones[i].OPID) {
-				n.dropDone(r, i)
-			}
-		}
-		if r.lock.held && !n.alive(r.lock.opid) {
-			n.endLock(r)
-			n.store.Unlock(r.db, r.key)
-		}
-		for i := range r.carry {
-			n.sweepCopy(&r.carry[i])
-			r.carry[i].token = n.token(r)
-		}
-		n.touch(r)
-	}
-	for _, p := range n.s.pend {
-		if p != nil && p.state != pendDone {
-			p.state, p.hops = pendNew, 0
-		}
-	}
-	n.store.Sweep(n.alive)
 }
 
 // alive: by the life, not by the node. One that crashed and joined again in an
@@ -192,26 +165,30 @@ func (n *Node) sweepCopy(c *carried) {
 	}
 }
 
-// batches fills messages of rows per member and sends them when they are full.
+// batches are rows for each member, which go out in messages when there are enough.
 type batches struct {
-	n    *Node
 	op   wire.Op
 	rows [wire.MaxNodes][]byte
 }
 
-func (b *batches) add(to PNN, row func(rows []byte) []byte) {
-	b.rows[to] = row(b.rows[to])
-	if len(b.rows[to]) >= b.n.cfg.ClaimBytes {
-		b.n.reached(LimitBatch)
-		b.flush(to)
+func (b *batches) reset() {
+	for i := range b.rows {
+		b.rows[i] = b.rows[i][:0]
 	}
 }
 
-func (b *batches) flush(to PNN) {
+// full: what is full goes out.
+func (b *batches) full(n *Node, to PNN) {
+	if len(b.rows[to]) >= n.cfg.ClaimBytes {
+		n.reached(LimitBatch)
+		b.flush(n, to)
+	}
+}
+
+func (b *batches) flush(n *Node, to PNN) {
 	if len(b.rows[to]) == 0 {
 		return
 	}
-	n := b.n
 	if to == n.cfg.Self {
 		switch b.op {
 		case wire.Claims:
@@ -228,37 +205,11 @@ func (b *batches) flush(to PNN) {
 	b.rows[to] = b.rows[to][:0]
 }
 
-func (b *batches) done() {
+// done: the rest goes out.
+func (b *batches) done(n *Node) {
 	for i := range b.rows {
-		b.flush(PNN(i))
+		b.flush(n, PNN(i))
 	}
-}
-
-// claimAll tells the new LMASTERs what this node has and what it waits for.
-func (n *Node) claimAll() {
-	b := batches{n: n, op: wire.Claims}
-	n.stats.Touched += uint64(n.s.recs.n)
-	n.store.Each(func(db uint32, key []byte, rsn uint64) {
-		c := wire.Claim{Kind: wire.ClaimOwner, DBID: db, RSN: rsn, Bound: n.cfg.Self, Key: key}
-		b.add(n.lmaster(db, key), func(rows []byte) []byte { return wire.AppendClaim(rows, &c) })
-	})
-	if n.plant != plantNoCopyClaims {
-		for r := n.s.recs.first; r != nil; r = r.next {
-			for i := range r.carry {
-				k := &r.carry[i]
-				c := wire.Claim{Kind: wire.ClaimCarried, DBID: r.db, RSN: k.rsn, Bound: k.bound, ReqID: k.reqid, Token: k.token, Key: r.key}
-				b.add(n.lmaster(r.db, r.key), func(rows []byte) []byte { return wire.AppendClaim(rows, &c) })
-			}
-		}
-	}
-	for _, p := range n.s.pend {
-		if p != nil && p.reqid != 0 && p.m.Op.IsRequest() {
-			c := wire.Claim{Kind: wire.ClaimWant, DBID: p.m.DBID, Bound: n.cfg.Self, ReqID: p.reqid, Key: p.m.Key}
-			b.add(n.lmaster(p.m.DBID, p.m.Key), func(rows []byte) []byte { return wire.AppendClaim(rows, &c) })
-		}
-	}
-	b.done()
-	n.sendTable()
 }
 
 // controlAcked: a batch of this epoch was handled.
@@ -267,6 +218,7 @@ func (n *Node) controlAcked(token uint64) {
 		return
 	}
 	n.rv.inFlight--
+	n.rv.progress++
 	n.claimsAcked()
 	n.maybeSettled()
 }
@@ -274,7 +226,7 @@ func (n *Node) controlAcked(token uint64) {
 // claimsAcked: only when all CLAIMs are handled, as CLAIMS_DONE could overtake
 // those on other links.
 func (n *Node) claimsAcked() {
-	if n.state != stMapped || n.rv.inFlight > 0 || n.rv.broken {
+	if n.state != stMapped || n.rv.inFlight > 0 || n.rv.broken || n.job.stage != noWork && n.plant != plantClaimsEarly {
 		return
 	}
 	n.state = stClaimed
@@ -285,27 +237,41 @@ func (n *Node) claimsAcked() {
 	}
 }
 
-// claims at the LMASTER: noted, decided at SETTLE.
+// claims at the LMASTER: where records are is noted, what is to be kept of copies is
+// decided at SETTLE.
 func (n *Node) claims(from PNN, rows []byte) {
+	n.rv.progress++
 	for len(rows) > 0 {
 		var c wire.Claim
 		c, rows, _ = wire.NextClaim(rows)
+		n.stats.Touched++
+		if c.Kind == wire.ClaimOwner {
+			n.claimedBy(from, &c)
+			continue
+		}
 		r := n.rec(c.DBID, c.Key)
 		if r.claim == nil {
-			r.claim = &claim{owner: wire.NoPNN}
+			r.claim = &claim{}
+			n.keys = append(n.keys, r)
 		}
 		k := r.claim
-		switch c.Kind {
-		case wire.ClaimOwner:
-			if k.owner != wire.NoPNN && k.owner != from {
-				n.fault(fmt.Sprintf("nodes %d and %d both claim to own %s, at RSN %d and %d: stop one of them, whose records are lost then", k.owner, from, what(c.DBID, c.Key), k.rsn, c.RSN))
-			}
-			k.owner, k.rsn = from, c.RSN
-		case wire.ClaimCarried:
+		if c.Kind == wire.ClaimCarried {
 			k.copies = append(k.copies, copyClaim{from, c.Bound, c.ReqID, c.Token, c.RSN})
-		case wire.ClaimWant:
+		} else {
 			k.wants = append(k.wants, wantClaim{from, c.ReqID})
 		}
+	}
+}
+
+// claimedBy: another node owns a record.
+func (n *Node) claimedBy(from PNN, c *wire.Claim) {
+	h := n.cfg.Hash(c.DBID, c.Key)
+	at := n.places.swap(h, c.DBID, c.Key, location{from, 0, c.RSN})
+	if at.pnn == wire.NoPNN && n.own.has(h) && n.store.Look(c.DBID, c.Key, &n.view) {
+		at = location{n.cfg.Self, 0, n.view.RSN}
+	}
+	if at.pnn != wire.NoPNN && at.pnn != from {
+		n.fault(fmt.Sprintf("nodes %d and %d both claim to own %s, at RSN %d and %d: stop one of them, whose records are lost then", at.pnn, from, what(c.DBID, c.Key), at.rsn, c.RSN))
 	}
 }
 
@@ -315,43 +281,34 @@ func (n *Node) settle() {
 		return
 	}
 	n.rv.settling = true
-	n.settleClaims()
-	n.resupply()
-	n.rv.settled = true // not earlier: own verdicts come while the batches are made
-	n.maybeSettled()
+	n.own = marks{}
+	n.begins(workDecide)
 }
 
-// settleClaims decides every key this node is LMASTER of.
-func (n *Node) settleClaims() {
-	if !n.rv.claimsIn {
-		return
+// decideKey decides which of the copies of a key is the record, if any.
+func (n *Node) decideKey(r *rec) {
+	k := r.claim
+	if k == nil {
+		return // it was decided as its pieces came
 	}
-	n.rv.claimsIn = false
-	n.stats.Touched += uint64(n.s.recs.n)
-	b := batches{n: n, op: wire.Verdicts}
-	for r := n.s.recs.first; r != nil; r = r.next {
-		k := r.claim
-		if k == nil {
+	r.claim = nil
+	keep := -1
+	if _, away := n.place(r); !away && (!n.store.Look(r.db, r.key, &n.view) || n.store.IsProvisional(r.db, r.key)) {
+		keep = n.validCopy(k)
+	}
+	if keep >= 0 && k.copies[keep].carrier != n.cfg.Self {
+		n.setPlace(r, location{k.copies[keep].carrier, 0, k.copies[keep].rsn})
+	}
+	for i, c := range k.copies {
+		v := wire.Verdict{Token: c.token, Keep: i == keep}
+		if c.carrier == n.cfg.Self {
+			n.verdictOn(v) // before any piece of the key is looked at
 			continue
 		}
-		keep := -1
-		if k.owner == wire.NoPNN {
-			keep = n.validCopy(k)
-		}
-		switch {
-		case k.owner != wire.NoPNN && k.owner != n.cfg.Self:
-			n.setPlace(r, location{k.owner, 0, k.rsn})
-		case keep >= 0 && k.copies[keep].carrier != n.cfg.Self:
-			n.setPlace(r, location{k.copies[keep].carrier, 0, k.copies[keep].rsn})
-		}
-		for i, c := range k.copies {
-			v := wire.Verdict{Token: c.token, Keep: i == keep}
-			b.add(c.carrier, func(rows []byte) []byte { return wire.AppendVerdict(rows, v) })
-		}
-		r.claim = nil
-		n.touch(r)
+		n.verdict.rows[c.carrier] = wire.AppendVerdict(n.verdict.rows[c.carrier], v)
+		n.verdict.full(n, c.carrier)
 	}
-	b.done()
+	n.touch(r)
 }
 
 // validCopy: one whose receiver takes part with its data and still waits under
@@ -380,27 +337,32 @@ func (n *Node) validCopy(k *claim) int {
 
 // verdicts at the carriers.
 func (n *Node) verdicts(rows []byte) {
+	n.rv.progress++
 	for len(rows) > 0 {
 		var v wire.Verdict
 		v, rows, _ = wire.NextVerdict(rows)
-		r := n.tokens[v.Token]
-		if r == nil {
-			continue
-		}
-		delete(n.tokens, v.Token)
-		for i := range r.carry {
-			if r.carry[i].token != v.Token {
-				continue
-			}
-			if v.Keep && !n.keepCopy(r, &r.carry[i]) {
-				break // the next recovery asks again
-			}
-			n.dropCarry(r, i)
-			n.touch(r)
-			break
-		}
+		n.verdictOn(v)
 	}
 	n.maybeSettled()
+}
+
+func (n *Node) verdictOn(v wire.Verdict) {
+	r := n.tokens[v.Token]
+	if r == nil {
+		return
+	}
+	delete(n.tokens, v.Token)
+	for i := range r.carry {
+		if r.carry[i].token != v.Token {
+			continue
+		}
+		if v.Keep && !n.keepCopy(r, &r.carry[i]) {
+			return // the next recovery asks again
+		}
+		n.dropCarry(r, i)
+		n.touch(r)
+		return
+	}
 }
 
 // keepCopy makes a carried copy the record again; false: a fault, it stays a copy.
@@ -432,19 +394,17 @@ func (n *Node) arrive(r *rec, v *Record) LockResult {
 	return got
 }
 
-// resupply sends this node's live pieces in records it does not own to their
-// LMASTERs, in case the record is lost.
-func (n *Node) resupply() {
-	b := batches{n: n, op: wire.Resupply}
-	n.st.EachPiece(func(j *Piece) {
-		live := j.State == PieceLive || j.State == PieceRemoving && n.plant == plantResupplyRemoving
-		if !live || n.store.Look(j.DB, j.Key, &n.view) && !n.store.IsProvisional(j.DB, j.Key) {
-			return
-		}
-		p := wire.Piece{DBID: j.DB, OPID: j.OPID, Key: j.Key, Data: j.Data}
-		b.add(n.lmaster(j.DB, j.Key), func(rows []byte) []byte { return wire.AppendPiece(rows, &p) })
-	})
-	b.done()
+// resupply sends a live piece of this node's to the record's LMASTER, in case the record
+// is lost; if it is here, it is not.
+func (n *Node) resupply(j *Piece) {
+	live := j.State == PieceLive || j.State == PieceRemoving && n.plant == plantResupplyRemoving
+	if !live || n.store.Look(j.DB, j.Key, &n.view) && !n.store.IsProvisional(j.DB, j.Key) {
+		return
+	}
+	p := wire.Piece{DBID: j.DB, OPID: j.OPID, Key: j.Key, Data: j.Data}
+	l := n.lmaster(j.DB, j.Key)
+	n.supply.rows[l] = wire.AppendPiece(n.supply.rows[l], &p)
+	n.supply.full(n, l)
 }
 
 // resupplied at the LMASTER: a key with an owner or a kept copy has the piece
@@ -454,6 +414,7 @@ func (n *Node) resupplied(rows []byte) {
 		var p wire.Piece
 		p, rows, _ = wire.NextPiece(rows)
 		r := n.rec(p.DBID, p.Key)
+		n.decideKey(r) // its turn may not have come
 		if _, away := n.place(r); away {
 			continue
 		}
@@ -471,15 +432,14 @@ func (n *Node) maybeSettled() {
 	if n.state != stClaimed || !n.rv.settled || n.rv.inFlight > 0 || n.rv.broken {
 		return
 	}
-	for r := n.s.recs.first; r != nil; r = r.next {
-		if len(r.carry) > 0 {
-			if n.plant == plantNoCopyClaims {
-				for len(r.carry) > 0 {
-					n.dropCarry(r, 0)
-				}
-				continue
-			}
+	if n.carriedN > 0 {
+		if n.plant != plantNoCopyClaims {
 			return
+		}
+		for r := n.s.recs.first; r != nil; r = r.next {
+			for len(r.carry) > 0 {
+				n.dropCarry(r, 0)
+			}
 		}
 	}
 	n.state = stSettled
@@ -514,24 +474,6 @@ func (n *Node) recovered() {
 	}
 	n.s.Told, n.s.ToldLife, n.telling = n.s.Map.set, n.s.Life, 1
 	n.ping()
-	var again []*pending
-	for _, p := range n.s.pend {
-		if p != nil {
-			again = append(again, p)
-		}
-	}
-	slices.SortFunc(again, func(a, b *pending) int { return cmp.Compare(a.opid.Counter, b.opid.Counter) })
-	for _, p := range again {
-		switch {
-		case p.state == 0, p.state == pendDone:
-		case n.serving():
-			n.route(p)
-		default:
-			n.backoff(p, ms)
-		}
-	}
-	n.stats.Touched += uint64(n.s.recs.n)
-	for r := n.s.recs.first; r != nil; r = r.next {
-		n.touch(r)
-	}
+	n.due(n.now) // locks that were kept have their deadlines
+	n.begins(workAgain)
 }

@@ -180,9 +180,10 @@ func (n *Node) learn(m *Message) *DB {
 	return d
 }
 
-// sendTable tells the coordinator of the new map what this node knows, as it may
-// be the only one; and, from one member, those who come without any memory.
-func (n *Node) sendTable() {
+// tellTable tells the coordinator of the new map of one database that this node knows, as
+// it may be the only one that does; and, from one member, those who come without any
+// memory.
+func (n *Node) tellTable(d *DB) {
 	if n.plant == plantNoTable {
 		return
 	}
@@ -197,10 +198,7 @@ func (n *Node) sendTable() {
 		if e.PNN == n.cfg.Self || e.PNN != c && (!e.Joiner || first != n.cfg.Self) {
 			continue
 		}
-		for k := range n.s.dbs {
-			d := &n.s.dbs[k]
-			n.rv.inFlight++
-			n.send(e.PNN, Control, n.s.Taken, &Message{Op: wire.DBTable, DBID: d.ID, Mode: uint32(d.Mode), Data: []byte(d.Name), Conds: d.Conds}, n.batchToken())
-		}
+		n.rv.inFlight++
+		n.send(e.PNN, Control, n.s.Taken, &Message{Op: wire.DBTable, DBID: d.ID, Mode: uint32(d.Mode), Data: []byte(d.Name), Conds: d.Conds}, n.batchToken())
 	}
 }

@@ -2,16 +2,22 @@ package protocol
 
 import "github.com/mainzdb/mainz/protocol/wire"
 
-// leave is a node on its way out of the cluster.
+// leave is a node on its way out of the cluster. It comes by its records again and again,
+// until it meets none.
 type leave struct {
 	on      bool
 	done    bool // it has nothing any more, and asks for an epoch without it
 	left    bool // that epoch is open
-	offerAt Instant
+	under   bool // a round is under way
+	cursor  uint64
+	walked  bool    // the round has met all records
+	met     int     // records in it
+	gone    int     // records that went since it began
+	goneAt  Instant // when the last one went, or the round began
+	came    bool    // records may have come behind the round's back
+	roundAt Instant // the next one begins
+	without Map     // who would be the LMASTERs
 }
-
-// offersAtOnce is how many records a leaving node offers in one go.
-const offersAtOnce = 32
 
 // Drain begins to leave the cluster, or, with on false, stays in it. The node's
 // clients have to detach meanwhile. It offers its records to those who would be
@@ -23,54 +29,68 @@ func (n *Node) Drain(now Instant, on bool) {
 	if !on && n.leave.done {
 		n.leaderAt = n.now // a node like any other, in whatever recovery comes
 	}
-	n.leave = leave{on: on, offerAt: n.now}
+	n.leave = leave{on: on, roundAt: n.now}
 	n.finish()
 }
 
 // Left tells that the cluster is open without this node, which may stop now.
 func (n *Node) Left() bool { return n.leave.left }
 
+// offering: records can be offered now.
+func (n *Node) offering() bool {
+	l := &n.leave
+	return l.on && !l.done && l.under && !l.walked && l.met-l.gone < n.cfg.MaxOffers && n.serving()
+}
+
 func (n *Node) drainTick() {
-	if n.leave.done || !n.serving() || n.now < n.leave.offerAt {
-		return
+	l := &n.leave
+	if l.done || !n.serving() || !n.majority(n.s.Map.set&^(1<<n.cfg.Self)) {
+		return // without a majority the others could not open without us
 	}
-	n.leave.offerAt = n.now + n.cfg.Heartbeat
-	if !n.majority(n.s.Map.set &^ (1 << n.cfg.Self)) {
-		return // the others could not open without us
-	}
-	if n.offer() > 0 || n.copies > 0 || n.pendN > 0 && n.plant != plantDrainFull {
-		return
-	}
-	for r := n.s.recs.first; r != nil; r = r.next {
-		if (len(r.carry) > 0 || len(r.parked) > 0) && n.plant != plantDrainFull {
+	if !l.under {
+		if n.now < l.roundAt {
 			return
 		}
+		l.begin(n)
 	}
-	n.leave.done = true
+	for budget := n.cfg.Budget; budget > 0 && n.offering(); budget -= recordsAtOnce {
+		l.cursor = n.store.Each(l.cursor, recordsAtOnce, n.offerThis)
+		l.walked = l.cursor == 0
+		if l.met-l.gone >= n.cfg.MaxOffers {
+			n.reached(LimitOffers)
+		}
+	}
+	// What is not asked for in a while is offered again: it was locked, or nobody had room.
+	full := n.plant == plantDrainFull && l.walked && l.met < 2
+	if n.now-l.goneAt < n.cfg.Heartbeat && !(l.walked && l.gone >= l.met) && !full {
+		return
+	}
+	l.under, l.roundAt = false, n.now
+	if l.gone == 0 {
+		l.roundAt += n.cfg.Heartbeat
+	}
+	if !full && (!l.walked || l.met > 0 || l.came || n.carriedN+n.parkedN+n.pendN > 0) {
+		return
+	}
+	l.done = true
 	n.suspect()
 }
 
-// offer some of the records that are here; it returns how many there are.
-func (n *Node) offer() int {
-	without := Map{}
+// begin a round.
+func (l *leave) begin(n *Node) {
+	l.under, l.cursor, l.walked, l.met, l.gone, l.goneAt, l.came = true, 0, false, 0, 0, n.now, false
+	l.without.Members = l.without.Members[:0]
 	for _, e := range n.s.Map.Members {
 		if e.PNN != n.cfg.Self {
-			without.Members = append(without.Members, e)
+			l.without.Members = append(l.without.Members, e)
 		}
 	}
-	records := 0
-	n.store.Each(func(db uint32, key []byte, _ uint64) {
-		if records++; records == offersAtOnce+1 {
-			n.reached(LimitOffers)
-		}
-		if records <= offersAtOnce {
-			n.data(without.lmaster(n.cfg.Hash(db, key)), &Message{Op: wire.Offer, DBID: db, Src: n.ownVNN(), Key: key}, 0)
-		}
-	})
-	if n.plant == plantDrainFull && records < 2 {
-		return 0
-	}
-	return records
+}
+
+// offer a record to the node that would be its LMASTER without this one.
+func (n *Node) offer(db uint32, key []byte, _ uint64, _ bool) {
+	n.leave.met++
+	n.data(n.leave.without.lmaster(n.cfg.Hash(db, key)), &Message{Op: wire.Offer, DBID: db, Src: n.ownVNN(), Key: key}, 0)
 }
 
 // offered: a node that leaves has a record for us. If there is no room for it, or

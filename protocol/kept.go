@@ -1,6 +1,11 @@
 package protocol
 
-import "github.com/mainzdb/mainz/protocol/wire"
+import (
+	"cmp"
+	"slices"
+
+	"github.com/mainzdb/mainz/protocol/wire"
+)
 
 // What the core writes into Stable, and how it takes it up again after a restart.
 
@@ -181,20 +186,7 @@ func (n *Node) load() {
 		n.takeUp(r)
 		n.touch(r)
 	}
-	// A lock that the dispatcher holds for nobody was handed to it just before it died.
-	var free []*rec
-	n.store.Each(func(db uint32, key []byte, _ uint64) {
-		if n.store.Holder(db, key) == Dispatcher {
-			if r := of(db, key); !r.lock.held {
-				free = append(free, r)
-				n.touch(r)
-			}
-		}
-	})
 	n.loadPending()
-	for _, r := range free {
-		n.store.Unlock(r.db, r.key)
-	}
 }
 
 // takeUp decides what was under way with one record. The dead dispatcher had it locked
@@ -250,6 +242,11 @@ func (n *Node) loadPending() {
 		s.pend[at] = p
 		n.pendN++
 	})
+	live := slices.DeleteFunc(slices.Clone(s.pend), func(p *pending) bool { return p == nil })
+	slices.SortFunc(live, func(a, b *pending) int { return cmp.Compare(a.opid.Counter, b.opid.Counter) })
+	for _, p := range live {
+		n.list(p)
+	}
 	for i, p := range s.pend {
 		if p == nil {
 			n.freePend = append(n.freePend, &pending{slot: i})

@@ -279,6 +279,18 @@ func (m *Memory) EachPiece(f func(p *Piece)) {
 	}
 }
 
+func (m *Memory) SomePieces(cursor, pieces int, f func(p *Piece)) int {
+	from := min(cursor, len(m.journal))
+	to := min(from+pieces, len(m.journal))
+	for _, p := range m.journal[from:to] {
+		f(p)
+	}
+	if to == len(m.journal) {
+		return 0
+	}
+	return to
+}
+
 // EachCarried calls f for every carried copy that stands for its record: for tools and
 // checkers.
 func (m *Memory) EachCarried(f func(db uint32, key []byte, bound PNN, reqid ReqID, rsn uint64)) {

@@ -43,6 +43,7 @@ type Node struct {
 	tokens    map[uint64]*rec   // of carried copies and done entries under way
 	nextToken uint64
 	places    *places // of the records of others, as their LMASTER
+	own       marks   // in a recovery
 	hints     hints   // of the records of other LMASTERs
 	peers     [wire.MaxNodes]peer
 	lead      leading
@@ -56,6 +57,19 @@ type Node struct {
 	leadDelay Instant
 
 	dirty      []*rec
+	job        work
+	working    bool
+	unlocked   bool    // what the dispatcher before this one had locked for nobody is free
+	keys       []*rec  // of which copies and REQIDs were claimed
+	claimed    batches // of claims
+	verdict    batches // of verdicts
+	supply     batches // of pieces
+	isAlive    func(o OPID) bool
+	claimThis  func(db uint32, key []byte, rsn uint64, empty bool)
+	offerThis  func(db uint32, key []byte, rsn uint64, empty bool)
+	supplyThis func(p *Piece)
+	pendFirst  *pending // by OPID
+	pendLast   *pending
 	unfinished []*rec // have parked requests that were to be tried, for which there was no time
 	tries      int    // of parked requests, since the last Tick
 	parkedN    int
@@ -114,6 +128,8 @@ type peer struct {
 	letIn   Instant // join hold-off
 	hold    Instant
 	conduct conduct
+	// progress of the recovery that it is in, as of its last PING.
+	progress uint64
 }
 
 // Counters since the node's start.
@@ -130,6 +146,8 @@ func New(now Instant, cfg Config, st Stable, store Store) *Node {
 	n := &Node{cfg: cfg, st: st, s: &mirror{}, store: store, now: now, started: now, rng: cfg.Seed ^ uint64(cfg.Self)<<32, plant: plantByName(cfg.Plant),
 		byReq: map[ReqID]*pending{}, again: map[call]*pending{}, tokens: map[uint64]*rec{}, timersAt: Never,
 		places: &places{}, hints: make(hints, cfg.Hints)}
+	n.claimed.op, n.verdict.op, n.supply.op = wire.Claims, wire.Verdicts, wire.Resupply
+	n.isAlive, n.claimThis, n.offerThis, n.supplyThis = n.alive, n.claimOwn, n.offer, n.resupply
 	for i := range n.peers {
 		// We may have granted anybody a lease just before we forgot it: count it.
 		n.peers[i].granted = now
@@ -301,7 +319,7 @@ func (n *Node) nextDeadline() Instant {
 	} else {
 		next = min(next, n.now+2*ms)
 	}
-	if len(n.unfinished) > 0 && n.serving() {
+	if len(n.unfinished) > 0 && n.serving() || n.ready() || n.offering() {
 		next = n.now
 	}
 	return max(next, n.now+1)
@@ -484,8 +502,9 @@ func (n *Node) Tick(now Instant) {
 	n.tries = 0
 	if n.now >= n.nextPing {
 		n.ping()
-		n.prune()
+		n.s.recs.walk(walkPrune)
 	}
+	n.prune()
 	n.renewLease()
 	if n.now >= n.timersAt {
 		n.timers()
@@ -494,6 +513,7 @@ func (n *Node) Tick(now Instant) {
 	if n.leave.on {
 		n.drainTick()
 	}
+	n.work()
 	n.goOn()
 	n.finish()
 }
@@ -547,8 +567,12 @@ func (n *Node) timers() {
 
 // prune forgets done entries whose requesters can't ask again.
 func (n *Node) prune() {
-	n.stats.Touched += uint64(n.s.recs.n)
-	for r := n.s.recs.first; r != nil; r = r.next {
+	for range n.cfg.Budget {
+		r := n.s.recs.next(walkPrune)
+		if r == nil {
+			return
+		}
+		n.stats.Touched++
 		if len(r.dones) > 0 && n.pruneRec(r) {
 			n.touch(r)
 		}

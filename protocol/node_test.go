@@ -72,8 +72,8 @@ func (s *flat) Remove(db uint32, key []byte)                                    
 func (s *flat) Attend(uint32, []byte, bool)                                     {}
 func (s *flat) Scan(uint32, uint64, func([]byte, *protocol.Record) bool) uint64 { return 0 }
 func (s *flat) Room() uint32                                                    { return 1 << 20 }
-func (s *flat) Sweep(func(wire.OPID) bool)                                      {}
-func (s *flat) DropProvisional()                                                {}
+func (s *flat) Sweep(uint64, int, func(wire.OPID) bool) uint64                  { return 0 }
+func (s *flat) DropProvisional(uint64, int) uint64                              { return 0 }
 func (s *flat) OpenProvisional()                                                {}
 func (s *flat) IsProvisional(uint32, []byte) bool                               { return false }
 func (s *flat) Life() uint64                                                    { return s.life }
@@ -94,12 +94,13 @@ func (s *flat) Publish(db uint32, key []byte, v *protocol.Record, _ bool) protoc
 	return protocol.Locked
 }
 
-func (s *flat) Each(f func(db uint32, key []byte, rsn uint64)) {
-	for _, r := range s.recs { // one database, and no test here looks at the order
+func (s *flat) Each(_ uint64, _ int, f func(db uint32, key []byte, rsn uint64, empty bool)) uint64 {
+	for _, r := range s.recs { // one database, in one part, and no test here looks at the order
 		if r.there {
-			f(1, r.key, r.r.RSN)
+			f(1, r.key, r.r.RSN, r.r.Empty())
 		}
 	}
+	return 0
 }
 
 // yes are conditions that always hold, but for ifAbsent.

@@ -93,17 +93,25 @@ func (t *places) get(hash uint64, db uint32, key []byte) (l location, ok bool) {
 	return location{PNN(le.Uint16(e[24:])), ReqID(le.Uint32(e[12:])), le.Uint64(e[16:])}, true
 }
 
-func (t *places) set(hash uint64, db uint32, key []byte, l location) {
+func (t *places) set(hash uint64, db uint32, key []byte, l location) { t.swap(hash, db, key, l) }
+
+// swap sets a place and tells what it was; NoPNN: there was none.
+func (t *places) swap(hash uint64, db uint32, key []byte, l location) (old location) {
 	s, tag := t.shard(hash), uint32(hash)
 	_, at := s.find(tag, db, key)
+	old.pnn = wire.NoPNN
 	if at < 0 {
 		at = s.add(tag, db, key)
 		t.n++
+	} else {
+		e := s.arena[at : at+placeHead]
+		old = location{PNN(le.Uint16(e[24:])), ReqID(le.Uint32(e[12:])), le.Uint64(e[16:])}
 	}
 	e := s.arena[at : at+placeHead]
 	le.PutUint32(e[12:], uint32(l.reqid))
 	le.PutUint64(e[16:], l.rsn)
 	le.PutUint16(e[24:], uint16(l.pnn))
+	return old
 }
 
 // add an entry that is not there.
@@ -208,6 +216,56 @@ func (s *placeShard) compact() {
 		at += size
 	}
 	s.arena, s.dead = s.arena[:to], 0
+}
+
+// marks is a set of hashes: the records of a node that it is the LMASTER of itself, in a
+// recovery. It has no false no, so it tells which claims of others need no look at the
+// store: nearly all. 4 to 11 bytes a record, freed at SETTLE.
+type marks struct {
+	shards [placeShards]struct {
+		slots []uint32
+		n     int
+	}
+}
+
+func (m *marks) add(hash uint64) {
+	s := &m.shards[hash>>56]
+	if 4*(s.n+1) > 3*len(s.slots) {
+		old := s.slots
+		s.slots = make([]uint32, max(8, 2*len(old)))
+		for _, x := range old {
+			if x != 0 {
+				put(s.slots, x)
+			}
+		}
+	}
+	if put(s.slots, uint32(hash)|1) {
+		s.n++
+	}
+}
+
+func put(slots []uint32, x uint32) (added bool) {
+	mask := uint32(len(slots) - 1)
+	i := x >> 1 & mask
+	for slots[i] != 0 && slots[i] != x {
+		i = (i + 1) & mask
+	}
+	added, slots[i] = slots[i] == 0, x
+	return added
+}
+
+func (m *marks) has(hash uint64) bool {
+	slots := m.shards[hash>>56].slots
+	if len(slots) == 0 {
+		return false
+	}
+	x, mask := uint32(hash)|1, uint32(len(slots)-1)
+	for i := x >> 1 & mask; slots[i] != 0; i = (i + 1) & mask {
+		if slots[i] == x {
+			return true
+		}
+	}
+	return false
 }
 
 // hints are the locations that a node which is not the LMASTER remembers: who answered

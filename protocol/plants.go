@@ -60,6 +60,11 @@ const (
 	plantUnnamedPiece
 	plantNoHoldOff
 	plantWaitForEver
+	plantSkipRecord
+	plantClaimAnew
+	plantOldCursor
+	plantClaimsEarly
+	plantAnyProgress
 	plantCount
 )
 
@@ -124,6 +129,11 @@ var Plants = [plantCount]Plant{
 	plantColdOwnClock:      {"cold-own-clock", "a cold start's ballot is above the clocks of all who promise"},
 	plantColdNoLock:        {"cold-no-lock", "a cold start takes the arbiter's lock, and stores its epoch"},
 	plantOldLook:           {"old-look", "what a request does is decided from the record as it is under its lock"},
+	plantSkipRecord:        {"skip-record", "a walk goes on at the record that it has not met"},
+	plantClaimAnew:         {"claim-anew", "nothing is claimed twice under one ballot"},
+	plantOldCursor:         {"old-cursor", "a new ballot's claims begin with the first record"},
+	plantClaimsEarly:       {"claims-early", "CLAIMS_DONE waits for what is not claimed yet"},
+	plantAnyProgress:       {"any-progress", "a recovery whose member gets nothing done starts over"},
 	plantLeaderFile:        {"leader-file", "a leader goes by the old nodes files of its promisers as well as by its own"},
 }
 

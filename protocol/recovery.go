@@ -13,6 +13,8 @@ type leading struct {
 	phase   leadPhase
 	began   Instant // of the phase
 	nextAsk Instant
+	seen    [wire.MaxNodes]uint64  // the members' progress
+	seenAt  [wire.MaxNodes]Instant // when it grew last
 	prom    [wire.MaxNodes]promise
 	members Map
 	done    wire.Set // who has finished the phase
@@ -49,12 +51,12 @@ type recovery struct {
 	leader    PNN
 	asked     Epoch // ballot of the PREPARE that waits for the pass
 	heardSent wire.Set
-	inFlight  int   // batches not acknowledged
-	settling  bool  // SETTLE was taken
-	settled   bool  // and all its batches are made
-	claimsIn  bool  // the claims heard belong to this epoch and incarnation
-	tookHere  Epoch // NEW_MAP taken by this incarnation
-	broken    bool  // a fault was met: this node does not go on
+	inFlight  int    // batches not acknowledged
+	settling  bool   // SETTLE was taken
+	settled   bool   // and all its batches are made
+	progress  uint64 // what was done of it, in whatever units: it grows only with what need not be done again
+	tookHere  Epoch  // NEW_MAP taken by this incarnation
+	broken    bool   // a fault was met: this node does not go on
 }
 
 // controlToken marks tokens of CONTROL batches; the rest is the ballot they were
@@ -79,18 +81,51 @@ func (n *Node) pingOne(to PNN) {
 	if to == n.cfg.Self {
 		return
 	}
-	n.send(to, Beacon, n.s.Taken, &Message{Op: wire.Ping, T: int64(n.now), Epoch: n.s.Taken, Open: n.state == stOpen, Life: n.s.Life, Floor: n.floor()}, 0)
+	n.send(to, Beacon, n.s.Taken, &Message{Op: wire.Ping, T: int64(n.now), Epoch: n.s.Taken, Open: n.state == stOpen, Life: n.s.Life, Floor: n.floor(), Progress: n.progress()}, 0)
+}
+
+// progress of the recovery under way, as far as this node knows of it; 0: there is none.
+func (n *Node) progress() uint64 {
+	if n.state < stMapped || n.state == stOpen {
+		return 0
+	}
+	sum := n.rv.progress
+	if l := &n.lead; l.ballot != 0 && l.phase != gathering {
+		for i, p := range l.seen {
+			if PNN(i) != n.cfg.Self {
+				sum += p
+			}
+		}
+	}
+	return sum
+}
+
+// progressed: a PING tells of more progress than the one before, in the same epoch. A
+// leader waits on for its sender, whoever does not lead for whoever does.
+func (n *Node) progressed(from PNN, m *Message) {
+	q := &n.peers[from]
+	grown := m.Progress > q.progress || m.Epoch > q.epoch && m.Progress > 0
+	q.progress = m.Progress
+	if !grown && n.plant != plantAnyProgress || m.Open {
+		return
+	}
+	l := &n.lead
+	switch {
+	case l.ballot == 0 && m.Epoch >= n.s.Taken:
+		n.leaderAt = n.now
+	case l.ballot != 0 && l.phase != gathering && m.Epoch == l.ballot:
+		l.seen[from], l.seenAt[from] = m.Progress, n.now
+	}
 }
 
 // floor is the lowest OPID counter that may still be sent.
 func (n *Node) floor() uint64 {
-	low := n.s.OPIDs + 1
-	for _, p := range n.s.pend {
-		if p != nil && p.state != pendDone {
-			low = min(low, p.opid.Counter)
+	for p := n.pendFirst; p != nil; p = p.later {
+		if p.state != pendDone {
+			return p.opid.Counter
 		}
 	}
-	return low
+	return n.s.OPIDs + 1
 }
 
 // heard is the set of nodes that both hear us and are heard.
@@ -113,6 +148,7 @@ func (n *Node) granting(p PNN, epoch Epoch) bool {
 }
 
 func (n *Node) pinged(from PNN, m *Message) {
+	n.progressed(from, m)
 	q := &n.peers[from]
 	q.epoch, q.open, q.life, q.floor = m.Epoch, m.Open, m.Life, m.Floor
 	grant := n.granting(from, m.Epoch)
@@ -433,11 +469,30 @@ func (n *Node) leadTick() {
 			n.stopLeading()
 		}
 	default:
-		if n.now-l.began > n.cfg.StepLimit {
+		if n.stuck() {
 			n.reached(LimitStep)
 			n.startLeading()
 		}
 	}
+}
+
+// stuck: a member has not done with the phase, and nothing was heard of its progress for
+// too long. How long all of it takes is no matter: that depends on the records.
+func (n *Node) stuck() bool {
+	l := &n.lead
+	if self := n.cfg.Self; n.rv.progress > l.seen[self] {
+		l.seen[self], l.seenAt[self] = n.rv.progress, n.now
+	}
+	left := l.members.set &^ l.done
+	if left == 0 { // the arbiter's word is waited for
+		return n.now-l.began > n.cfg.StepLimit
+	}
+	for i := range n.cfg.Nodes {
+		if left.Has(PNN(i)) && n.now-max(l.began, l.seenAt[i]) > n.cfg.StepLimit {
+			return true
+		}
+	}
+	return false
 }
 
 func (n *Node) promised(from PNN, m *Message) {
@@ -868,7 +923,6 @@ func (n *Node) control(from PNN, ballot Epoch, m *Message) Verdict {
 	case wire.Verdicts:
 		n.verdicts(m.Rows)
 	case wire.Resupply:
-		n.settleClaims()
 		n.resupplied(m.Rows)
 	case wire.DBTable:
 		n.learn(m)

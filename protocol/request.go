@@ -135,7 +135,40 @@ func (n *Node) makePending(c ClientID, cookie uint64, m *Message, undo, removes 
 	n.s.OPIDs++
 	n.pendN++
 	n.s.pend[p.slot] = p
+	n.list(p)
 	return p
+}
+
+// list puts a new operation behind all that are pending.
+func (n *Node) list(p *pending) {
+	p.listed, p.earlier, p.later = true, n.pendLast, nil
+	if n.pendLast != nil {
+		n.pendLast.later = p
+	} else {
+		n.pendFirst = p
+	}
+	n.pendLast = p
+}
+
+func (n *Node) unlist(p *pending) {
+	if !p.listed {
+		return
+	}
+	p.listed = false
+	if n.job.pend == p {
+		n.job.pend = p.later
+	}
+	if p.earlier != nil {
+		p.earlier.later = p.later
+	} else {
+		n.pendFirst = p.later
+	}
+	if p.later != nil {
+		p.later.earlier = p.earlier
+	} else {
+		n.pendLast = p.earlier
+	}
+	p.earlier, p.later = nil, nil
 }
 
 func (n *Node) freePending(p *pending) {
@@ -143,6 +176,7 @@ func (n *Node) freePending(p *pending) {
 		n.dropReq(p)
 	}
 	n.st.ErasePending(p.slot)
+	n.unlist(p)
 	n.s.pend[p.slot] = nil
 	if len(n.again) > 0 {
 		delete(n.again, call{p.client, p.cookie})

@@ -445,6 +445,7 @@ func (n *Node) refused(r *rec, m *Message, src PNN, p *pending, deadline Instant
 
 // attend a record on which a request waits for a change.
 func (n *Node) attend(r *rec) {
+	n.leave.came = true
 	if !n.store.Look(r.db, r.key, &n.view) {
 		if n.store.TryLock(r.db, r.key, false) != Locked {
 			return
@@ -619,6 +620,7 @@ func (n *Node) commit(r *rec, m *Message, src PNN, p *pending, data, tags []byte
 	if p != nil {
 		n.put.Cookie = p.cookie
 	}
+	n.leave.came = true
 	at, published := n.intend(r, m, p, n.put.RSN), NoSpace
 	if at >= 0 || p != nil {
 		published = n.store.Publish(r.db, r.key, &n.put, false)
@@ -677,6 +679,7 @@ func (n *Node) handover(r *rec, m *Message, to PNN, pk *parked) bool {
 	}
 	n.store.Look(r.db, r.key, &n.view)
 	n.stats.Handovers++
+	n.leave.gone, n.leave.goneAt = n.leave.gone+1, n.now
 	n.note(r, n.view.RSN, n.view.Data)
 	n.rows = n.rows[:0]
 	for _, d := range r.dones {
@@ -809,6 +812,7 @@ func (n *Node) become(r *rec, m *Message) Verdict {
 		n.cfg.Fault("no room for a record that was promised room: " + what(r.db, r.key))
 		return NotYet
 	}
+	n.leave.came = true
 	n.note(r, rsn, m.Data)
 	n.hints.drop(r.hash)
 	n.noPlace(r)

@@ -87,6 +87,9 @@ type Stable interface {
 	ErasePiece(o OPID)
 	// EachPiece tells of all pieces in the order they were made. f may erase and put.
 	EachPiece(f func(p *Piece))
+	// SomePieces tells of about so many pieces from a cursor on, 0 at first, and gives back
+	// where to go on, 0 at the end. Those that are there throughout are met.
+	SomePieces(cursor, pieces int, f func(p *Piece)) int
 }
 
 // Words are the single words of a Stable.

@@ -60,14 +60,17 @@ type Store interface {
 
 	// What a recovery needs; the gate is closed and the pass is over.
 
-	// Each calls f for every record owned, in a fixed order.
-	Each(f func(db uint32, key []byte, rsn uint64))
+	// Each calls f for every record owned; f may ask for its Holder and Unlock it. This
+	// walk and the next two go in parts: each call comes by about so many records, from a
+	// cursor on, 0 at first, and gives back where to go on, 0 at the end. What is there
+	// throughout is met once.
+	Each(cursor uint64, records int, f func(db uint32, key []byte, rsn uint64, empty bool)) uint64
 	// Sweep calls keep for every piece and takes out those it does not keep.
-	Sweep(keep func(o OPID) bool)
+	Sweep(cursor uint64, records int, keep func(o OPID) bool) uint64
 	// Provisional adds a piece to a record that re-supply makes, ordered by OPID.
 	Provisional(db uint32, key []byte, o OPID, piece []byte, epoch Epoch) bool
 	// DropProvisional drops the provisional records of epochs that never opened.
-	DropProvisional()
+	DropProvisional(cursor uint64, records int) uint64
 	// OpenProvisional makes all provisional records normal.
 	OpenProvisional()
 	// IsProvisional tells of one record.

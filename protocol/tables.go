@@ -51,6 +51,9 @@ type pending struct {
 	until     Instant
 	room      uint32 // promised to what may come for reqid
 	parked    *parked
+
+	earlier, later *pending // in Node's list, in which it is listed
+	listed         bool
 }
 
 // recTable finds what the core knows about a key. Entries stand in the order they
@@ -61,6 +64,26 @@ type recTable struct {
 	last    *rec
 	n       int
 	free    *rec
+	at      [walkCount]*rec // where the walks that are under way go on
+}
+
+// Walks over a table, one of each kind at a time, which need not end in one step.
+const (
+	walkWork = iota
+	walkPrune
+	walkCount
+)
+
+// walk begins a walk.
+func (t *recTable) walk(kind int) { t.at[kind] = t.first }
+
+// next entry of a walk, nil at its end. Those that are made meanwhile are met.
+func (t *recTable) next(kind int) *rec {
+	r := t.at[kind]
+	if r != nil {
+		t.at[kind] = r.next
+	}
+	return r
 }
 
 // rec is what the core knows about one key besides its value.
@@ -77,6 +100,7 @@ type rec struct {
 
 	parked []*parked // volatile from here on
 	dirty  bool
+	empty  bool // the record is here and was empty when it was claimed
 	claim  *claim
 
 	// What is to be tried of parked, and has not been for want of time: all from place
@@ -186,6 +210,11 @@ func (t *recTable) drop(r *rec) {
 		at = &(*at).chain
 	}
 	*at = r.chain
+	for i := range t.at {
+		if t.at[i] == r {
+			t.at[i] = r.next
+		}
+	}
 	if r.prev != nil {
 		r.prev.next = r.next
 	} else {
@@ -202,5 +231,5 @@ func (t *recTable) drop(r *rec) {
 }
 
 func (r *rec) idle() bool {
-	return len(r.dones) == 0 && !r.lock.held && len(r.carry) == 0 && len(r.parked) == 0 && !r.dirty && !r.listed && r.claim == nil
+	return len(r.dones) == 0 && !r.lock.held && len(r.carry) == 0 && len(r.parked) == 0 && !r.dirty && !r.listed && !r.empty && r.claim == nil
 }

@@ -82,7 +82,7 @@ type Config struct {
 	DeadAfter Instant // 200 ms
 	Lease     Instant // 150 ms
 	Margin    Instant // 10 ms
-	StepLimit Instant // 150 ms: a step of a recovery that takes longer starts over
+	StepLimit Instant // 150 ms: a recovery in which a member makes no progress for longer starts over
 	Gather    Instant // 10 ms: for promises that are not needed
 	JoinHold  Instant // 400 ms
 	// Unanswered is how long a member that is heard may leave a message unacknowledged:
@@ -100,8 +100,15 @@ type Config struct {
 	MaxTries   int // parked requests that are tried until a Tick goes on with the others: 256
 	MaxAsks    int // questions about databases of which messages have come: 64
 	MaxCarried int // copies of records that were passed on: 65,536, and no more than Stable has lines
-	ClaimBytes int // bytes of a CLAIM, VERDICT or RESUPPLY batch: 1,200
-	Hints      int // locations of other LMASTERs' records that are remembered, a power of two: 4,096
+	MaxOffers  int // records that a leaving node has on offer: 256
+	// Budget bounds what one step does of a recovery or a walk: so many records, pieces or
+	// pending operations, 1,000. They take less than a millisecond.
+	Budget int
+	// ClaimWindow is how many batches of a recovery are on their way at once for each
+	// other member: 32.
+	ClaimWindow int
+	ClaimBytes  int // bytes of a CLAIM, VERDICT or RESUPPLY batch: 1,200
+	Hints       int // locations of other LMASTERs' records that are remembered, a power of two: 4,096
 	// RoomShare is how many bytes of the store's reserve one request promises to the
 	// record that may come for it: 65,536. Larger records stay where they are.
 	RoomShare int
@@ -143,6 +150,9 @@ func (c *Config) defaults() {
 	num(&c.MaxAsks, 64)
 	num(&c.MaxCarried, 65536)
 	num(&c.ClaimBytes, 1200)
+	num(&c.MaxOffers, 256)
+	num(&c.Budget, 1000)
+	num(&c.ClaimWindow, 32)
 	num(&c.RoomShare, 65536)
 	num(&c.Hints, 4096)
 	if c.Hints&(c.Hints-1) != 0 {

@@ -14,13 +14,13 @@ import (
 // empty is a store without records, of a node that is alone.
 type empty struct{ protocol.Store }
 
-func (empty) Each(func(uint32, []byte, uint64))          {}
-func (empty) Sweep(func(protocol.OPID) bool)             {}
-func (empty) Life() uint64                               { return 0 }
-func (empty) Reset(uint64)                               {}
-func (empty) DropProvisional()                           {}
-func (empty) OpenProvisional()                           {}
-func (empty) Look(uint32, []byte, *protocol.Record) bool { return false }
+func (empty) Each(uint64, int, func(uint32, []byte, uint64, bool)) uint64 { return 0 }
+func (empty) Sweep(uint64, int, func(protocol.OPID) bool) uint64          { return 0 }
+func (empty) Reset(uint64)                                                {}
+func (empty) DropProvisional(uint64, int) uint64                          { return 0 }
+func (empty) OpenProvisional()                                            {}
+func (empty) Look(uint32, []byte, *protocol.Record) bool                  { return false }
+func (empty) Life() uint64                                                { return 0 }
 
 // log is a shell that writes down what it is told.
 type log struct{ lines []string }

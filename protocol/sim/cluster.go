@@ -107,6 +107,7 @@ type Cluster struct {
 	claimed  [wire.MaxNodes]int      // claims sent to each node, counted with them
 	files    []wire.Set              // unused lines by version of the nodes file
 	lock     arbiterLock
+	parts    bool    // a recovery's steps and messages are as small as can be
 	doing    *host   // whose step is under way, with handling time
 	late     []event // what it sends, at delays from its end
 	tally    Steps
@@ -149,9 +150,10 @@ type host struct {
 	noLock  instant // until then the arbiter is out of reach
 	brim    bool    // not even the reserve has room: a fault
 	wall    instant // by which its wall clock is ahead
-	points  int     // stores of its dispatchers
-	killAt  int     // its dispatcher dies before that one; 0: not so
-	in      inbox   // what waits for the dispatcher's next turn
+	claims  claimed
+	points  int   // stores of its dispatchers
+	killAt  int   // its dispatcher dies before that one; 0: not so
+	in      inbox // what waits for the dispatcher's next turn
 	bill    bill
 }
 
@@ -204,9 +206,10 @@ func (h *host) begin() {
 	h.start++
 	h.up, h.paused, h.in = true, false, inbox{}
 	h.inc = h.c.rng.Uint64() | 1
-	for _, r := range h.seg.recs {
+	for _, r := range h.seg.waited {
 		r.waits = false
 	}
+	h.seg.waited = h.seg.waited[:0]
 	if h.c.mix.Promise && !h.c.fixed {
 		h.wall = h.c.between(-3600*sec, 3600*sec)
 	}
@@ -215,9 +218,12 @@ func (h *host) begin() {
 		plant = ""
 	}
 	small := h.c.mix.limits()
+	if h.c.parts {
+		small.budget, small.claims, small.batch = 1, 1, 1
+	}
 	cfg := drive.Config{
 		Node: protocol.Config{Self: h.pnn, Nodes: len(h.c.hosts), Incarnation: h.inc, Seed: h.c.rng.Uint64(), WallMS: int64(1_699_999_999_000 + (h.c.now+h.wall)/ms), Start: h.now(),
-			Hash: hashKey, Mode: h.c.mode(), NodesFile: h.file, Unused: h.c.files[h.file], Arbiter: h.c.mix.Arbiter, RoomShare: h.c.mix.share(), Hints: [...]int{64, 8, 1}[h.c.opt.Seed%3], Conditions: h.c.conf, Policy: policyByName(h.c.mix.Policy), Plant: plant, MaxTries: h.c.tries(),
+			Hash: hashKey, Mode: h.c.mode(), NodesFile: h.file, Unused: h.c.files[h.file], Arbiter: h.c.mix.Arbiter, RoomShare: h.c.mix.share(), Hints: [...]int{64, 8, 1}[h.c.opt.Seed%3], MaxOffers: small.offers, Budget: small.budget, ClaimWindow: small.claims, Conditions: h.c.conf, Policy: policyByName(h.c.mix.Policy), Plant: plant, MaxTries: h.c.tries(),
 			MaxPending: small.pending, MaxParked: small.parked, MaxDone: small.dones, MaxDBs: small.dbs, MaxWalks: small.walks, MaxMoved: small.moved, MaxAsks: small.asks, MaxHops: small.hops, ClaimBytes: small.batch,
 			Fault: func(what string) {
 				if !h.c.faulty {
@@ -334,11 +340,40 @@ func (h *host) sent(s *protocol.Send) {
 		h.c.traceSend(h, s)
 	}
 	h.c.cover.send(s)
+	h.claiming(s)
 	if s.Ch == protocol.Data {
 		h.c.cmsgs++
 	} else if h.c.control != nil {
 		h.c.countControl(s)
 	}
+}
+
+// claiming: under one ballot a record is claimed once.
+func (h *host) claiming(s *protocol.Send) {
+	var m wire.Message
+	if h.c.figures || s.Kind != protocol.SendMessage || s.Ch != protocol.Control || wire.Decode(s.Packet, &m) != nil || m.Op != wire.Claims {
+		return
+	}
+	if s.Epoch != h.claims.epoch || h.start != h.claims.start {
+		h.claims = claimed{s.Epoch, h.start, map[string]bool{}}
+	}
+	for rest := m.Rows; len(rest) > 0; {
+		var k wire.Claim
+		k, rest, _ = wire.NextClaim(rest)
+		if n := name(k.DBID, k.Key); k.Kind == wire.ClaimOwner {
+			if h.claims.keys[n] {
+				h.c.check.fail("claims", "node %d claims %q again under ballot %x", h.pnn, k.Key, s.Epoch)
+			}
+			h.claims.keys[n] = true
+		}
+	}
+}
+
+// claimed are the records that a node says it owns, under one ballot and in one start.
+type claimed struct {
+	epoch protocol.Epoch
+	start int
+	keys  map[string]bool
 }
 
 // stepped looks at a packet that the node has answered.

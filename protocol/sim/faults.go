@@ -220,8 +220,8 @@ func (k *checker) traversed(o *operation) {
 
 // limits that are small in a run; 0: as by default, for a node's own.
 type limits struct {
-	pending, parked, dones, dbs, walks, moved, asks, batch, room, window, held int
-	hops                                                                       uint32
+	pending, parked, dones, dbs, walks, moved, asks, batch, room, window, held, offers, budget, claims int
+	hops                                                                                               uint32
 }
 
 func (m *Mix) limits() limits {
@@ -248,6 +248,9 @@ func (m *Mix) limits() limits {
 	small(&l.held, 1, 3)
 	hops := 8
 	small(&hops, 1, 2)
+	small(&l.offers, 1, 3)
+	small(&l.budget, 1, 30)
+	small(&l.claims, 1, 3)
 	l.hops = uint32(hops)
 	return l
 }

@@ -10,7 +10,7 @@ import (
 // quick are the planted bugs that random runs see soon.
 var quick = []string{"no-fence", "ack-frozen", "same-vnn", "no-copy-claims", "no-epoch-check", "keep-rsn", "no-done-list", "forget-grants",
 	"keep-dead-pieces", "move-locked", "journal-late", "stale-keeps", "store-without-lock", "old-ballot", "two-registrars", "no-table", "drain-full",
-	"forget-moves", "no-event", "fresh-counts", "park-behind-any", "lock-forgets", "old-look"}
+	"forget-moves", "no-event", "fresh-counts", "skip-record", "claim-anew", "claims-early", "any-progress", "park-behind-any", "lock-forgets", "old-look"}
 
 // aimed are those that need more of some faults to be seen soon.
 var aimed = []string{"bypass-no-validate", "bypass-no-busy", "no-pass", "delete-gives-back", "ack-refused"}
@@ -56,6 +56,7 @@ var told = map[string]string{
 	"cold-own-clock":     "epochs_clocks",
 	"keep-provisional":   "resupply_twice",
 	"carry-all":          "no_room_through",
+	"old-cursor":         "claims_interrupted",
 }
 
 // excused are those that nothing is expected to show; docs/protocol.md says why.

@@ -15,7 +15,7 @@ import (
 // its transcript: each command behind "> ", then every message and change of
 // state until the next. At the end everything is healed and checked like a seed.
 //
-//	cluster 3 always [open] [arbiter] [promise] [cap=90] [drift=3] [limits=7741]
+//	cluster 3 always [open] [arbiter] [parts] [promise] [cap=90] [drift=3] [limits=7741]
 //	                          nodes and policy; databases are opened; half of the nodes and a
 //	                          lock go on; who crashes cold keeps a promise file; bytes of a store; per cent by which the first node's
 //	                          clock is fast and the last one's slow; which limits are
@@ -236,6 +236,8 @@ func (s *scenario) cluster(f []string) error {
 			c.mix.Limits, _ = strconv.Atoi(number)
 		case o == "open":
 			c.mix.Open = true
+		case o == "parts":
+			c.parts = true
 		case o == "arbiter":
 			c.mix.Arbiter = true
 		case o == "promise":

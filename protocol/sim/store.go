@@ -28,18 +28,20 @@ type record struct {
 
 // segment is a node's shared memory in one life: records, gate and lease.
 type segment struct {
-	h     *host
-	life  uint64
-	gate  protocol.Gate
-	word  uint64 // change counter of the gate
-	lease protocol.Instant
-	recs  map[string]*record
-	order []*record // where each stands while it is there; nil: free
-	free  []int     // places of order
-	busy  int       // handles inside an update
-	more  int       // bytes that re-supply put here
-	name  []byte    // of the record that is looked for
-	key   []byte    // of the record that a walk is at
+	h      *host
+	life   uint64
+	gate   protocol.Gate
+	word   uint64 // change counter of the gate
+	lease  protocol.Instant
+	recs   map[string]*record
+	order  []*record // where each stands while it is there; nil: free
+	free   []int     // places of order
+	waited []*record // those that the dispatcher has waited for
+	provs  []*record // provisional ones, and some that have gone
+	busy   int       // handles inside an update
+	more   int       // bytes that re-supply put here
+	name   []byte    // of the record that is looked for
+	key    []byte    // of the record that a walk is at
 }
 
 func newSegment(h *host, life uint64) *segment {
@@ -126,7 +128,10 @@ func (s hostStore) TryLock(db uint32, key []byte, arriving bool) protocol.LockRe
 		r.holder = protocol.Dispatcher
 	}
 	if r.holder != protocol.Dispatcher {
-		r.waits = true
+		if !r.waits {
+			r.waits = true
+			s.h.seg.waited = append(s.h.seg.waited, r)
+		}
 		return protocol.Held
 	}
 	return protocol.Locked
@@ -220,22 +225,38 @@ func (s hostStore) Scan(db uint32, cursor uint64, f func(key []byte, r *protocol
 	return 0
 }
 
-func (s hostStore) Each(f func(db uint32, key []byte, rsn uint64)) {
-	s.h.bill.walked += len(s.h.seg.order)
-	for _, r := range s.h.seg.order {
-		if r != nil && !r.arriving {
-			s.h.seg.key = append(s.h.seg.key[:0], r.key...)
-			f(r.db, s.h.seg.key, r.rsn)
+// some calls f for the records of some places of the order.
+func (s hostStore) some(cursor uint64, records int, f func(r *record)) uint64 {
+	seg := s.h.seg
+	from := min(int(cursor), len(seg.order))
+	to := min(from+records, len(seg.order))
+	s.h.bill.walked += to - from
+	for _, r := range seg.order[from:to] {
+		if r != nil {
+			f(r)
 		}
 	}
+	if to == len(seg.order) {
+		return 0
+	}
+	return uint64(to)
 }
 
-func (s hostStore) Sweep(keep func(o protocol.OPID) bool) {
+func (s hostStore) Each(cursor uint64, records int, f func(db uint32, key []byte, rsn uint64, empty bool)) uint64 {
+	return s.some(cursor, records, func(r *record) {
+		if r.arriving {
+			return
+		}
+		s.h.seg.key = append(s.h.seg.key[:0], r.key...)
+		f(r.db, s.h.seg.key, r.rsn, len(r.data) == 0)
+	})
+}
+
+func (s hostStore) Sweep(cursor uint64, records int, keep func(o protocol.OPID) bool) uint64 {
 	s.h.point()
-	s.h.bill.walked += len(s.h.seg.order)
-	for _, r := range s.h.seg.order {
-		if r == nil || len(r.tags) == 0 {
-			continue
+	return s.some(cursor, records, func(r *record) {
+		if len(r.tags) == 0 {
+			return
 		}
 		var data, tags []byte
 		at := 0
@@ -250,7 +271,7 @@ func (s hostStore) Sweep(keep func(o protocol.OPID) bool) {
 		if len(tags) != len(r.tags) {
 			r.set(data, tags, r.rsn+1)
 		}
-	}
+	})
 }
 
 func (s hostStore) Provisional(db uint32, key []byte, o protocol.OPID, piece []byte, epoch protocol.Epoch) bool {
@@ -259,6 +280,7 @@ func (s hostStore) Provisional(db uint32, key []byte, o protocol.OPID, piece []b
 	if r == nil {
 		r = &record{db: db, key: string(key), accessor: wire.NoPNN, prov: epoch, rsn: 1}
 		s.h.seg.add(r)
+		s.h.seg.provs = append(s.h.seg.provs, r)
 	}
 	var data, tags []byte
 	at, placed := 0, false
@@ -289,23 +311,22 @@ func less(a, b protocol.OPID) bool {
 	return cmp.Or(cmp.Compare(a.PNN, b.PNN), cmp.Compare(a.Life, b.Life), cmp.Compare(a.Counter, b.Counter)) < 0
 }
 
-func (s hostStore) DropProvisional() {
+func (s hostStore) DropProvisional(cursor uint64, records int) uint64 {
 	s.h.point()
-	for _, r := range s.h.seg.order {
-		if r != nil && r.prov != 0 {
+	return s.some(cursor, records, func(r *record) {
+		if r.prov != 0 {
 			s.h.seg.remove(r)
 		}
-	}
+	})
 }
 
 func (s hostStore) OpenProvisional() {
 	s.h.point()
 	s.h.c.check.opened(s.h) // before anything that waited runs
-	for _, r := range s.h.seg.order {
-		if r != nil {
-			r.prov = 0
-		}
+	for _, r := range s.h.seg.provs {
+		r.prov = 0
 	}
+	s.h.seg.provs = s.h.seg.provs[:0]
 }
 
 func (s hostStore) IsProvisional(db uint32, key []byte) bool {

@@ -85,6 +85,8 @@ func appendField(b []byte, f field, m *Message) []byte {
 		return le.AppendUint64(b, m.Life)
 	case fFloor:
 		return le.AppendUint64(b, m.Floor)
+	case fProgress:
+		return le.AppendUint64(b, m.Progress)
 	case fHeard:
 		return le.AppendUint64(b, uint64(m.Heard))
 	case fMembers:
@@ -323,6 +325,8 @@ func (d *decoder) field(f field, m *Message) {
 		m.Life = d.u64()
 	case fFloor:
 		m.Floor = d.u64()
+	case fProgress:
+		m.Progress = d.u64()
 	case fHeard:
 		m.Heard = Set(d.u64())
 	case fMembers:

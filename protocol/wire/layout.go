@@ -36,6 +36,7 @@ const (
 	fGrant
 	fLife
 	fFloor
+	fProgress
 	fHeard
 	fMembers
 	fMemory
@@ -63,7 +64,7 @@ var fieldNames = [fieldCount]string{
 	fKey: "KEYLEN, KEY", fData: "DATALEN, DATA", fMsg: "MSGLEN, MSG", fDMaster: "DMASTER", fStatus: "STATUS", fErrEpoch: "+ epoch",
 	fPiece: "+ piece OPID", fOPID: "+ OPID", fVia: "+ via REQID", fOwnID: "+ own REQID", fRoom: "+ room", fHops: "+ hops",
 	fRSN: "+ RSN", fLAccessor: "+ LACCESSOR", fLACount: "+ LACOUNT", fDones: "+ done list", fTags: "+ piece tags",
-	fT: "T", fEpoch: "epoch", fPromise: "ballot promised", fOpen: "open", fGrant: "grant", fLife: "life", fFloor: "floor", fHeard: "heard", fMembers: "map",
+	fT: "T", fEpoch: "epoch", fPromise: "ballot promised", fOpen: "open", fGrant: "grant", fLife: "life", fFloor: "floor", fProgress: "progress", fHeard: "heard", fMembers: "map",
 	fMemory: "memory", fVNN: "highest VNN", fSince: "since", fNodes: "nodes file version", fInc: "incarnation", fOld: "nodes of the last file in use", fClock: "clock", fBlame: "blame", fClaims: "claims", fVerdicts: "verdicts", fPieces: "pieces", fBatch: "batch",
 	fWhy: "why", fCursor: "cursor", fMode: "mode", fName: "NAMELEN, name", fConds: "conditions",
 }
@@ -97,7 +98,7 @@ var layouts = [128][]field{
 	ReplyDMaster:           join(replyHead, []field{fData, fKey, fRSN, fLAccessor, fLACount, fDones, fTags}),
 	ReplyError:             join(replyHead, []field{fStatus, fMsg, fErrEpoch}),
 
-	Ping:           {fT, fEpoch, fOpen, fLife, fFloor},
+	Ping:           {fT, fEpoch, fOpen, fLife, fFloor, fProgress},
 	Pong:           {fT, fEpoch, fOpen, fGrant},
 	RecoveryWanted: {fEpoch, fHeard, fBlame},
 	Prepare:        {fPromise, fEpoch, fNodes},

@@ -74,20 +74,23 @@ type Message struct {
 	Grant   bool
 	Life    uint64
 	Floor   uint64 // lowest OPID counter still pending
-	Heard   Set
-	Members []byte // rows of Member
-	Memory  uint32
-	VNN     VNN    // highest seen
-	Since   []byte // rows of u32: milliseconds since we granted PNN i a lease, all ones: never
-	Nodes   uint32 // version of the nodes file
-	Inc     uint64 // the promiser's incarnation
-	Blame   PNN    // RECOVERY_WANTED: who made it necessary, NoPNN: nobody
-	Stall   uint32 // and how: BlameStall and the like
-	Clock   uint64 // the promiser's wall clock, milliseconds since 1970
-	Old     Set    // nodes of the last nodes file that may be in use, if it is another
-	Rows    []byte // CLAIM, VERDICT, RESUPPLY, TRAVERSE: rows, one behind the other
-	Why     uint32
-	Cursor  uint64
-	Mode    uint32 // REPLY_DB_INFO, whose name is Data
-	Conds   []byte // rows of Cond
+	// Progress of the recovery that the sender is in: it grows with what it gets done, and
+	// with what it knows that others do, if it leads. 0: it is in none.
+	Progress uint64
+	Heard    Set
+	Members  []byte // rows of Member
+	Memory   uint32
+	VNN      VNN    // highest seen
+	Since    []byte // rows of u32: milliseconds since we granted PNN i a lease, all ones: never
+	Nodes    uint32 // version of the nodes file
+	Inc      uint64 // the promiser's incarnation
+	Blame    PNN    // RECOVERY_WANTED: who made it necessary, NoPNN: nobody
+	Stall    uint32 // and how: BlameStall and the like
+	Clock    uint64 // the promiser's wall clock, milliseconds since 1970
+	Old      Set    // nodes of the last nodes file that may be in use, if it is another
+	Rows     []byte // CLAIM, VERDICT, RESUPPLY, TRAVERSE: rows, one behind the other
+	Why      uint32
+	Cursor   uint64
+	Mode     uint32 // REPLY_DB_INFO, whose name is Data
+	Conds    []byte // rows of Cond
 }

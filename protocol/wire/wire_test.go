@@ -31,7 +31,7 @@ func samples() []Message {
 	batch := AppendEntry(nil, &Entry{RSN: 4, Key: key, Data: data})
 	all := Message{Dest: 0x10, Src: 0x11, ReqID: 0xdeadbeef, Timeout: 2000, LockID: 0xcafe, LockTimeout: 500, Cond: 2, Key: key, Data: data, DMaster: 0x12,
 		OPID: op, Via: 0xbeef, Room: 65536, Hops: 1, Piece: OPID{3, 4, 5}, RSN: 0x0102030405060708, LAccessor: 0x13, LACount: 6, Dones: dones, Tags: tags,
-		T: 123456789, Epoch: 0x50003, Promise: 0x60002, Open: true, Grant: true, Life: 0x40000, Floor: 41, Heard: 0b101011, Members: members, Memory: MemoryFull,
+		T: 123456789, Epoch: 0x50003, Promise: 0x60002, Open: true, Grant: true, Life: 0x40000, Floor: 41, Progress: 77, Heard: 0b101011, Members: members, Memory: MemoryFull,
 		VNN: 0x14, Since: le.AppendUint32(le.AppendUint32(nil, 12), ^uint32(0)), Nodes: 2, Inc: 0xa3, Old: 0b1101, Clock: 1_700_000_000_000, Blame: 5, Stall: BlameMute, Why: WatchChanged, Cursor: 1 << 40}
 	var ms []Message
 	for o := range Op(len(layouts)) {
