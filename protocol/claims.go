@@ -114,6 +114,7 @@ func (n *Node) newLife(life uint64) {
 	n.s.forget(life)
 	n.store.Reset(life)
 	n.ended, n.endedOut = n.ended[:0], 0
+	n.locks = nil
 	clear(n.byReq)
 	clear(n.again)
 	n.freePend, n.pendN, n.parkedN, n.roomOut, n.copies, n.carriedN, n.through = nil, 0, 0, 0, 0, 0, 0

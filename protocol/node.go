@@ -92,6 +92,7 @@ type Node struct {
 	walkCount  uint64
 	batch      []byte
 	arb        arbiter
+	locks      []heldLock
 	broken     string // Effects.Fault
 
 	view    Record  // what Look answers

@@ -59,6 +59,8 @@ const (
 	plantFaultOpens
 	plantUnnamedPiece
 	plantNoHoldOff
+	plantDeadKeepsLock
+	plantNoLockDefault
 	plantWaitForEver
 	plantSkipRecord
 	plantClaimAnew
@@ -122,6 +124,8 @@ var Plants = [plantCount]Plant{
 	plantAbandonFirst:      {"abandon-first", "an abandoned operation is looked for in the done list before it is dropped"},
 	plantColdCounter:       {"cold-counter", "a cold start takes its ballot from the clock"},
 	plantUnnamedPiece:      {"unnamed-piece", "a piece has the name that its client gave it"},
+	plantDeadKeepsLock:     {"dead-keeps-lock", "a dead client's locks at other nodes are let go"},
+	plantNoLockDefault:     {"no-lock-default", "a lock without LCKTIMEOUT has the default one"},
 	plantNoHoldOff:         {"no-hold-off", "a node that stalls again and again is left out, longer each time"},
 	plantWaitForEver:       {"wait-for-ever", "a member that is heard and acknowledges no DATA is left out"},
 	plantFaultOpens:        {"fault-opens", "a recovery that meets a broken promise between nodes does not open"},

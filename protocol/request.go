@@ -3,6 +3,7 @@ package protocol
 import (
 	"bytes"
 	"errors"
+	"slices"
 
 	"github.com/mainzdb/mainz/protocol/link"
 	"github.com/mainzdb/mainz/protocol/wire"
@@ -124,6 +125,9 @@ func (n *Node) makePending(c ClientID, cookie uint64, m *Message, undo, removes 
 		deadline: n.now + Instant(m.Timeout)*ms, state: pendNew, to: wire.NoPNN}
 	p.kbuf, p.dbuf = append(p.kbuf[:0], m.Key...), append(p.dbuf[:0], m.Data...)
 	p.m = *m
+	if m.Op == wire.ReqFetchLocked && m.LockTimeout == 0 && n.plant != plantNoLockDefault {
+		p.m.LockTimeout = uint32(n.cfg.LockTimeout / ms)
+	}
 	p.m.Conds = bytes.Clone(m.Conds)
 	p.m.Key, p.m.Data, p.m.OPID, p.m.Via, p.m.Hops, p.m.ReqID = p.kbuf, p.dbuf, p.opid, 0, 0, 0
 	p.kept = PendingState{Client: c, Undo: undo, Removes: removes}
@@ -407,6 +411,7 @@ func (n *Node) complete(p *pending, st wire.Status, data []byte, rsn uint64, loc
 	case p.m.Op == wire.ReqRemoveTrigger && st == wire.NotFound && n.st.Piece(p.m.Piece) != nil:
 		st = wire.OK // it was lost with its record
 	}
+	n.remoteLocks(p, st, lock)
 	n.noteEnd(p, st, rsn, lock, why)
 	j := n.journal(p, st)
 	switch {
@@ -528,7 +533,7 @@ func (n *Node) leaves(p *pending) {
 
 // ClientGone: a client has died; its handles and locks are recovered already. Its
 // pieces are removed, those under removal too; those with an append under way
-// when that ends.
+// when that ends. Its locks at other nodes are let go.
 func (n *Node) ClientGone(now Instant, c ClientID) {
 	n.begin(now)
 	appends := map[OPID]bool{}
@@ -551,6 +556,12 @@ func (n *Node) ClientGone(now Instant, c ClientID) {
 		n.leaves(p)
 		if p.m.Op == wire.ReqConditionalAppend {
 			appends[p.piece()] = true
+		}
+	}
+	for _, l := range slices.Clone(n.locks) {
+		if l.client == c && n.plant != plantDeadKeepsLock {
+			n.letGo(l.id)
+			n.undo(&Message{Op: wire.ReqUnlock, DBID: l.db, Key: l.key, LockID: l.id, Timeout: 1000}, false)
 		}
 	}
 	n.st.EachPiece(func(j *Piece) { // a removal that ends at once erases its entry

@@ -88,8 +88,10 @@ type Config struct {
 	// Unanswered is how long a member that is heard may leave a message unacknowledged:
 	// 1 s. Longer than any wait that is allowed to a handler that says not yet.
 	Unanswered Instant
-	MaxStrikes int    // recoveries a member may be blamed for in short order: 3
-	MaxHops    uint32 // 8
+	// LockTimeout is the LCKTIMEOUT of a FETCH_LOCKED that names none: 10 s.
+	LockTimeout Instant
+	MaxStrikes  int    // recoveries a member may be blamed for in short order: 3
+	MaxHops     uint32 // 8
 
 	MaxPending int // operations of local clients: 65,536
 	MaxParked  int // requests that wait at this node: 65,536
@@ -139,6 +141,7 @@ func (c *Config) defaults() {
 	def(&c.Gather, 10*ms)
 	def(&c.JoinHold, 400*ms)
 	def(&c.Unanswered, 1000*ms)
+	def(&c.LockTimeout, 10_000*ms)
 	num(&c.MaxStrikes, 3)
 	num(&c.MaxPending, 65536)
 	num(&c.MaxParked, 65536)

@@ -48,6 +48,8 @@ var told = map[string]string{
 	"waiter-moves":       "waiters_stay",
 	"alive-by-pnn":       "piece_of_dead",
 	"cold-counter":       "cold_start",
+	"dead-keeps-lock":    "lock_of_dead",
+	"no-lock-default":    "lock_of_dead",
 	"no-hold-off":        "stalls",
 	"wait-for-ever":      "mute",
 	"unnamed-piece":      "named_piece",

@@ -25,6 +25,7 @@ import (
 //	go 2.2 lock a timeout=500 the node's second client; does not wait
 //	bypass 2 fetch a          the same by bypass, until it is answered
 //	    fetch, store V, delete, append V, piece S|X, named S|X (the client names it), remove, lock, unlock, storeunlock V, watch RSN
+//	    do 0 lock a lck=20      its LCKTIMEOUT in milliseconds, else 500
 //	    do 0 fetch a is=v1    what it must return
 //	    bypass 0 fetch a slow=20ms  each of its steps takes that long; does not wait
 //	run 20ms
@@ -449,13 +450,17 @@ func (s *scenario) client(f []string) error {
 		cl.seg, cl.pieces, cl.locked, cl.lock = h.seg, nil, nil, nil
 	}
 	o := &operation{cl: cl, db: k.db, key: k.key, m: wire.Message{DBID: k.db, Key: []byte(k.key)}}
-	arg, must, is := "", "", false
+	arg, must, is, lck := "", "", false, -1
 	cl.slow = 0
 	for _, a := range f[4:] {
 		if v, ok := strings.CutPrefix(a, "is="); ok {
 			must, is = v, true
 		} else if v, ok := strings.CutPrefix(a, "slow="); ok {
 			if cl.slow, err = duration(v); err != nil {
+				return err
+			}
+		} else if v, ok := strings.CutPrefix(a, "lck="); ok {
+			if lck, err = strconv.Atoi(v); err != nil {
 				return err
 			}
 		} else if v, ok := strings.CutPrefix(a, "timeout="); ok {
@@ -471,6 +476,9 @@ func (s *scenario) client(f []string) error {
 	rec, err := o.build(f[2], arg)
 	if err != nil {
 		return err
+	}
+	if lck >= 0 {
+		o.m.LockTimeout = uint32(lck)
 	}
 	o.call, o.life = s.c.now, cl.seg.life
 	o.hist = s.c.check.invoke(o)
