@@ -22,7 +22,11 @@ type T struct {
 func (t T) Method() int { return t.hidden }
 func (t T) quiet()      {}
 func (h hidden) Of()    {}
-func Func(a int) error  { return nil }
+func Func(
+	a int,
+	b, c string) error {
+	return nil
+}
 
 type hidden struct{}
 
@@ -63,7 +67,7 @@ var Err, other = f()
 	}
 	text := string(b)
 	for _, want := range []string{"package mainz // github.com/mainzdb/mainz\n", "func (t T) Method() int\n",
-		"func Func(a int) error\n", "Field int", "One = iota + 1\n\tTwo\n", "var Err = f()\n"} {
+		"func Func(a int, b, c string) error\n", "Field int", "One = iota + 1\n\tTwo\n", "var Err = f()\n"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("no %q in\n%s", want, text)
 		}

@@ -128,7 +128,8 @@ func exports(dir, rel string) ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// declaration is the text of one declaration, without a body.
+// declaration is the text of one declaration, without a body; a function's is one line,
+// wherever the source breaks it.
 func declaration(fset *token.FileSet, d ast.Decl) (string, error) {
 	switch d := d.(type) {
 	case *ast.FuncDecl:
@@ -143,7 +144,11 @@ func declaration(fset *token.FileSet, d ast.Decl) (string, error) {
 	}
 	var b bytes.Buffer
 	err := (&printer.Config{Mode: printer.UseSpaces | printer.TabIndent, Tabwidth: 8}).Fprint(&b, fset, d)
-	return b.String(), err
+	text := b.String()
+	if _, is := d.(*ast.FuncDecl); is {
+		text = strings.NewReplacer("( ", "(", ", )", ")").Replace(strings.Join(strings.Fields(text), " "))
+	}
+	return text, err
 }
 
 // receiver is the name of a receiver's type.
