@@ -68,6 +68,7 @@ func (n *Node) takeMap(leader PNN, ballot Epoch, mp Map, self wire.Member) {
 		n.st.TakeMap(ballot, mp.Members, high)
 	}
 	n.s.Promised, n.s.Taken, n.s.Map, n.s.HighVNN = ballot, ballot, mp, high
+	n.remember()
 	n.order(SendEpoch, ballot)
 	n.order(SendCancel, ballot)
 	n.rv = recovery{leader: leader, asked: ballot, tookHere: ballot}
@@ -227,7 +228,7 @@ func (n *Node) controlAcked(token uint64) {
 // claimsAcked: only when all CLAIMs are handled, as CLAIMS_DONE could overtake
 // those on other links.
 func (n *Node) claimsAcked() {
-	if n.state != stMapped || n.rv.inFlight > 0 || n.rv.broken || n.job.stage != noWork && n.plant != plantClaimsEarly {
+	if n.state != stMapped || n.rv.inFlight > 0 || n.rv.broken || !n.remembered() || n.job.stage != noWork && n.plant != plantClaimsEarly {
 		return
 	}
 	n.state = stClaimed

@@ -303,6 +303,31 @@ func (n *Node) isPending(o OPID) bool {
 	return false
 }
 
+// remember what a promise file is for: what is promised and taken, and by which nodes
+// file. What relies on it waits for Saved.
+func (n *Node) remember() {
+	if n.cfg.PromiseFile {
+		n.saves++
+		n.eff.Save = n.saves
+	}
+}
+
+// remembered: all that was to be saved is.
+func (n *Node) remembered() bool { return n.saved >= n.saves }
+
+// Saved: the promise file holds what was to be saved under this number.
+func (n *Node) Saved(now Instant, number uint64) {
+	n.begin(now)
+	n.saved = max(n.saved, number)
+	if n.remembered() {
+		if n.state == stPromised {
+			n.sendPromise()
+		}
+		n.claimsAcked()
+	}
+	n.finish()
+}
+
 // AskedAll: a client has asked again all that it has no answer to. What is kept of others
 // has reached it.
 func (n *Node) AskedAll(now Instant, c ClientID) {

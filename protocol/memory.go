@@ -103,11 +103,15 @@ func WithWords(w Words, l Lines) *Memory {
 // Wiped is what a node has that has lost its memory and kept its promise file: what it
 // promised and took, and the nodes file. Nothing, if it never promised.
 func (m *Memory) Wiped() *Memory {
-	if m.Promised == 0 {
-		return NewMemory(m.limits)
+	return WithWords(m.Words.Wiped(), m.limits)
+}
+
+// Wiped are the words that a promise file keeps.
+func (w *Words) Wiped() Words {
+	if w.Promised == 0 {
+		return Words{}
 	}
-	w := &m.Words
-	return WithWords(Words{Memory: wire.MemoryWiped, Promised: w.Promised, Taken: w.Taken, Opened: w.Opened, Map: w.Map, HighVNN: w.HighVNN, File: w.File}, m.limits)
+	return Words{Memory: wire.MemoryWiped, Promised: w.Promised, Taken: w.Taken, Opened: w.Opened, Map: w.Map, HighVNN: w.HighVNN, File: w.File}
 }
 
 func (m *Memory) Load() Words          { return m.Words }

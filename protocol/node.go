@@ -86,6 +86,8 @@ type Node struct {
 	asks       []ask
 	ended      []endedCall // answered
 	endedOut   int         // so many of them by the last Take
+	saves      uint64      // Effects.Save
+	saved      uint64      // so far
 	telling    uint8       // Stable.Tell: 1 when the next Take is over, 2 when the last one is
 	walks      []walk
 	walkings   []walking

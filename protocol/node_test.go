@@ -468,3 +468,54 @@ func TestLateTake(t *testing.T) {
 		t.Errorf("the link is told of the epochs %x, not of %x and %x", epochs, a, b)
 	}
 }
+
+// TestSaved: what relies on the promise file waits for it, and nothing else does.
+func TestSaved(t *testing.T) {
+	now := link.Second
+	n := protocol.New(now, protocol.Config{Self: 1, Nodes: 3, Incarnation: 7, Start: now, WallMS: 1e9, PromiseFile: true,
+		Hash: func(uint32, []byte) uint64 { return 0 }, Conditions: yes{}},
+		protocol.NewMemory(protocol.Lines{}), &flat{recs: map[string]*flatRecord{}})
+	var e protocol.Effects
+	sent := func(op wire.Op) (k int) {
+		for _, s := range e.Sends {
+			var m wire.Message
+			if s.Kind == protocol.SendMessage && wire.Decode(s.Packet, &m) == nil && m.Op == op {
+				k++
+			}
+		}
+		return k
+	}
+	n.Take(&e)
+	n.Saved(now, e.Save) // the nodes file
+	n.Frozen(now, e.PassNum)
+	ballot := wire.Ballot(5, 0)
+	rows := wire.AppendMember(nil, &wire.Member{VNN: 1, PNN: 0, Joiner: true, Incarnation: 6, Life: uint64(ballot)})
+	rows = wire.AppendMember(rows, &wire.Member{VNN: 2, PNN: 1, Joiner: true, Incarnation: 7, Life: uint64(ballot)})
+	for _, c := range []struct {
+		ch     protocol.Channel
+		m      wire.Message
+		waits  wire.Op
+		atOnce wire.Op
+	}{
+		{protocol.Beacon, wire.Message{Op: wire.Prepare, Promise: ballot}, wire.Promise, 0},
+		{protocol.Control, wire.Message{Op: wire.NewMap, Promise: ballot, Members: rows}, wire.ClaimsDone, wire.Ping},
+	} {
+		n.Step(now, 0, c.ch, ballot, 0, wire.Append(nil, &c.m))
+		n.Take(&e)
+		save := e.Save
+		if save == 0 || sent(c.waits) != 0 || c.atOnce != 0 && sent(c.atOnce) == 0 {
+			t.Errorf("behind %s: save %d, %d %s, %d %s", c.m.Op, save, sent(c.waits), c.waits, sent(c.atOnce), c.atOnce)
+		}
+		n.Saved(now, save-1)
+		n.Tick(now)
+		n.Take(&e)
+		if sent(c.waits) != 0 {
+			t.Errorf("%s does not wait for the promise file", c.waits)
+		}
+		n.Saved(now, save)
+		n.Take(&e)
+		if sent(c.waits) != 1 {
+			t.Errorf("%d %s when the promise file is written", sent(c.waits), c.waits)
+		}
+	}
+}

@@ -38,6 +38,7 @@ func (n *Node) loadFile() {
 func (n *Node) setFile(f NodesFile) {
 	n.st.SetFile(f)
 	n.s.File = f
+	n.remember()
 }
 
 // Reconfigure to the next nodes file. One node is added or taken out at a time, so

@@ -849,12 +849,16 @@ func (n *Node) passOver() {
 	}
 	n.st.Promise(n.rv.asked)
 	n.s.Promised = n.rv.asked
+	n.remember()
 	n.order(SendCancel, n.s.Promised)
 	n.state = stPromised
 	n.sendPromise()
 }
 
 func (n *Node) sendPromise() {
+	if !n.remembered() {
+		return // Saved sends it
+	}
 	n.rv.heardSent = n.heard()
 	var members, since []byte
 	for i := range n.s.Map.Members {

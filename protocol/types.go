@@ -68,6 +68,7 @@ type Config struct {
 	Addr        [16]byte
 	NodesFile   uint32   // version of the nodes file
 	Unused      wire.Set // its lines that are no node, or not any more
+	PromiseFile bool     // the caller has a promise file: see Effects.Save
 	Arbiter     bool     // half of the nodes and the arbiter's lock are a quorum
 	Seed        uint64   // of the jitter
 	WallMS      int64    // the wall clock when the node's own clock showed Start
@@ -242,6 +243,10 @@ type Effects struct {
 	// between nodes is broken, and whatever opened now could serve two values for one
 	// record. It names keys and nodes, for an administrator; it goes when an epoch opens.
 	Fault string
+	// Save, if it is not 0: what Stable.Load gives, less what is of a life (Words.Wiped), is
+	// to go into the promise file, where it outlasts a loss of memory; then Saved is called
+	// with this number. The newest stands for older ones.
+	Save uint64
 	// Retry: what the node could not take before, it may take now.
 	Retry bool
 	// DBs: the table of databases has grown; Stable.DBs has it.

@@ -9,7 +9,7 @@
 // # What may be batched
 //
 // A turn is any number of calls of Receive, Tick, Submit, Abandon, Released, Frozen,
-// ClientGone, Arbiter, Suspect, Drain and Reconfigure, in any order and all with one
+// ClientGone, AskedAll, Saved, Arbiter, Suspect, Drain and Reconfigure, in any order and all with one
 // reading of the clock or with readings that do not decrease, and then one [Host.Flush].
 // However many calls are in a turn, what the last Flush gives the Shell is what as many
 // turns would have given, in the same order within each kind. The simulator draws turns
@@ -30,17 +30,20 @@
 //  1. Gate, if it is not open now and differs: clients are kept out before anything
 //     tells the world that they are.
 //  2. Pass, if the node asks for one. It begins behind 1.
-//  3. Databases, if the table has grown: before a reply can say that one is there.
-//  4. Event, for each: clients learn of an epoch before its gate opens and before any
+//  3. Save, if what a promise file keeps has changed. It only begins: the node itself
+//     keeps back what relies on it, a PROMISE and that a map is taken, until Host.Saved;
+//     all else goes on. No step waits for a disk.
+//  4. Databases, if the table has grown: before a reply can say that one is there.
+//  5. Event, for each: clients learn of an epoch before its gate opens and before any
 //     reply that was given in it.
-//  5. Lease, and Gate if it is open and differs: the lease is good before a client can
+//  6. Lease, and Gate if it is open and differs: the lease is good before a client can
 //     ask for it. It only grows, and belongs to whatever gate is open; hence behind 1.
-//  6. Reply, for each, in the order of the steps.
-//  7. Doorbell, if there was anything in 4 or 6: once for all of them.
-//  8. The link takes the node's orders, in the order of the steps: messages, and the
+//  7. Reply, for each, in the order of the steps.
+//  8. Doorbell, if there was anything in 5 or 7: once for all of them.
+//  9. The link takes the node's orders, in the order of the steps: messages, and the
 //     ends of epochs and ballots.
-//  9. Lock, whenever what the node wants of the arbiter's lock has changed.
-//  10. Datagram, for each, the acknowledgements of the turn among them. They come last:
+//  10. Lock, whenever what the node wants of the arbiter's lock has changed.
+//  11. Datagram, for each, the acknowledgements of the turn among them. They come last:
 //     a peer frees its copy of a record when it reads the acknowledgement.
 //
 // If the node can take now what it could not take before, the link hands that in again,

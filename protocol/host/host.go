@@ -18,6 +18,10 @@ type Shell interface {
 	// Pass begins a pass over the handles, in place of one that is under way. When each
 	// was seen outside, Host.Frozen is called with the number.
 	Pass(number uint64)
+	// Save begins to write what a promise file keeps, and does not wait for the disk. When
+	// it is sure to be found again, Host.Saved is called with the number. A newer Save
+	// stands for an older one that is not over.
+	Save(number uint64, w *protocol.Words)
 	// Databases tells that Stable knows databases that it did not know before.
 	Databases()
 	// Event tells all local clients.
@@ -51,21 +55,22 @@ const MaxRounds = 100
 
 // Host drives one node. All methods belong to one goroutine.
 type Host struct {
-	cfg   Config
-	node  *protocol.Node
-	link  *link.Link // nil: the node is alone
-	shell Shell
-	eff   protocol.Effects
-	gate  protocol.Gate // as the shell has it
-	lease protocol.Instant
-	lock  bool // the shell was told to hold it
-	next  protocol.Instant
+	cfg    Config
+	node   *protocol.Node
+	link   *link.Link // nil: the node is alone
+	shell  Shell
+	stable protocol.Stable
+	eff    protocol.Effects
+	gate   protocol.Gate // as the shell has it
+	lease  protocol.Instant
+	lock   bool // the shell was told to hold it
+	next   protocol.Instant
 }
 
 // New starts a node over its memory; gate is how its line in the segment stands. The
 // first Flush is the caller's.
 func New(now protocol.Instant, cfg Config, stable protocol.Stable, store protocol.Store, gate protocol.Gate, shell Shell) (*Host, error) {
-	h := &Host{cfg: cfg, shell: shell, gate: gate}
+	h := &Host{cfg: cfg, shell: shell, stable: stable, gate: gate}
 	if cfg.Link != nil {
 		l, err := link.New(*cfg.Link)
 		if err != nil {
@@ -127,6 +132,7 @@ func (h *Host) Abandon(now protocol.Instant, c protocol.ClientID, cookie uint64)
 func (h *Host) ClientGone(now protocol.Instant, c protocol.ClientID) { h.node.ClientGone(now, c) }
 func (h *Host) Released(now protocol.Instant, db uint32, key []byte) { h.node.Released(now, db, key) }
 func (h *Host) Frozen(now protocol.Instant, pass uint64)             { h.node.Frozen(now, pass) }
+func (h *Host) Saved(now protocol.Instant, number uint64)            { h.node.Saved(now, number) }
 func (h *Host) Suspect(now protocol.Instant)                         { h.node.Suspect(now) }
 func (h *Host) Drain(now protocol.Instant, on bool)                  { h.node.Drain(now, on) }
 func (h *Host) Reconfigure(now protocol.Instant, v uint32, unused wire.Set) error {
@@ -161,6 +167,11 @@ func (h *Host) perform(now protocol.Instant, e *protocol.Effects) {
 	}
 	if e.Freeze {
 		h.shell.Pass(e.PassNum)
+	}
+	if e.Save != 0 {
+		w := h.stable.Load()
+		w = w.Wiped()
+		h.shell.Save(e.Save, &w)
 	}
 	if e.DBs {
 		h.shell.Databases()

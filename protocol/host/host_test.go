@@ -27,15 +27,16 @@ type log struct{ lines []string }
 
 func (l *log) add(f string, a ...any) { l.lines = append(l.lines, fmt.Sprintf(f, a...)) }
 
-func (l *log) Gate(g protocol.Gate)           { l.add("gate %d", g.State) }
-func (l *log) Lease(protocol.Instant)         { l.add("lease") }
-func (l *log) Pass(n uint64)                  { l.add("pass %d", n) }
-func (l *log) Databases()                     { l.add("databases") }
-func (l *log) Event(e *protocol.Event)        { l.add("event %b", e.Members) }
-func (l *log) Reply(r *protocol.Reply)        { l.add("reply %d %s", r.Cookie, r.Status) }
-func (l *log) Doorbell()                      { l.add("doorbell") }
-func (l *log) Lock(want bool, _ wire.Epoch)   { l.add("lock %v", want) }
-func (l *log) Datagram(to wire.PNN, b []byte) { l.add("datagram %d", to) }
+func (l *log) Gate(g protocol.Gate)             { l.add("gate %d", g.State) }
+func (l *log) Lease(protocol.Instant)           { l.add("lease") }
+func (l *log) Pass(n uint64)                    { l.add("pass %d", n) }
+func (l *log) Save(n uint64, w *protocol.Words) { l.add("save %d %x", n, w.Promised) }
+func (l *log) Databases()                       { l.add("databases") }
+func (l *log) Event(e *protocol.Event)          { l.add("event %b", e.Members) }
+func (l *log) Reply(r *protocol.Reply)          { l.add("reply %d %s", r.Cookie, r.Status) }
+func (l *log) Doorbell()                        { l.add("doorbell") }
+func (l *log) Lock(want bool, _ wire.Epoch)     { l.add("lock %v", want) }
+func (l *log) Datagram(to wire.PNN, b []byte)   { l.add("datagram %d", to) }
 
 // is compares what came since the last time, and forgets it.
 func (l *log) is(t *testing.T, what string, want ...string) {

@@ -128,33 +128,35 @@ func (c *Cluster) between(a, b instant) instant { return a + instant(c.rng.Int64
 
 // host is one node's machine.
 type host struct {
-	c       *Cluster
-	pnn     protocol.PNN
-	rate    float64
-	offset  instant
-	up      bool // the dispatcher runs
-	paused  bool
-	node    *drive.Host
-	stable  *protocol.Memory
-	seg     *segment
-	clients []*client
-	nextID  protocol.ClientID
-	start   int // how often it was started
-	tickAt  instant
-	room    uint32
-	inc     uint64
-	took    protocol.Epoch // the last that the checker has seen it take
-	told    protocol.Epoch // of the newest event
-	file    uint32
-	drains  bool
-	noLock  instant // until then the arbiter is out of reach
-	brim    bool    // not even the reserve has room: a fault
-	wall    instant // by which its wall clock is ahead
-	claims  claimed
-	points  int   // stores of its dispatchers
-	killAt  int   // its dispatcher dies before that one; 0: not so
-	in      inbox // what waits for the dispatcher's next turn
-	bill    bill
+	c        *Cluster
+	pnn      protocol.PNN
+	rate     float64
+	offset   instant
+	up       bool // the dispatcher runs
+	paused   bool
+	node     *drive.Host
+	stable   *protocol.Memory
+	seg      *segment
+	clients  []*client
+	nextID   protocol.ClientID
+	start    int // how often it was started
+	tickAt   instant
+	room     uint32
+	inc      uint64
+	took     protocol.Epoch // the last that the checker has seen it take
+	told     protocol.Epoch // of the newest event
+	file     uint32
+	drains   bool
+	noLock   instant         // until then the arbiter is out of reach
+	brim     bool            // not even the reserve has room: a fault
+	wall     instant         // by which its wall clock is ahead
+	promised protocol.Words  // in the promise file
+	writing  *protocol.Words // on its way there
+	claims   claimed
+	points   int   // stores of its dispatchers
+	killAt   int   // its dispatcher dies before that one; 0: not so
+	in       inbox // what waits for the dispatcher's next turn
+	bill     bill
 }
 
 // clock is the host's own reading of real time t.
@@ -223,7 +225,7 @@ func (h *host) begin() {
 	}
 	cfg := drive.Config{
 		Node: protocol.Config{Self: h.pnn, Nodes: len(h.c.hosts), Incarnation: h.inc, Seed: h.c.rng.Uint64(), WallMS: int64(1_699_999_999_000 + (h.c.now+h.wall)/ms), Start: h.now(),
-			Hash: hashKey, Mode: h.c.mode(), NodesFile: h.file, Unused: h.c.files[h.file], Arbiter: h.c.mix.Arbiter, RoomShare: h.c.mix.share(), Hints: [...]int{64, 8, 1}[h.c.opt.Seed%3], MaxOffers: small.offers, Budget: small.budget, ClaimWindow: small.claims, Conditions: h.c.conf, Policy: policyByName(h.c.mix.Policy), Plant: plant, MaxTries: h.c.tries(),
+			Hash: hashKey, Mode: h.c.mode(), NodesFile: h.file, Unused: h.c.files[h.file], Arbiter: h.c.mix.Arbiter, PromiseFile: h.c.mix.Promise, RoomShare: h.c.mix.share(), Hints: [...]int{64, 8, 1}[h.c.opt.Seed%3], MaxOffers: small.offers, Budget: small.budget, ClaimWindow: small.claims, Conditions: h.c.conf, Policy: policyByName(h.c.mix.Policy), Plant: plant, MaxTries: h.c.tries(),
 			MaxPending: small.pending, MaxParked: small.parked, MaxDone: small.dones, MaxDBs: small.dbs, MaxWalks: small.walks, MaxMoved: small.moved, MaxAsks: small.asks, MaxHops: small.hops, ClaimBytes: small.batch,
 			Fault: func(what string) {
 				if !h.c.faulty {
@@ -254,6 +256,27 @@ func (c *Cluster) tries() int {
 		return 0
 	}
 	return []int{1, 2, 0, 0}[c.opt.Seed%4]
+}
+
+// save the promise file: it takes its time, and the dispatcher goes on.
+func (h *host) save(number uint64, w protocol.Words) {
+	c := h.c
+	h.writing = &w
+	d := instant(0)
+	if !c.fixed {
+		d = c.between(0, ms)
+		if c.faults && c.chance(0.2) {
+			d = c.between(0, 80*ms)
+		}
+	}
+	start := h.start
+	c.after(d, func() {
+		if h.start != start || h.writing != &w {
+			return // a newer one is on its way, which says it for both
+		}
+		h.promised, h.writing = w, nil
+		h.run(func() { h.node.Saved(h.now(), number) })
+	})
 }
 
 // mode is the fixed table of databases, if they are not opened.
@@ -420,8 +443,13 @@ func (sh shell) Gate(g protocol.Gate) {
 
 func (sh shell) Lease(until protocol.Instant) { sh.h.point(); sh.h.seg.lease = until }
 func (sh shell) Pass(number uint64)           { sh.h.pass(number) }
-func (sh shell) Databases()                   {}
-func (sh shell) Event(e *protocol.Event)      { sh.h.point(); sh.h.c.check.event(sh.h, e) }
+func (sh shell) Save(number uint64, w *protocol.Words) {
+	sh.h.point()
+	sh.h.save(number, *w)
+}
+
+func (sh shell) Databases()              {}
+func (sh shell) Event(e *protocol.Event) { sh.h.point(); sh.h.c.check.event(sh.h, e) }
 
 func (sh shell) Reply(r *protocol.Reply) {
 	sh.h.point()
@@ -575,6 +603,10 @@ func (h *host) crash(cold bool) {
 	h.c.cover.ends(h)
 	h.up, h.node, h.in = false, nil, inbox{}
 	h.start++
+	if w := h.writing; w != nil && h.c.chance(0.5) {
+		h.promised = *w // it has come so far, and nobody was told
+	}
+	h.writing = nil
 	if cold {
 		for _, cl := range h.clients {
 			cl.die("crash")
@@ -584,7 +616,7 @@ func (h *host) crash(cold bool) {
 		h.c.check.lifeEnds(h)
 		h.seg = newSegment(h, 0)
 		if h.c.mix.Promise {
-			h.stable = h.stable.Wiped()
+			h.stable = protocol.WithWords(h.promised, protocol.Lines{})
 			return
 		}
 		h.stable = protocol.NewMemory(protocol.Lines{})
