@@ -292,3 +292,38 @@ func perEvent(b *testing.B, events uint64) {
 	b.ReportMetric(float64(events)/b.Elapsed().Seconds(), "events/s")
 	b.ReportMetric(float64(events)/float64(b.N), "events/op")
 }
+
+// TestDrainHandling: a node that leaves gives its records away at a rate that does not
+// fall with their number, in bounded steps, with handling time.
+func TestDrainHandling(t *testing.T) {
+	how, records := "model", 5000
+	if *figures {
+		how, records = "cpu", 100_000
+	}
+	s := loaded(t, 3, 0, "never")
+	c, h := s.c, s.c.hosts[2]
+	for _, h := range c.hosts {
+		h.room = 1 << 30 // each record that is asked for is promised 64 KiB of it
+	}
+	for i := range records {
+		h.seg.add(&record{db: dbKV, key: fmt.Sprintf("record %d", i), rsn: 1, accessor: wire.NoPNN, data: make([]byte, 64)})
+	}
+	c.hosts[0].crash(false) // claims them
+	c.hosts[0].boot()
+	if took, _, _, _ := s.recover(t, func(*host) bool { return true }); took == 0 {
+		t.Fatal("the recovery does not end")
+	}
+	done := taking(t, &c.opt, how)
+	defer done()
+	c.tally = Steps{}
+	from := c.now
+	h.run(func() { h.node.Drain(h.now(), true) })
+	for i := 0; i < 20_000 && len(h.seg.recs) > 0; i++ {
+		c.until(c.now + ms)
+	}
+	took := c.now - from
+	t.Logf("%d records in %.0f ms, %.0f a second; %v", records, float64(took)/1e6, float64(records)/(float64(took)/1e9), &c.tally)
+	if left := len(h.seg.recs); left > 0 || how == "model" && float64(records)/(float64(took)/1e9) < 20_000 {
+		t.Errorf("%d of %d records are left after %.0f ms", left, records, float64(took)/1e6)
+	}
+}
