@@ -59,6 +59,7 @@ const (
 	plantFaultOpens
 	plantUnnamedPiece
 	plantNoHoldOff
+	plantMoveContended
 	plantDeadKeepsLock
 	plantNoLockDefault
 	plantWaitForEver
@@ -126,6 +127,7 @@ var Plants = [plantCount]Plant{
 	plantUnnamedPiece:      {"unnamed-piece", "a piece has the name that its client gave it"},
 	plantDeadKeepsLock:     {"dead-keeps-lock", "a dead client's locks at other nodes are let go"},
 	plantNoLockDefault:     {"no-lock-default", "a lock without LCKTIMEOUT has the default one"},
+	plantMoveContended:     {"move-contended", "a record stays while others wait for its lock"},
 	plantNoHoldOff:         {"no-hold-off", "a node that stalls again and again is left out, longer each time"},
 	plantWaitForEver:       {"wait-for-ever", "a member that is heard and acknowledges no DATA is left out"},
 	plantFaultOpens:        {"fault-opens", "a recovery that meets a broken promise between nodes does not open"},

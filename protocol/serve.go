@@ -654,12 +654,39 @@ func (n *Node) done(r *rec, m *Message, src PNN, p *pending, at int) {
 	n.answerToken(m, src, p, wire.OK, nil, 0, 0, t)
 }
 
+// contended: others than this node wait for the record's lock. It stays while they do:
+// their requests would have to follow it at each move, as many messages as there are who
+// wait. Watchers and appends that wait for a condition do not count, as they may
+// wait for ever.
+func (n *Node) contended(r *rec, src PNN) bool {
+	if n.plant == plantMoveContended {
+		return false
+	}
+	left := 64 // to look at: a queue may be long
+	for _, pk := range r.parked {
+		if pk == nil {
+			continue // it has ended in this very turn
+		}
+		if left--; left < 0 {
+			break
+		}
+		op := pk.m.Op
+		if pk.p != nil {
+			op = pk.p.m.Op
+		}
+		if pk.src != src && pk.behind == 0 && (op == wire.ReqFetchLocked || op == wire.ReqStoreUnlock || op == wire.ReqDelete || op == wire.ReqRemoveTrigger) {
+			return true
+		}
+	}
+	return false
+}
+
 // moves counts the access and asks the policy.
 func (n *Node) moves(r *rec, m *Message, src PNN) bool {
 	acc, count := n.cfg.Policy.Count(src, n.view.LAccessor, n.view.LACount)
 	n.store.Touch(r.db, r.key, acc, count)
 	n.view.LAccessor, n.view.LACount = acc, count
-	if !n.leave.on && !n.cfg.Policy.Move(m.Op, src, acc, count) || m.Op == wire.ReqFetch && n.view.Empty() {
+	if !n.leave.on && (!n.cfg.Policy.Move(m.Op, src, acc, count) || n.contended(r, src)) || m.Op == wire.ReqFetch && n.view.Empty() {
 		return false
 	}
 	if len(n.view.Data) > int(m.Room) {

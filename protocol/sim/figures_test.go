@@ -209,25 +209,46 @@ func (s *scenario) spread(t testing.TB, records, members int) {
 	}
 }
 
-// TestHotRecord: sixteen nodes lock and store one record in turn. The queue follows
-// the record, so hardly anybody is redirected, and nobody has to back off.
+// TestHotRecord: all nodes lock and store one record in turn. While others wait for
+// its lock it stays where it is, so that a lock takes four messages however many wait;
+// nobody has to back off, and nobody waits much longer than its turn.
 func TestHotRecord(t *testing.T) {
-	for _, nodes := range []int{3, 16} {
+	rows := []int{3, 16}
+	if *figures {
+		rows = append(rows, 64)
+	}
+	for _, nodes := range rows {
 		s := loaded(t, nodes, 0, "always")
 		c := s.c
 		c.hot, c.check.working = true, true
 		for _, h := range c.hosts {
 			h.attach()
 		}
-		c.until(c.now + 3*sec)
+		sent := c.cmsgs
+		var longest instant
+		for until := c.now + 3*sec; c.now < until; {
+			c.until(c.now + ms)
+			for _, h := range c.hosts {
+				for _, cl := range h.clients {
+					if o := cl.wait; o != nil && !o.ended && o.m.Op == wire.ReqFetchLocked {
+						longest = max(longest, c.now-o.call)
+					}
+				}
+			}
+		}
 		var redirects, backoffs, moves uint64
 		for _, h := range c.hosts {
 			n := h.node.Node().Counters()
 			redirects, backoffs, moves = redirects+n.Redirects, backoffs+n.Backoffs, moves+n.Handovers
 		}
 		ops := c.check.acked / 2 // a lock and what releases it
-		t.Logf("%d nodes: %d operations, %d handovers, %d redirects, %d backoffs", nodes, ops, moves, redirects,
-			backoffs)
+		each := float64(c.cmsgs-sent) / float64(ops)
+		t.Logf("%d nodes: %d operations, %.2f messages each, the longest wait %.1f ms", nodes, ops, each,
+			float64(longest)/1e6)
+		t.Logf("%d handovers, %d redirects, %d backoffs", moves, redirects, backoffs)
+		if each > 4.1 {
+			t.Errorf("%d nodes: %.2f messages for a lock", nodes, each)
+		}
 		if ops < 500 || float64(redirects) > 0.2*float64(ops) || backoffs > uint64(ops)/100 {
 			t.Errorf("%d nodes: %d operations, %d redirects, %d backoffs", nodes, ops, redirects, backoffs)
 		}

@@ -48,6 +48,7 @@ var told = map[string]string{
 	"waiter-moves":       "waiters_stay",
 	"alive-by-pnn":       "piece_of_dead",
 	"cold-counter":       "cold_start",
+	"move-contended":     "hot_record",
 	"dead-keeps-lock":    "lock_of_dead",
 	"no-lock-default":    "lock_of_dead",
 	"no-hold-off":        "stalls",
