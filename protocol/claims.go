@@ -228,7 +228,7 @@ func (n *Node) controlAcked(token uint64) {
 // claimsAcked: only when all CLAIMs are handled, as CLAIMS_DONE could overtake
 // those on other links.
 func (n *Node) claimsAcked() {
-	if n.state != stMapped || n.rv.inFlight > 0 || n.rv.broken || !n.remembered() || n.job.stage != noWork && n.plant != plantClaimsEarly {
+	if n.state != stMapped || n.rv.inFlight > 0 && n.plant != plantBatchEarly || n.rv.broken || !n.remembered() || n.job.stage != noWork && n.plant != plantClaimsEarly {
 		return
 	}
 	n.state = stClaimed
@@ -476,6 +476,8 @@ func (n *Node) recovered() {
 	}
 	n.s.Told, n.s.ToldLife, n.telling = n.s.Map.set, n.s.Life, 1
 	n.ping()
-	n.due(n.now) // locks that were kept have their deadlines
+	if n.plant != plantRestartLocked {
+		n.due(n.now) // locks that were kept have their deadlines
+	}
 	n.begins(workAgain)
 }

@@ -162,7 +162,7 @@ func (n *Node) learned(from PNN, m *Message) {
 	}
 	for i := range n.asks {
 		if a := &n.asks[i]; a.db == m.DBID && a.to == from {
-			if a.denied = d == nil; !a.denied {
+			if a.denied = d == nil; !a.denied && n.plant != plantKeepAsk {
 				n.asks = append(n.asks[:i], n.asks[i+1:]...)
 			}
 			n.eff.Retry = true

@@ -171,7 +171,9 @@ func (n *Node) load() {
 	n.st.LockLines(func(at int, l *LockLine) {
 		r := of(l.DB, l.Key)
 		r.lock = remoteLock{at: int32(at), held: true, opid: l.OPID, reqid: l.ReqID, deadline: l.Deadline}
-		n.due(l.Deadline)
+		if n.plant != plantRestartLocked {
+			n.due(l.Deadline)
+		}
 	})
 	n.st.CarriedLines(func(at int, l *CarriedLine) {
 		r := of(l.DB, l.Key)

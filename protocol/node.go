@@ -232,7 +232,11 @@ func (n *Node) place(r *rec) (location, bool) { return n.places.get(r.hash, r.db
 
 func (n *Node) setPlace(r *rec, l location) { n.places.set(r.hash, r.db, r.key, l) }
 
-func (n *Node) noPlace(r *rec) { n.places.remove(r.hash, r.db, r.key) }
+func (n *Node) noPlace(r *rec) {
+	if n.plant != plantKeepPlace {
+		n.places.remove(r.hash, r.db, r.key)
+	}
+}
 
 // lmaster is the node that knows where a key is, in the map taken last.
 func (n *Node) lmaster(db uint32, key []byte) PNN {
@@ -453,7 +457,9 @@ func (n *Node) ackedData(r *rec, token uint64) {
 // dropCarry frees a copy.
 func (n *Node) dropCarry(r *rec, i int) {
 	n.st.EraseCarried(int(r.carry[i].at))
-	n.copies -= int64(r.carry[i].size)
+	if n.plant != plantKeepBytes {
+		n.copies -= int64(r.carry[i].size)
+	}
 	n.carriedN--
 	if r.carry[i].through {
 		n.through--
@@ -482,8 +488,13 @@ func (n *Node) Refused(now Instant, token uint64) {
 // is attended has changed.
 func (n *Node) Released(now Instant, db uint32, key []byte) {
 	n.begin(now)
-	r := n.rec(db, key)
-	if n.store.Holder(db, key) == Dispatcher && !r.lock.held {
+	r := n.s.recs.get(n.cfg.Hash(db, key), db, key)
+	if n.plant == plantNoWake {
+		n.look(r)
+	} else {
+		n.touch(r)
+	}
+	if n.store.Holder(db, key) == Dispatcher && !r.lock.held && n.plant != plantHeldForNobody {
 		n.store.Unlock(db, key)
 	}
 	n.finish()
@@ -550,16 +561,20 @@ func (n *Node) timers() {
 	n.stats.Touched += uint64(n.s.recs.n)
 	for r := n.s.recs.first; r != nil; r = r.next {
 		if r.lock.held {
-			if r.lock.deadline <= n.now && n.store.Holder(r.db, r.key) == Dispatcher {
+			if r.lock.deadline <= n.now && n.store.Holder(r.db, r.key) == Dispatcher && n.plant != plantLockForeverHeld {
 				n.endLock(r)
 				n.store.Unlock(r.db, r.key)
-				n.touch(r)
+				if n.plant == plantNoWakeExpiry {
+					n.look(r)
+				} else {
+					n.touch(r)
+				}
 			} else {
 				n.due(max(r.lock.deadline, n.now+ms))
 			}
 		}
 		for _, pk := range r.parked {
-			if pk.deadline <= n.now {
+			if pk.deadline <= n.now && (n.plant != plantTimeoutLate || pk.deadline <= n.now-200*ms) {
 				n.tryNow(r, pk)
 			} else {
 				n.due(pk.deadline)
@@ -587,7 +602,9 @@ func (n *Node) pruneRec(r *rec) (gone bool) {
 		d := &r.dones[i]
 		q := &n.peers[d.OPID.PNN]
 		if q.life == d.OPID.Life && d.OPID.Counter < q.floor {
-			delete(n.tokens, d.token)
+			if n.plant != plantKeepToken {
+				delete(n.tokens, d.token)
+			}
 			n.dropDone(r, i)
 			gone = true
 		}

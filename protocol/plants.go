@@ -68,6 +68,43 @@ const (
 	plantOldCursor
 	plantClaimsEarly
 	plantAnyProgress
+	plantLockShort
+	plantLockTwice
+	plantUnlockAny
+	plantForgetLocks
+	plantLockOldReqid
+	plantKeepGivenUp
+	plantUnlockLate
+	plantLockForeverHeld
+	plantHeldForNobody
+	plantRestartLocked
+	plantNoWake
+	plantNoAttend
+	plantNoWakeExpiry
+	plantFirstWaiter
+	plantLongBackoff
+	plantTimeoutEarly
+	plantTimeoutLate
+	plantNewWaits
+	plantBatchCut
+	plantBatchEarly
+	plantDoneCut
+	plantParkedCut
+	plantMovedCut
+	plantTriesCut
+	plantKeepToken
+	plantKeepRoom
+	plantKeepBytes
+	plantKeepIdle
+	plantKeepPlace
+	plantKeepAsk
+	plantKeepOwnDone
+	plantKeepParked
+	plantDeadFirst
+	plantDeadAppend
+	plantDeadGiveUp
+	plantDeadErase
+	plantDeadLater
 	plantCount
 )
 
@@ -141,6 +178,43 @@ var Plants = [plantCount]Plant{
 	plantClaimsEarly:       {"claims-early", "CLAIMS_DONE waits for what is not claimed yet"},
 	plantAnyProgress:       {"any-progress", "a recovery whose member gets nothing done starts over"},
 	plantLeaderFile:        {"leader-file", "a leader goes by the old nodes files of its promisers as well as by its own"},
+	plantLockShort:         {"lock-short", "a lock lasts for LCKTIMEOUT"},
+	plantLockTwice:         {"lock-twice", "a locked record is locked for nobody else"},
+	plantUnlockAny:         {"unlock-any", "an UNLOCK ends the lock that it names, and no other"},
+	plantForgetLocks:       {"forget-locks", "locks for other nodes outlive a recovery"},
+	plantLockOldReqid:      {"lock-old-reqid", "a lock that is asked for again is known by the new REQID"},
+	plantKeepGivenUp:       {"keep-given-up", "a lock that comes when nobody waits for it any more is given back"},
+	plantUnlockLate:        {"unlock-late", "what takes an abandoned operation back begins at once"},
+	plantLockForeverHeld:   {"lock-no-timeout", "LCKTIMEOUT ends a lock"},
+	plantHeldForNobody:     {"held-for-nobody", "a record that was handed to the dispatcher is let go of"},
+	plantRestartLocked:     {"restart-no-timer", "a restart sets the timers of the locks that it finds"},
+	plantNoWake:            {"no-wake", "who waits is tried again when the record is released"},
+	plantNoAttend:          {"no-attend", "commits to a record that is waited for are told"},
+	plantNoWakeExpiry:      {"no-wake-expiry", "who waits is tried again when LCKTIMEOUT has ended a lock"},
+	plantFirstWaiter:       {"first-waiter", "all who wait are tried, not only until one has ended"},
+	plantLongBackoff:       {"long-backoff", "a backoff is short"},
+	plantTimeoutEarly:      {"timeout-early", "REQTIMEOUT is what is left of it"},
+	plantTimeoutLate:       {"timeout-late", "who waits is told TIMEOUT when it is due"},
+	plantNewWaits:          {"new-waits", "what waits for the gate goes on when it opens"},
+	plantBatchCut:          {"batch-cut", "all rows go out, also when a batch is full"},
+	plantBatchEarly:        {"batch-early", "CLAIMS_DONE waits for all batches"},
+	plantDoneCut:           {"done-cut", "a done list that is full forgets nothing"},
+	plantParkedCut:         {"parked-cut", "what may have run already is not refused for want of room"},
+	plantMovedCut:          {"moved-cut", "a traverse that has no room to note what moves ends"},
+	plantTriesCut:          {"tries-cut", "requests for which there was no time are tried by the next Tick"},
+	plantKeepToken:         {"keep-token", "a copy that is freed takes its token with it"},
+	plantKeepRoom:          {"keep-room", "room is free again when its request has its answer"},
+	plantKeepBytes:         {"keep-bytes", "the bytes of a freed copy are free"},
+	plantKeepIdle:          {"keep-idle", "a key of which nothing is known has no entry"},
+	plantKeepPlace:         {"keep-place", "a record that is given back has no place any more"},
+	plantKeepAsk:           {"keep-ask", "a question about a database ends with its answer"},
+	plantKeepOwnDone:       {"keep-own-done", "a node's own done entries end by its own floor"},
+	plantKeepParked:        {"keep-parked", "a request that ends is counted off"},
+	plantDeadFirst:         {"dead-first", "all pieces of a dead client are removed"},
+	plantDeadAppend:        {"dead-append", "a piece that comes when nobody waits for it any more is removed"},
+	plantDeadGiveUp:        {"dead-give-up", "the dispatcher goes on removing until the piece is gone"},
+	plantDeadErase:         {"dead-erase", "a piece leaves the journal when it has left its record"},
+	plantDeadLater:         {"dead-later", "the pieces of the dead go at once"},
 }
 
 func plantByName(name string) plant {

@@ -70,7 +70,9 @@ func (n *Node) batchToken() uint64 { return controlToken | uint64(n.s.Taken) }
 func (n *Node) ping() {
 	n.nextPing = n.now + n.cfg.Heartbeat
 	// As if this were a PING to itself: a record may come with done entries of ours.
-	n.peers[n.cfg.Self].life, n.peers[n.cfg.Self].floor = n.s.Life, n.floor()
+	if n.plant != plantKeepOwnDone {
+		n.peers[n.cfg.Self].life, n.peers[n.cfg.Self].floor = n.s.Life, n.floor()
+	}
 	for i := range n.cfg.Nodes {
 		n.pingOne(PNN(i))
 	}

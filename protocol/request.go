@@ -213,7 +213,9 @@ func (n *Node) endReq(p *pending) {
 // dropReq is endReq but for Stable.
 func (n *Node) dropReq(p *pending) {
 	delete(n.byReq, p.reqid)
-	n.roomOut -= int64(p.room)
+	if n.plant != plantKeepRoom {
+		n.roomOut -= int64(p.room)
+	}
 	p.reqid, p.room = 0, 0
 	n.rec(p.m.DBID, p.m.Key)
 }
@@ -262,6 +264,9 @@ func (n *Node) dispatch(p *pending, to PNN, via ReqID) {
 	n.roomOut += int64(p.room)
 	p.m.Src, p.m.Room = n.ownVNN(), p.room
 	p.m.Timeout = uint32(max(0, p.deadline-n.now) / ms)
+	if n.plant == plantTimeoutEarly {
+		p.m.Timeout /= 3
+	}
 	n.stats.Requests++
 	n.data(to, &p.m, 0)
 }
@@ -291,6 +296,9 @@ func (n *Node) backoff(p *pending, least Instant) {
 	p.backoffs++
 	p.state, p.hops = pendBackoff, 0
 	p.until = n.now + max(least, wait/2+n.jitter(wait/2))
+	if n.plant == plantLongBackoff {
+		p.until += 150 * ms
+	}
 	n.hints.drop(n.rec(p.m.DBID, p.m.Key).hash)
 	n.due(p.until)
 }
@@ -390,7 +398,7 @@ func (n *Node) answered(p *pending, from PNN) {
 // an effect the dispatcher takes the effect back.
 func (n *Node) complete(p *pending, st wire.Status, data []byte, rsn uint64, lock ReqID, why uint32) {
 	switch {
-	case p.removes && (st == wire.Timeout || st == wire.NoMemory):
+	case p.removes && (st == wire.Timeout || st == wire.NoMemory) && !(p.undo && n.plant == plantDeadGiveUp):
 		// A removal is never taken back. A recovery may have left the piece out
 		// already, as one under removal; if it were called live again it would be an
 		// acknowledged piece that is in no record. So the client's waiting ends here,
@@ -404,7 +412,7 @@ func (n *Node) complete(p *pending, st wire.Status, data []byte, rsn uint64, loc
 		}
 		n.backoff(p, 5*ms)
 		return
-	case p.undo && (st == wire.Timeout || st == wire.NoMemory):
+	case p.undo && (st == wire.Timeout || st == wire.NoMemory) && n.plant != plantDeadGiveUp:
 		p.deadline = n.now + 1000*ms
 		n.backoff(p, 5*ms)
 		return
@@ -415,9 +423,9 @@ func (n *Node) complete(p *pending, st wire.Status, data []byte, rsn uint64, loc
 	n.noteEnd(p, st, rsn, lock, why)
 	j := n.journal(p, st)
 	switch {
-	case p.abandoned && st == wire.OK && p.m.Op == wire.ReqFetchLocked && lock != 0:
+	case p.abandoned && st == wire.OK && p.m.Op == wire.ReqFetchLocked && lock != 0 && n.plant != plantKeepGivenUp:
 		n.undo(&Message{Op: wire.ReqUnlock, DBID: p.m.DBID, Key: p.m.Key, LockID: lock, Timeout: 1000}, false)
-	case p.abandoned && st == wire.OK && p.m.Op == wire.ReqConditionalAppend && (j != nil || p.m.Piece != (OPID{})):
+	case p.abandoned && st == wire.OK && p.m.Op == wire.ReqConditionalAppend && (j != nil || p.m.Piece != (OPID{})) && n.plant != plantDeadAppend:
 		n.removePiece(&Piece{OPID: p.piece(), DB: p.m.DBID, Key: p.m.Key, Data: p.m.Data})
 	}
 	waits := p.client != 0 && !p.abandoned && !p.heard
@@ -493,6 +501,10 @@ func (n *Node) undo(m *Message, removes bool) {
 		n.cfg.Fault("no line to take back an abandoned operation")
 		return
 	}
+	if n.plant == plantUnlockLate && !removes || n.plant == plantDeadLater && removes {
+		n.backoff(u, 300*ms)
+		return
+	}
 	n.start(u)
 }
 
@@ -564,8 +576,15 @@ func (n *Node) ClientGone(now Instant, c ClientID) {
 			n.undo(&Message{Op: wire.ReqUnlock, DBID: l.db, Key: l.key, LockID: l.id, Timeout: 1000}, false)
 		}
 	}
+	one := false
 	n.st.EachPiece(func(j *Piece) { // a removal that ends at once erases its entry
-		if j.Client == c && !appends[j.OPID] && !removes[j.OPID] {
+		switch {
+		case j.Client != c || appends[j.OPID] || removes[j.OPID]:
+		case n.plant == plantDeadFirst && one:
+		case n.plant == plantDeadErase:
+			n.st.ErasePiece(j.OPID)
+		default:
+			one = true
 			n.removePiece(j)
 		}
 	})

@@ -22,7 +22,7 @@ func (n *Node) request(m *Message) Verdict {
 	behind, stay := n.serve(r, m, src, nil, deadline, nil)
 	if stay {
 		n.look(r)
-		if n.parkedN >= n.cfg.MaxParked && behind != 0 {
+		if n.parkedN >= n.cfg.MaxParked && behind != 0 && n.plant != plantParkedCut {
 			n.reached(LimitParkedLater)
 			return NotYet // it may have run already, so it can't be refused here
 		}
@@ -69,7 +69,9 @@ func (n *Node) unpark(pk *parked) {
 	pk.due = false
 	pk.p, pk.m = nil, Message{}
 	n.freeParked = append(n.freeParked, pk)
-	n.parkedN--
+	if n.plant != plantKeepParked {
+		n.parkedN--
+	}
 }
 
 // settleRec looks at a record at the end of a step: at what waits for it, then
@@ -79,7 +81,7 @@ func (n *Node) settleRec(r *rec) {
 		n.drain(r)
 		n.giveBack(r)
 	}
-	if r.idle() {
+	if r.idle() && n.plant != plantKeepIdle {
 		n.s.recs.drop(r)
 	}
 }
@@ -111,7 +113,7 @@ func (n *Node) drain(r *rec) {
 		}
 		r.parked[i], gone = nil, true
 		n.unpark(pk)
-		return true
+		return n.plant != plantFirstWaiter
 	}
 	for i := 0; r.due > 0 && i < len(r.parked); i++ {
 		if pk := r.parked[i]; pk != nil && pk.due && !try(i) {
@@ -203,7 +205,9 @@ func (n *Node) goOn() {
 		return
 	}
 	for _, r := range n.unfinished {
-		r.listed = false
+		if r.listed = false; n.plant == plantTriesCut {
+			r.untry()
+		}
 		n.look(r)
 	}
 	n.unfinished = n.unfinished[:0]
@@ -215,7 +219,7 @@ func (n *Node) giveBack(r *rec) {
 	if !n.store.Look(r.db, r.key, &n.view) {
 		return
 	}
-	n.store.Attend(r.db, r.key, len(r.parked) > 0)
+	n.store.Attend(r.db, r.key, len(r.parked) > 0 && n.plant != plantNoAttend)
 	if !n.view.Empty() || len(r.parked) > 0 || r.lock.held {
 		return
 	}
@@ -356,7 +360,7 @@ func (n *Node) wait(m *Message, src PNN, p *pending, deadline Instant, st wire.S
 // record as it stands.
 func (n *Node) execute(r *rec, m *Message, src PNN, p *pending, deadline Instant, pk *parked) bool {
 	n.stats.Executed++
-	if p == nil && len(r.dones) >= n.cfg.MaxDone && !n.pruneRec(r) {
+	if p == nil && len(r.dones) >= n.cfg.MaxDone && !n.pruneRec(r) && n.plant != plantDoneCut {
 		n.reached(LimitDone)
 		return n.wait(m, src, p, deadline, wire.NoMemory)
 	}
@@ -385,9 +389,11 @@ func (n *Node) execute(r *rec, m *Message, src PNN, p *pending, deadline Instant
 	case m.Op == wire.ReqUnlock || m.Op == wire.ReqStoreUnlock && m.LockID != 0:
 		n.unlock(r, m, src, p, mode)
 		return true
-	case m.Op == wire.ReqFetchLocked && r.lock.held && r.lock.opid == m.OPID:
-		n.st.SetLock(int(r.lock.at), m.ReqID)
-		r.lock.reqid = m.ReqID // asked again after a recovery
+	case m.Op == wire.ReqFetchLocked && r.lock.held && (r.lock.opid == m.OPID || n.plant == plantLockTwice && r.lock.opid.PNN == src):
+		if n.plant != plantLockOldReqid {
+			n.st.SetLock(int(r.lock.at), m.ReqID)
+			r.lock.reqid = m.ReqID // asked again after a recovery
+		}
 		n.answer(m, src, p, wire.OK, n.view.Data, n.view.RSN, 0)
 		return true
 	}
@@ -452,7 +458,9 @@ func (n *Node) attend(r *rec) {
 		}
 		n.store.Unlock(r.db, r.key)
 	}
-	n.store.Attend(r.db, r.key, true)
+	if n.plant != plantNoAttend {
+		n.store.Attend(r.db, r.key, true)
+	}
 }
 
 // lockFor gives the lock that the dispatcher holds to who asked.
@@ -464,21 +472,25 @@ func (n *Node) lockFor(r *rec, m *Message, src PNN, p *pending) {
 		n.complete(p, wire.OK, n.view.Data, n.view.RSN, 0, 0)
 		return
 	}
-	n.lline = LockLine{OPID: m.OPID, ReqID: m.ReqID, Deadline: n.now + Instant(m.LockTimeout)*ms, DB: r.db, Key: r.key}
+	until := n.now + Instant(m.LockTimeout)*ms
+	if n.plant == plantLockShort {
+		until = n.now + Instant(m.LockTimeout)*ms/4
+	}
+	n.lline = LockLine{OPID: m.OPID, ReqID: m.ReqID, Deadline: until, DB: r.db, Key: r.key}
 	at := n.st.PutLock(&n.lline)
 	if at < 0 {
 		n.store.Unlock(r.db, r.key)
 		n.answer(m, src, p, wire.NoMemory, nil, 0, 0)
 		return
 	}
-	r.lock = remoteLock{at: int32(at), held: true, opid: m.OPID, reqid: m.ReqID, deadline: n.now + Instant(m.LockTimeout)*ms}
+	r.lock = remoteLock{at: int32(at), held: true, opid: m.OPID, reqid: m.ReqID, deadline: until}
 	n.due(r.lock.deadline)
 	n.answer(m, src, p, wire.OK, n.view.Data, n.view.RSN, 0)
 }
 
 // unlock: UNLOCK, and STORE_UNLOCK of a lock.
 func (n *Node) unlock(r *rec, m *Message, src PNN, p *pending, mode Mode) {
-	held := r.lock.held && r.lock.reqid == m.LockID && r.lock.opid.PNN == src
+	held := r.lock.held && (r.lock.reqid == m.LockID && r.lock.opid.PNN == src || n.plant == plantUnlockAny)
 	if n.plant == plantStoreWithoutLock && m.Op == wire.ReqStoreUnlock && n.store.Holder(r.db, r.key) == 0 {
 		held = n.store.TryLock(r.db, r.key, false) == Locked
 	}

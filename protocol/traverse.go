@@ -220,7 +220,7 @@ func (n *Node) noteIn(w *walk, key []byte, rsn uint64, data []byte) {
 	}
 	if len(w.moved)+len(key)+len(data) > n.cfg.MaxMoved {
 		n.reached(LimitMoved)
-		w.lost, w.moved = true, w.moved[:0]
+		w.lost, w.moved = n.plant != plantMovedCut, w.moved[:0]
 	}
 	if !w.lost {
 		w.moved = wire.AppendEntry(w.moved, &wire.Entry{RSN: rsn, Key: key, Data: data})

@@ -171,7 +171,9 @@ func (n *Node) part(budget int) int {
 	case workAgain:
 		if p := j.pend; p != nil {
 			j.pend = p.later
-			n.sendAgain(p)
+			if n.plant != plantNewWaits || p.opid.Counter%2 != 0 {
+				n.sendAgain(p)
+			}
 			return 1
 		}
 	case workLook:
@@ -218,7 +220,11 @@ func (n *Node) claimOwn(db uint32, key []byte, rsn uint64, empty bool) {
 }
 
 func (n *Node) claim(l PNN, c *wire.Claim) {
+	had := len(n.claimed.rows[l])
 	n.claimed.rows[l] = wire.AppendClaim(n.claimed.rows[l], c)
+	if n.plant == plantBatchCut && had > 0 && len(n.claimed.rows[l]) >= n.cfg.ClaimBytes {
+		n.claimed.rows[l] = n.claimed.rows[l][:had]
+	}
 	n.claimed.full(n, l)
 }
 
@@ -230,7 +236,7 @@ func (n *Node) keepRec(r *rec) {
 			n.dropDone(r, i)
 		}
 	}
-	if r.lock.held && !n.alive(r.lock.opid) {
+	if r.lock.held && (!n.alive(r.lock.opid) || n.plant == plantForgetLocks) {
 		n.endLock(r)
 		n.store.Unlock(r.db, r.key)
 	}

@@ -16,13 +16,18 @@ type State struct {
 	Epoch   wire.Epoch // DATA: of what is received
 	Base    uint64     // all of 1..Base were handled
 	Holes   bool       // something above Base was handled, and something between was not
-	Parts   int        // messages that are being put together
+	Parts   int        // messages that are being put together, of the present epoch or ballot
 }
 
 // State tells how a channel stands.
 func (l *Link) State(p wire.PNN, ch Channel) State {
 	c := &l.peers[p].ch[ch]
-	s := State{Next: c.next, Acked: c.acked, Flight: len(c.flight), Waiting: c.waiting.len(), Epoch: c.epoch, Base: c.base, Holes: c.bits != 0, Parts: len(c.parts)}
+	s := State{Next: c.next, Acked: c.acked, Flight: len(c.flight), Waiting: c.waiting.len(), Epoch: c.epoch, Base: c.base, Holes: c.bits != 0}
+	for _, q := range c.parts {
+		if ch == Data || q.epoch >= l.ballot { // of older ballots: they are dropped with the next fragment
+			s.Parts++
+		}
+	}
 	if len(c.flight) > 0 {
 		s.Oldest = c.flight[0].first
 	}

@@ -89,6 +89,7 @@ type Config struct {
 	MaxQueue    int     // frames waiting per peer and channel: 1<<22
 	MaxHeld     int     // 64
 	Window      int     // frames on their way to a peer on one channel: 65, which is the most
+	Plant       string  // turns one rule off, by name, for the simulator alone; see Plants
 }
 
 // Window is how many frames of a channel may be on their way to a peer: what one
@@ -167,6 +168,7 @@ type Datagram struct {
 // Link is all peers of one node.
 type Link struct {
 	cfg    Config
+	plant  plant
 	epoch  wire.Epoch // of DATA
 	ballot wire.Epoch // of CONTROL, the highest sent or cancelled below
 	packet uint64
@@ -275,7 +277,7 @@ func New(cfg Config) (*Link, error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
-	l := &Link{cfg: cfg, tail: wire.SumSize}
+	l := &Link{cfg: cfg, plant: plantByName(cfg.Plant), tail: wire.SumSize}
 	if cfg.Sealer != nil {
 		l.tail = cfg.Sealer.Overhead()
 	}
@@ -585,6 +587,9 @@ func (l *Link) Cancel(now Instant, ballot wire.Epoch) {
 	for i := range l.cfg.Nodes {
 		p := &l.peers[i]
 		c := &p.ch[Control]
+		if l.plant == plantDropCancelled && len(c.flight) > 0 && c.flight[0].epoch < ballot {
+			c.flight = c.flight[1:]
+		}
 		for _, fs := range [2][]*frame{c.flight, c.waiting.frames()} {
 			for _, f := range fs {
 				if f.epoch >= ballot || f.null {
@@ -593,7 +598,7 @@ func (l *Link) Cancel(now Instant, ballot wire.Epoch) {
 				l.freeMessage(f.msg, true)
 				f.msg, f.null, f.flags, f.dbid = nil, true, wire.FlagControl, 0
 				f.buf = f.buf[:wire.HeaderSize]
-				if f.tries > 0 {
+				if f.tries > 0 && l.plant != plantNullLost {
 					l.transmit(now, wire.PNN(i), Control, f)
 				}
 			}

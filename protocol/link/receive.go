@@ -214,18 +214,23 @@ func (l *Link) receive(now Instant, hd *wire.Header, ch Channel, payload, datagr
 	}
 	switch verdict {
 	case Handled:
-		l.forget(c, q)
+		if l.plant != plantKeepParts {
+			l.forget(c, q)
+		}
 		c.mark(hd.Seq)
 		l.owe(now, hd.Src, ch)
 	case NotYet:
-		if q != nil {
+		if l.plant == plantHeldForever {
+			c.mark(hd.Seq)
+		}
+		if q != nil && l.plant != plantLastFragment {
 			q.without(hd.Index) // the last fragment's verdict is the message's
 		}
 		l.hold(datagram)
 	case Refused:
 		l.forget(c, q)
 		l.refuse(hd, ch)
-		if ch == Control {
+		if ch == Control && l.plant != plantHole {
 			// CONTROL's sequence goes on over ballots, so the hole must close. If the
 			// refusal is lost, a repeat is acknowledged like any other duplicate: of no
 			// harm, as who refuses a ballot never helps to finish it.
@@ -254,7 +259,7 @@ func (l *Link) owe(now Instant, to wire.PNN, ch Channel) {
 	c := &l.peers[to].ch[ch]
 	if c.ackNum++; c.ackNum >= l.cfg.AckEvery {
 		l.sendAck(to, ch)
-	} else if c.ackAt == 0 {
+	} else if c.ackAt == 0 && l.plant != plantNoAckTimer {
 		c.ackAt = now + l.cfg.AckDelay
 	}
 }
@@ -277,7 +282,9 @@ func (l *Link) takeAcks(now Instant, hd *wire.Header, ch Channel, h Handler) {
 	}
 	if hd.Flags&wire.FlagRefused != 0 {
 		l.takeRefusal(now, c, hd.Ack, h)
-		c.settle() // or what waits behind a window of refused frames would wait for ever
+		if l.plant != plantRefusedWindow {
+			c.settle() // or what waits behind a window of refused frames would wait for ever
+		}
 		l.pump(now, hd.Src, ch)
 		return
 	}
@@ -299,7 +306,7 @@ func (l *Link) takeAcks(now Instant, hd *wire.Header, ch Channel, h Handler) {
 		}
 	}
 	c.flight = kept
-	if c.settle() {
+	if c.settle() && l.plant != plantNoPump {
 		l.pump(now, hd.Src, ch)
 	}
 }

@@ -210,7 +210,7 @@ func (cl *client) begin() {
 	case c.mix.Open && c.chance(0.03) && cl.opened.Has(dbKV) && cl.opened.Has(dbPieces): // one that others call something else
 		db = 10 + uint32(c.rng.IntN(6))
 		cl.opening(db, protocol.Mode(1+c.rng.IntN(2))).start()
-	case c.chance(0.02):
+	case c.chance(0.02) || c.mix.Limits > 0 && c.chance(0.05):
 		cl.traverse(db)
 	case c.mix.Open && !cl.opened.Has(protocol.PNN(db)):
 		cl.opening(db, modeOf(db)).start()

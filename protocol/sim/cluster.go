@@ -215,7 +215,10 @@ func (h *host) begin() {
 	if h.c.mix.Promise && !h.c.fixed {
 		h.wall = h.c.between(-3600*sec, 3600*sec)
 	}
-	plant := h.c.opt.Plant
+	plant, linkPlant := h.c.opt.Plant, ""
+	if isLinkPlant(plant) {
+		linkPlant = plant
+	}
 	if !isCorePlant(plant) {
 		plant = ""
 	}
@@ -233,7 +236,7 @@ func (h *host) begin() {
 				}
 				h.c.trace("node %d fault: %s", h.pnn, what)
 			}},
-		Link:    &link.Config{Self: h.pnn, Nodes: len(h.c.hosts), Incarnation: h.inc, Cluster: 0x6d7a, MTU: h.c.mtu(), Window: small.window, MaxHeld: small.held},
+		Link:    &link.Config{Self: h.pnn, Nodes: len(h.c.hosts), Incarnation: h.inc, Cluster: 0x6d7a, MTU: h.c.mtu(), Window: small.window, MaxHeld: small.held, Plant: linkPlant},
 		Sent:    h.sent,
 		Stepped: h.stepped,
 	}

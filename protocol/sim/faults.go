@@ -241,7 +241,7 @@ func (m *Mix) limits() limits {
 	small(&l.dbs, 4, 3)
 	small(&l.walks, 1, 2)
 	small(&l.moved, 40, 300)
-	small(&l.asks, 1, 2)
+	small(&l.asks, 1, 1)
 	small(&l.batch, 40, 200)
 	small(&l.room, 8, 60)
 	small(&l.window, 2, 10)

@@ -99,12 +99,12 @@ func (k *checker) released() {
 			o := k.byOp[opid]
 			switch {
 			case o == nil || !o.ended:
-			case o.hold == nil:
-				unwanted(h, key, opid, "its client gave up before it got it")
 			case !o.cl.alive:
 				if c.now > o.latest() {
 					unwanted(h, key, opid, "its client is dead, and LCKTIMEOUT is over")
 				}
+			case o.hold == nil:
+				unwanted(h, key, opid, "its client gave up before it got it")
 			case o.hold.over:
 				unwanted(h, key, opid, "its client has let go of it")
 			case c.now > o.latest():

@@ -1,6 +1,9 @@
 package sim
 
-import "github.com/mainzdb/mainz/protocol"
+import (
+	"github.com/mainzdb/mainz/protocol"
+	"github.com/mainzdb/mainz/protocol/link"
+)
 
 // Plants are the bugs that are planted in the simulated clients: rules of the
 // bypass, which is not the core's.
@@ -20,7 +23,19 @@ const (
 	plantNoRing         = "bypass-no-ring"
 )
 
+func isLinkPlant(name string) bool {
+	for _, p := range link.Plants {
+		if p.Name == name && name != "" {
+			return true
+		}
+	}
+	return false
+}
+
 func isCorePlant(name string) bool {
+	if isLinkPlant(name) {
+		return false
+	}
 	for _, p := range Plants {
 		if p.Name == name {
 			return false
@@ -29,9 +44,13 @@ func isCorePlant(name string) bool {
 	return true
 }
 
-// AllPlants are the core's and the clients'.
-func AllPlants() []protocol.Plant {
-	return append(append([]protocol.Plant(nil), protocol.Plants[1:]...), Plants...)
+// AllPlants are the core's, the link's and the clients'.
+func AllPlants() (all []protocol.Plant) {
+	all = append(all, protocol.Plants[1:]...)
+	for _, p := range link.Plants[1:] {
+		all = append(all, protocol.Plant(p))
+	}
+	return append(all, Plants...)
 }
 
 // aims are mixes of faults for the bugs that random mixes seldom show.
@@ -68,6 +87,26 @@ var aims = map[string]func(m *Mix){
 	"cold-no-lock":        func(m *Mix) { arbitrated(m); m.File, m.Crash, m.Warm = 6, 4, 0 },
 	"any-file":            func(m *Mix) { m.File, m.Cut, m.Crash = 6, 3, 2 },
 	"abandon-first":       restarts,
+	"parked-cut":          func(m *Mix) { restarts(m); m.Limits = few(func(l limits) bool { return l.parked == 1 }) },
+	"moved-cut": func(m *Mix) {
+		m.Keys, m.Policy, m.Limits = 40, "always", few(func(l limits) bool { return l.moved > 0 && l.moved < 60 && l.walks == 0 && l.batch > 0 })
+	},
+	"done-cut": func(m *Mix) {
+		restarts(m)
+		m.Policy = "never"
+		m.Limits = few(func(l limits) bool { return l.dones == 1 })
+	},
+	"first-waiter": func(m *Mix) { m.Keys, m.Clients, m.Policy = 1, 3, "never" },
+	"dead-give-up": func(m *Mix) { m.Kill, m.Keys, m.Clients = 5, 1, 3 },
+}
+
+// few finds small limits of a kind.
+func few(kind func(l limits) bool) int {
+	for i := 1; ; i++ {
+		if m := (Mix{Limits: i}); kind(m.limits()) {
+			return i
+		}
+	}
 }
 
 // slowClients stop inside their operations while nodes freeze.

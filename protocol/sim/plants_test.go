@@ -10,13 +10,28 @@ import (
 // quick are the planted bugs that random runs see soon.
 var quick = []string{"no-fence", "ack-frozen", "same-vnn", "no-copy-claims", "no-epoch-check", "keep-rsn", "no-done-list", "forget-grants",
 	"keep-dead-pieces", "move-locked", "journal-late", "stale-keeps", "store-without-lock", "old-ballot", "two-registrars", "no-table", "drain-full",
-	"forget-moves", "no-event", "fresh-counts", "skip-record", "claim-anew", "claims-early", "any-progress", "park-behind-any", "lock-forgets", "old-look"}
+	"forget-moves", "no-event", "fresh-counts", "skip-record", "claim-anew", "claims-early", "any-progress", "park-behind-any", "lock-forgets", "old-look",
+	// locks
+	"lock-short", "lock-twice", "unlock-any", "forget-locks", "keep-given-up", "unlock-late", "lock-no-timeout", "held-for-nobody",
+	// waiting
+	"no-wake", "no-attend", "no-wake-expiry", "long-backoff", "timeout-early", "timeout-late", "new-waits",
+	// what is full
+	"batch-cut", "batch-early", "tries-cut",
+	// leaks
+	"keep-token", "keep-room", "keep-bytes", "keep-idle", "keep-place", "keep-ask", "keep-own-done", "keep-parked",
+	// the dead
+	"dead-first", "dead-append", "dead-give-up", "dead-erase", "dead-later",
+	// the link
+	"link-hole", "link-refused-window", "link-no-pump", "link-no-ack-timer", "link-drop-cancelled", "link-last-fragment", "link-keep-parts", "link-null-lost", "link-once"}
 
 // aimed are those that need more of some faults to be seen soon.
-var aimed = []string{"bypass-no-validate", "bypass-no-busy", "no-pass", "delete-gives-back", "ack-refused"}
+var aimed = []string{"bypass-no-validate", "bypass-no-busy", "no-pass", "delete-gives-back", "ack-refused",
+	"done-cut", "first-waiter", "parked-cut", "moved-cut"}
 
 // told are those that a scenario of protocol/testdata shows.
 var told = map[string]string{
+	"lock-old-reqid":     "lock_asked_again",
+	"restart-no-timer":   "lock_restart",
 	"ack-frozen":         "lost_reply_in_recovery",
 	"no-copy-claims":     "handover_recovery",
 	"no-epoch-check":     "handover_sender_dies",

@@ -103,6 +103,7 @@ func (m *Mix) fill(rng *rand.Rand) {
 	m.Large = rng.IntN(10) < 2 && m.Cap == 0
 	if rng.IntN(10) == 0 {
 		m.Keys = 50 + rng.IntN(300)
+		m.Drain = max(m.Drain, 2*rng.Float64()) // so that many records move at once
 	}
 }
 
