@@ -524,6 +524,9 @@ func (d *Dispatcher) scan() {
 	}
 	d.evict()
 	d.unproven()
+	// Another client may have recovered a dead one after this loop has looked for its
+	// pieces: they come to the orphans with the recovery's last steps.
+	d.orphans = d.orphans || d.keeper.Orphaned()
 	if d.orphans && d.gate.State == protocol.GateOpen {
 		d.tidying = true
 	}

@@ -120,6 +120,10 @@ func (k *Keeper) RemoveOrphans(elsewhere func(p *PieceEntry) bool, goOn func() b
 	return changed, NoOrphans
 }
 
+// Orphaned reports whether the dead may have left pieces. It looks at one word of each
+// slot. Any client recovers a dead one that it meets, and the Keeper is not told.
+func (k *Keeper) Orphaned() bool { return k.s.orphaned() }
+
 // Unproven reports whether a slot is marked dead and can't be recovered, because
 // nothing proves that its process runs no more.
 func (k *Keeper) Unproven(slot uint32) bool { return k.s.c.Unproven(slot) }
