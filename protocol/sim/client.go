@@ -475,6 +475,9 @@ func (cl *client) again() {
 func (o *operation) giveUp() {
 	cl := o.cl
 	h, c := cl.h, cl.h.c
+	if o.m.Op == wire.ReqConditionalAppend && o.m.Piece != (protocol.OPID{}) && o.asked == (protocol.OPID{}) && cl.seg == h.seg {
+		h.stable.ErasePiece(o.m.Piece) // it never went out
+	}
 	told := false
 	var tell func() // again, if the dispatcher is not there, or dies before its next turn
 	tell = func() {
