@@ -245,13 +245,3 @@ func TestFilesMadeAgain(t *testing.T) {
 		}
 	}
 }
-
-// until waits for a condition that others bring about.
-func until(t testing.TB, what string, cond func() bool) {
-	t.Helper()
-	for end := time.Now().Add(time.Minute); !cond(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("waited a minute in vain: %s", what)
-		}
-	}
-}
