@@ -3,7 +3,6 @@ package protocol
 import (
 	"bytes"
 	"errors"
-	"slices"
 
 	"github.com/mainzdb/mainz/protocol/link"
 	"github.com/mainzdb/mainz/protocol/wire"
@@ -570,11 +569,8 @@ func (n *Node) ClientGone(now Instant, c ClientID) {
 			appends[p.piece()] = true
 		}
 	}
-	for _, l := range slices.Clone(n.locks) {
-		if l.client == c && n.plant != plantDeadKeepsLock {
-			n.letGo(l.id)
-			n.undo(&Message{Op: wire.ReqUnlock, DBID: l.db, Key: l.key, LockID: l.id, Timeout: 1000}, false)
-		}
+	if n.plant != plantDeadKeepsLock {
+		n.dropLocks(c)
 	}
 	one := false
 	n.st.EachPiece(func(j *Piece) { // a removal that ends at once erases its entry
