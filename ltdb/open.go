@@ -62,7 +62,7 @@ func (o *Options) check() error {
 		name string
 	}{{o.Create, "Create"}, {o.Wipe, "Wipe"}, {len(o.Conditions) > 0, "Conditions"}, {o.Doorbell != nil, "Doorbell"}} {
 		if c.set {
-			return fmt.Errorf("Options.%s is for who may write, and Options.ReadOnly is set: %w", c.name,
+			return fmt.Errorf("option %s is for who may write, and ReadOnly is set: %w", c.name,
 				ErrMisuse)
 		}
 	}
