@@ -25,7 +25,8 @@
 // The core never waits for a record: Store.TryLock says Held, the request is
 // parked, and Released comes when the record is free.
 //
-// Tables and their bounds: pending operations [Config.MaxPending] (Submit: ErrFull);
+// Tables and their bounds: pending operations [Config.MaxPending] (Submit: ErrFull),
+// and as many more that give remote locks back: the others may wait for these;
 // requests parked for other nodes [Config.MaxParked] (NO_MEMORY to them, or, if they
 // wait for a record to arrive, they come again); done
 // lists [Config.MaxDone] a record (requests wait); databases [Config.MaxDBs] and

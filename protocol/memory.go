@@ -8,8 +8,9 @@ import (
 
 // Lines are how many a Memory has. Zero values take the defaults given.
 type Lines struct {
-	Pending, Done, Locks, Carried, Pieces int // 65,536 each
-	Databases                             int // 1,024
+	Pending                      int // 262,144: beyond Config.MaxPending come unlocks and what takes back
+	Done, Locks, Carried, Pieces int // 65,536 each
+	Databases                    int // 1,024
 }
 
 // Memory is a Stable in memory that a dispatcher does not lose: for the simulator, and
@@ -30,7 +31,10 @@ var _ Stable = (*Memory)(nil)
 
 // NewMemory is a node's first memory: nothing.
 func NewMemory(l Lines) *Memory {
-	for _, n := range []*int{&l.Pending, &l.Done, &l.Locks, &l.Carried, &l.Pieces} {
+	if l.Pending == 0 {
+		l.Pending = 4 * 65536
+	}
+	for _, n := range []*int{&l.Done, &l.Locks, &l.Carried, &l.Pieces} {
 		if *n == 0 {
 			*n = 65536
 		}

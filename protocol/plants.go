@@ -61,6 +61,7 @@ const (
 	plantNoHoldOff
 	plantMoveContended
 	plantDeadKeepsLock
+	plantUnlockWaits
 	plantNoLockDefault
 	plantWaitForEver
 	plantSkipRecord
@@ -162,6 +163,7 @@ var Plants = [plantCount]Plant{
 	plantAbandonFirst:      {"abandon-first", "an abandoned operation is looked for in the done list before it is dropped"},
 	plantColdCounter:       {"cold-counter", "a cold start takes its ballot from the clock"},
 	plantUnnamedPiece:      {"unnamed-piece", "a piece has the name that its client gave it"},
+	plantUnlockWaits:       {"unlock-waits", "a lock is given back though the table is full of those that wait for it"},
 	plantDeadKeepsLock:     {"dead-keeps-lock", "a dead client's locks at other nodes are let go"},
 	plantNoLockDefault:     {"no-lock-default", "a lock without LCKTIMEOUT has the default one"},
 	plantMoveContended:     {"move-contended", "a record stays while others wait for its lock"},

@@ -8,7 +8,8 @@ import (
 	"github.com/mainzdb/mainz/protocol/wire"
 )
 
-// ErrFull: the table of pending operations is full; ask again when some have ended.
+// ErrFull: the table of pending operations is full; ask again when some have ended. What
+// gives a remote lock back is refused only at twice the limit.
 var ErrFull = errors.New("too many operations are pending on this node")
 
 // Submit takes a local client's request: m holds the operation, its key, data and
@@ -29,7 +30,9 @@ func (n *Node) Submit(now Instant, c ClientID, cookie uint64, m *Message) (OPID,
 	}
 	if n.pendN >= n.cfg.MaxPending {
 		n.reached(LimitPending)
-		return OPID{}, ErrFull
+		if !endsLock(m) || n.pendN >= 2*n.cfg.MaxPending || n.plant == plantUnlockWaits {
+			return OPID{}, ErrFull
+		}
 	}
 	// The piece first: an append that is pending has one, or it was its client's.
 	removes := false
@@ -53,6 +56,12 @@ func (n *Node) Submit(now Instant, c ClientID, cookie uint64, m *Message) (OPID,
 	n.start(p)
 	n.finish()
 	return o, nil
+}
+
+// endsLock: what gives a lock back that is held at another node. It has as much room again
+// as all others: these may be the ones that wait for the lock.
+func endsLock(m *Message) bool {
+	return m.LockID != 0 && (m.Op == wire.ReqUnlock || m.Op == wire.ReqStoreUnlock)
 }
 
 // askedAgain: the client of an operation from before the restart is there, and waits.

@@ -94,7 +94,7 @@ type Config struct {
 	MaxStrikes  int    // recoveries a member may be blamed for in short order: 3
 	MaxHops     uint32 // 8
 
-	MaxPending int // operations of local clients: 65,536
+	MaxPending int // operations of local clients: 65,536, and as many that give locks back
 	MaxParked  int // requests that wait at this node: 65,536
 	MaxDBs     int // databases: 1,024
 	MaxWalks   int // traverses, of this node's clients and of all nodes' here: 64

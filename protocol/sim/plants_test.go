@@ -65,6 +65,7 @@ var told = map[string]string{
 	"cold-counter":       "cold_start",
 	"move-contended":     "hot_record",
 	"dead-keeps-lock":    "lock_of_dead",
+	"unlock-waits":       "pending_unlock",
 	"no-lock-default":    "lock_of_dead",
 	"no-hold-off":        "stalls",
 	"wait-for-ever":      "mute",
