@@ -81,8 +81,9 @@ func (c *Cluster) restless() string {
 	return ""
 }
 
-// woken: whoever waits is answered soon after what it waits for is there, whether or
-// not its REQTIMEOUT is over.
+// woken: whoever waits is answered soon after what it waits for is there, and soon after
+// its REQTIMEOUT is over. The time that its request was on the way comes on top, as far
+// as that was before all was calm.
 func (k *checker) woken() {
 	c := k.c
 	for _, h := range c.hosts {
@@ -91,7 +92,7 @@ func (k *checker) woken() {
 			if !cl.alive || o == nil || o.ended || o.submitted == 0 || cl.seg != h.seg {
 				continue
 			}
-			late := c.now > o.submitted+instant(float64(o.m.Timeout)*float64(ms)*(1+2*c.mix.Drift))
+			late := c.now > o.submitted+instant(float64(o.m.Timeout)*float64(ms)*(1+2*c.mix.Drift))+o.onWay
 			if !late && k.blocked(o) {
 				o.blockedAt = c.now
 				o.wasBlocked = true
@@ -106,6 +107,45 @@ func (k *checker) woken() {
 			}
 		}
 	}
+}
+
+// leaves: a request goes out. It says how much of REQTIMEOUT is left, and nobody counts
+// the time until it is taken. Its own node counts it from then on, and so a request that
+// this node sends again is behind by nothing.
+func (k *checker) leaves(h *host, s *protocol.Send) {
+	var m wire.Message
+	if k.c.figures || s.Kind != protocol.SendMessage || s.Ch != protocol.Data || wire.Decode(s.Packet, &m) != nil || !m.Op.IsRequest() {
+		return
+	}
+	o := k.byOp[m.OPID]
+	if o == nil {
+		return
+	}
+	if h.pnn == m.OPID.PNN {
+		o.reqid, o.onWay = m.ReqID, 0
+	}
+	if m.ReqID == o.reqid {
+		o.left = k.c.now
+	}
+}
+
+// arrives: a node takes a request. What it took to come there before all was calm is
+// no fault of those who have the request.
+func (k *checker) arrives(ch protocol.Channel, packet []byte, v protocol.Verdict) {
+	var m wire.Message
+	if k.c.figures || v != protocol.Handled || ch != protocol.Data || wire.Decode(packet, &m) != nil || !m.Op.IsRequest() {
+		return
+	}
+	o := k.byOp[m.OPID]
+	if o == nil || m.ReqID != o.reqid || o.left == 0 {
+		return
+	}
+	until := k.c.now
+	if k.strictSince != 0 {
+		until = min(until, k.strictSince)
+	}
+	o.onWay += max(0, until-o.left)
+	o.left = 0
 }
 
 // bound of what small limits make slower: messages that come again.

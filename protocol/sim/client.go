@@ -333,7 +333,10 @@ type operation struct {
 	submitted  instant // 0: not yet
 	blockedAt  instant // what it waits for was not there then
 	wasBlocked bool
-	replied    bool // its answer is on the way to the client
+	reqid      protocol.ReqID // its last sending by its own node
+	left       instant        // when that, or who passed it on, went out; 0: it was taken
+	onWay      instant        // how long it was on the way, all in all, before all was calm
+	replied    bool           // its answer is on the way to the client
 	gaveUp     instant
 	patient    bool  // it is known how long its client waits
 	hold       *hold // that it got, or lets go of

@@ -367,6 +367,7 @@ func (h *host) sent(s *protocol.Send) {
 	}
 	h.c.cover.send(s)
 	h.claiming(s)
+	h.c.check.leaves(h, s)
 	if s.Ch == protocol.Data {
 		h.c.cmsgs++
 	} else if h.c.control != nil {
@@ -406,6 +407,7 @@ type claimed struct {
 func (h *host) stepped(from protocol.PNN, ch protocol.Channel, packet []byte, v protocol.Verdict) {
 	h.c.cover.step(packet, v)
 	h.c.traceStep(h, from, ch, packet, v)
+	h.c.check.arrives(ch, packet, v)
 	h.looked()
 }
 

@@ -76,6 +76,7 @@ var told = map[string]string{
 	"keep-provisional":   "resupply_twice",
 	"carry-all":          "no_room_through",
 	"old-cursor":         "claims_interrupted",
+	"timeout-late":       "late_request",
 }
 
 // excused are those that nothing is expected to show; docs/protocol.md says why.
