@@ -138,8 +138,10 @@ func (n *Node) given() {
 			n.freePending(e.p)
 		}
 	}
-	k := copy(n.ended, n.ended[n.endedOut:])
-	n.ended, n.endedOut = n.ended[:k], k
+	if len(n.ended) > 0 {
+		k := copy(n.ended, n.ended[n.endedOut:])
+		n.ended, n.endedOut = n.ended[:k], k
+	}
 	if n.telling == 2 {
 		n.st.Tell(n.s.Told, n.s.ToldLife)
 		n.telling = 0

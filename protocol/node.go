@@ -305,7 +305,7 @@ func what(db uint32, key []byte) string { return fmt.Sprintf("%q of database %08
 // taking late, but what stands in package host must wait for it.
 func (n *Node) Take(e *Effects) {
 	n.given()
-	*e, n.eff = n.eff, Effects{Sends: e.Sends[:0], Events: e.Events[:0], Replies: e.Replies[:0], buf: e.buf[:0]}
+	n.eff.moveTo(e)
 	for i := range e.Sends {
 		s := &e.Sends[i]
 		s.Packet = e.buf[s.at[0]:s.at[1]:s.at[1]]
@@ -315,6 +315,21 @@ func (n *Node) Take(e *Effects) {
 		r.Data = e.buf[r.at[0]:r.at[1]:r.at[1]]
 	}
 	e.Gate, e.Lease, e.Next, e.WantLock, e.Fault = n.gate, n.lease, n.nextDeadline(), n.wantLock(), n.broken
+}
+
+// moveTo gives all to e but what Take fills in, and takes e's buffers for it. Field by
+// field: to copy all of both costs more than many a step.
+func (f *Effects) moveTo(e *Effects) {
+	e.Sends, f.Sends = f.Sends, e.Sends[:0]
+	e.Events, f.Events = f.Events, e.Events[:0]
+	e.Replies, f.Replies = f.Replies, e.Replies[:0]
+	e.buf, f.buf = f.buf, e.buf[:0]
+	e.Freeze, f.Freeze = f.Freeze, false
+	e.PassNum, f.PassNum = f.PassNum, 0
+	e.Save, f.Save = f.Save, 0
+	e.Retry, f.Retry = f.Retry, false
+	e.DBs, f.DBs = f.DBs, false
+	e.LockValue, f.LockValue = f.LockValue, 0
 }
 
 func (n *Node) nextDeadline() Instant {

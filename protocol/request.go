@@ -129,17 +129,19 @@ func (n *Node) makePending(c ClientID, cookie uint64, m *Message, undo, removes 
 		p = &pending{slot: len(n.s.pend)}
 		n.s.pend = append(n.s.pend, nil)
 	}
-	*p = pending{slot: p.slot, kbuf: p.kbuf, dbuf: p.dbuf, opid: n.nextOPID(), client: c, cookie: cookie, undo: undo, removes: removes,
-		deadline: n.now + Instant(m.Timeout)*ms, state: pendNew, to: wire.NoPNN}
-	p.kbuf, p.dbuf = append(p.kbuf[:0], m.Key...), append(p.dbuf[:0], m.Data...)
+	// In place: these structs are large, and a copy on the way would cost as much as the rest.
+	slot, kbuf, dbuf := p.slot, append(p.kbuf[:0], m.Key...), append(p.dbuf[:0], m.Data...)
+	*p = pending{}
+	p.slot, p.kbuf, p.dbuf, p.opid, p.client, p.cookie, p.undo, p.removes = slot, kbuf, dbuf, n.nextOPID(), c, cookie, undo, removes
+	p.deadline, p.state, p.to = n.now+Instant(m.Timeout)*ms, pendNew, wire.NoPNN
 	p.m = *m
 	if m.Op == wire.ReqFetchLocked && m.LockTimeout == 0 && n.plant != plantNoLockDefault {
 		p.m.LockTimeout = uint32(n.cfg.LockTimeout / ms)
 	}
 	p.m.Conds = bytes.Clone(m.Conds)
-	p.m.Key, p.m.Data, p.m.OPID, p.m.Via, p.m.Hops, p.m.ReqID = p.kbuf, p.dbuf, p.opid, 0, 0, 0
-	p.kept = PendingState{Client: c, Undo: undo, Removes: removes}
-	n.line = PendingLine{PendingState: p.kept, Cookie: cookie, OPID: p.opid, M: p.m}
+	p.m.Key, p.m.Data, p.m.OPID, p.m.Via, p.m.Hops, p.m.ReqID = kbuf, dbuf, p.opid, 0, 0, 0
+	p.kept.Client, p.kept.Undo, p.kept.Removes = c, undo, removes
+	n.line.PendingState, n.line.Cookie, n.line.OPID, n.line.M = p.kept, cookie, p.opid, p.m
 	if !n.st.PutPending(p.slot, &n.line) {
 		n.freePend = append(n.freePend, p)
 		return nil
