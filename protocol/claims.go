@@ -103,7 +103,7 @@ func (n *Node) takeMap(leader PNN, ballot Epoch, mp Map, self wire.Member) {
 // unknown is how what the clients had open ends, when their segment does.
 func (n *Node) unknown() {
 	for _, p := range n.s.pend {
-		if p != nil && p.client != 0 && !p.abandoned && (p.state != pendDone || n.unasked(p)) {
+		if p != nil && p.client != 0 && (!p.abandoned && p.state != pendDone || n.unasked(p)) {
 			n.eff.Replies = append(n.eff.Replies, Reply{Client: p.client, Cookie: p.cookie, Op: p.m.Op, Status: wire.Unknown, OPID: p.opid})
 		}
 	}

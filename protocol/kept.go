@@ -274,13 +274,24 @@ func (n *Node) loadPending() {
 			p.state = pendDone
 		}
 		switch {
-		case p.client != 0 && !p.abandoned:
-			n.again[call{p.client, p.cookie}] = p
+		case p.client == 0:
 			if p.state == pendDone {
+				over = append(over, p)
+			}
+		case p.kept.Gone || p.abandoned && n.plant == plantAbandonedTwice:
+			if p.state == pendDone {
+				over = append(over, p)
+			}
+		default:
+			// Also if it was abandoned: the dispatcher that heard so may have died before
+			// it said so, and then the client asks again.
+			n.again[call{p.client, p.cookie}] = p
+			switch {
+			case p.state == pendDone && p.abandoned:
+				over = append(over, p)
+			case p.state == pendDone:
 				n.journal(p, p.kept.Status)
 			}
-		case p.state == pendDone:
-			over = append(over, p)
 		}
 		if p.reqid != 0 {
 			n.byReq[p.reqid] = p
@@ -295,6 +306,7 @@ func (n *Node) loadPending() {
 	})
 	for _, p := range over {
 		n.complete(p, p.kept.Status, nil, p.kept.RSN, p.kept.LockID, 0)
+		p.data = false // the value went with the last dispatcher
 	}
 }
 

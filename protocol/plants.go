@@ -62,6 +62,7 @@ const (
 	plantMoveContended
 	plantDeadKeepsLock
 	plantUnlockWaits
+	plantAbandonedTwice
 	plantNoLockDefault
 	plantWaitForEver
 	plantSkipRecord
@@ -163,6 +164,7 @@ var Plants = [plantCount]Plant{
 	plantAbandonFirst:      {"abandon-first", "an abandoned operation is looked for in the done list before it is dropped"},
 	plantColdCounter:       {"cold-counter", "a cold start takes its ballot from the clock"},
 	plantUnnamedPiece:      {"unnamed-piece", "a piece has the name that its client gave it"},
+	plantAbandonedTwice:    {"abandoned-twice", "an abandoned operation that is asked again keeps its OPID"},
 	plantUnlockWaits:       {"unlock-waits", "a lock is given back though the table is full of those that wait for it"},
 	plantDeadKeepsLock:     {"dead-keeps-lock", "a dead client's locks at other nodes are let go"},
 	plantNoLockDefault:     {"no-lock-default", "a lock without LCKTIMEOUT has the default one"},

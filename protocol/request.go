@@ -65,22 +65,28 @@ func endsLock(m *Message) bool {
 }
 
 // askedAgain: the client of an operation from before the restart is there, and waits.
-// What has ended meanwhile is answered.
+// What has ended meanwhile is answered. One that was abandoned is waited for again: it
+// goes on under its old name, for it may be in a done list.
 func (n *Node) askedAgain(p *pending, m *Message) {
 	delete(n.again, call{p.client, p.cookie})
 	k := &p.kept
 	switch {
 	case p.state != pendDone:
 		p.deadline = max(p.deadline, n.now+Instant(m.Timeout)*ms)
+		if p.abandoned {
+			p.abandoned = false
+			n.save(p)
+		}
+		return
+	case p.undone && (k.Status == wire.Timeout || k.Status == wire.OK) && p.m.Op == wire.ReqConditionalAppend && n.mode(p.m.DBID) == Pieces:
+		n.reply(p, wire.Unknown, nil, 0, 0, 0) // its piece is out of the journal, or on its way out
+	case p.undone && (k.Status == wire.Timeout || k.Status == wire.OK && p.m.Op == wire.ReqFetchLocked && k.LockID != 0):
+		n.runAgain(p, m) // it has not run, or its lock is being given back
 		return
 	case p.data || p.m.Op != wire.ReqFetchLocked || k.Status != wire.OK:
 		n.reply(p, k.Status, p.dbuf, k.RSN, k.LockID, k.Why)
 	case k.LockID != 0: // the value went with the last dispatcher; who has the lock gives it again
-		p.deadline = max(p.deadline, n.now+Instant(m.Timeout)*ms)
-		p.state = pendNew
-		k.LockID = 0
-		n.stage(p, StageOpen, 0)
-		n.start(p)
+		n.runAgain(p, m)
 		return
 	default: // the client's slot holds the record
 		n.view = Record{}
@@ -90,9 +96,22 @@ func (n *Node) askedAgain(p *pending, m *Message) {
 	n.ended = append(n.ended, endedCall{p, p.opid})
 }
 
+// runAgain has an operation run that has ended, under the same OPID.
+func (n *Node) runAgain(p *pending, m *Message) {
+	p.deadline = max(p.deadline, n.now+Instant(m.Timeout)*ms)
+	p.state, p.data, p.abandoned, p.undone = pendNew, false, false, false
+	p.kept.LockID, p.kept.Status = 0, wire.OK
+	n.stage(p, StageOpen, 0)
+	n.start(p)
+}
+
 // drop an ended operation that nobody will ask for: its effect is taken back.
 func (n *Node) dropEnded(p *pending) {
 	delete(n.again, call{p.client, p.cookie})
+	if p.undone {
+		n.ended = append(n.ended, endedCall{p, p.opid})
+		return
+	}
 	n.complete(p, p.kept.Status, nil, p.kept.RSN, p.kept.LockID, 0)
 }
 
@@ -438,11 +457,13 @@ func (n *Node) complete(p *pending, st wire.Status, data []byte, rsn uint64, loc
 	case p.abandoned && st == wire.OK && p.m.Op == wire.ReqConditionalAppend && (j != nil || p.m.Piece != (OPID{})) && n.plant != plantDeadAppend:
 		n.removePiece(&Piece{OPID: p.piece(), DB: p.m.DBID, Key: p.m.Key, Data: p.m.Data})
 	}
+	p.undone = p.abandoned
 	waits := p.client != 0 && !p.abandoned && !p.heard
 	switch {
-	case waits && n.unasked(p):
+	case p.client != 0 && n.unasked(p):
 		// Kept until its client asks again: that may have read the answer of the last
-		// dispatcher, and another one would be no answer to anything.
+		// dispatcher, and another one would be no answer to anything. Or it has given up,
+		// and does not know whether the last dispatcher has heard so.
 		p.data, p.dbuf = true, append(p.dbuf[:0], data...)
 		p.state = pendDone
 		return
@@ -453,13 +474,17 @@ func (n *Node) complete(p *pending, st wire.Status, data []byte, rsn uint64, loc
 			n.ended = append(n.ended, endedCall{p, p.opid})
 			return
 		}
+	case p.client != 0 && p.abandoned && !p.kept.Gone && !repeats(p.m.Op) && n.plant != plantAbandonedTwice: // until its client is told
+		p.state = pendDone
+		n.ended = append(n.ended, endedCall{p, p.opid})
+		return
 	}
 	n.freePending(p)
 }
 
 // unasked: the operation is from before the restart, and its client has not asked again.
 func (n *Node) unasked(p *pending) bool {
-	return len(n.again) > 0 && p.client != 0 && n.again[call{p.client, p.cookie}] == p
+	return len(n.again) > 0 && p.client != 0 && !p.kept.Gone && n.again[call{p.client, p.cookie}] == p
 }
 
 // piece is the name of what an append adds: its client's, or the operation's.
@@ -568,7 +593,7 @@ func (n *Node) ClientGone(now Instant, c ClientID) {
 		if p == nil || p.client != c {
 			continue
 		}
-		p.abandoned = true
+		p.abandoned, p.kept.Gone = true, true
 		n.save(p)
 		if p.state == pendDone {
 			appends[p.opid] = true // if it is one; its piece goes with it

@@ -140,6 +140,7 @@ type PendingState struct {
 	Client    ClientID // 0: the dispatcher
 	Stage     Stage
 	Abandoned bool
+	Gone      bool // its client is dead, and will not ask again
 	Undo      bool // the dispatcher's own: takes back what an abandoned one did
 	Removes   bool // a piece of the journal
 	Status    wire.Status

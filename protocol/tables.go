@@ -34,6 +34,7 @@ type pending struct {
 	client    ClientID
 	cookie    uint64
 	abandoned bool
+	undone    bool // it was abandoned, and what it did is taken back
 	undo      bool // the dispatcher's own: takes back what an abandoned one did
 	removes   bool // a piece of the journal
 	m         Message

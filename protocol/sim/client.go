@@ -556,6 +556,9 @@ func (o *operation) answered(r protocol.Reply) {
 	c := cl.h.c
 	if r.Status == wire.Unknown {
 		o.unknown()
+		if o.m.Op == wire.ReqConditionalAppend && o.db == dbPieces && cl.seg == cl.h.seg {
+			c.check.mayRemove(mine{o.key, o.opid, string(o.m.Data)})
+		}
 		cl.next(c.between(0, 5*ms))
 		return
 	}

@@ -66,6 +66,7 @@ var told = map[string]string{
 	"move-contended":     "hot_record",
 	"dead-keeps-lock":    "lock_of_dead",
 	"unlock-waits":       "pending_unlock",
+	"abandoned-twice":    "abandoned_asked_again",
 	"no-lock-default":    "lock_of_dead",
 	"no-hold-off":        "stalls",
 	"wait-for-ever":      "mute",
