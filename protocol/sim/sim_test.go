@@ -34,20 +34,35 @@ func firstSeed(t *testing.T) uint64 {
 	return first
 }
 
+// seedCount is -seeds, or MAINZ_SIM_SEEDS, where how many seeds run must not depend on
+// how fast the machine is.
+func seedCount(t *testing.T) uint64 {
+	v := os.Getenv("MAINZ_SIM_SEEDS")
+	if v == "" {
+		return uint64(*seeds)
+	}
+	n, err := strconv.ParseUint(v, 10, 32)
+	if err != nil {
+		t.Fatalf("MAINZ_SIM_SEEDS: %v", err)
+	}
+	return n
+}
+
 // TestSeeds runs fresh seeds of mixed faults.
 func TestSeeds(t *testing.T) {
 	first := *from
 	if first == 0 {
 		first = firstSeed(t)
 	}
-	t.Logf("seeds %d to %d", first, first+uint64(*seeds)-1)
+	count := seedCount(t)
+	t.Logf("seeds %d to %d", first, first+count-1)
 	stopAt := *limit
 	if testing.Short() {
 		stopAt /= 10
 	}
 	start, acked, recovered, undecided, failed := time.Now(), 0, 0, 0, 0
 	ran := 0
-	for i := range uint64(*seeds) {
+	for i := range count {
 		if time.Since(start) > stopAt {
 			break
 		}
