@@ -12,10 +12,10 @@ import (
 func TestCoverage(t *testing.T) {
 	const first = 5_000_000
 	most := uint64(600)
-	// What 50 seeds may miss.
+	// What 75 seeds may miss.
 	rare := []string{"message VERDICT", "limit asks", "limit held", "limit offers", "limit through", "judged: " + judgedGivenUp}
 	if testing.Short() {
-		most = 50
+		most = 75
 	}
 	met := NewCoverage()
 	missing := met.Missing()
@@ -25,7 +25,7 @@ func TestCoverage(t *testing.T) {
 			t.Fatalf("seed %d: %v", r.Seed, f)
 		}
 		met.Add(r.Coverage)
-		if missing = met.Missing(); i%50 == 49 {
+		if missing = met.Missing(); i%25 == 24 {
 			t.Logf("%d seeds, missing: %s", i+1, strings.Join(missing, ", "))
 		}
 	}
