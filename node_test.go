@@ -477,7 +477,7 @@ func TestMalformed(t *testing.T) {
 	}
 }
 
-// until waits for a condition that others bring about.
+// until polls for a condition that others bring about, for a minute at most.
 func until(t testing.TB, what string, cond func() bool) {
 	t.Helper()
 	for end := time.Now().Add(time.Minute); !cond(); time.Sleep(5 * time.Millisecond) {

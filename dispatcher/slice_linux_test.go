@@ -40,7 +40,7 @@ func (m *turns) until(ctx context.Context, b *testing.B, d *Dispatcher, what str
 		did := d.turn()
 		m.wall, m.cpu = append(m.wall, time.Since(wall)), append(m.cpu, threadTime()-cpu)
 		if !did {
-			time.Sleep(20 * time.Microsecond)
+			time.Sleep(20 * time.Microsecond) // polls: clients and clock bring the next turn about
 		}
 	}
 }

@@ -27,7 +27,7 @@ func TestCancellerIsNoTask(t *testing.T) {
 	shm.Sim = foreign{&asked}
 	cancel()
 	raised := false
-	// polls
+	// polls: package context tells it in a goroutine of its own
 	for end := time.Now().Add(10 * time.Second); !raised && time.Now().Before(end); time.Sleep(time.Millisecond) {
 		raised = atomic.LoadUint32((*uint32)(unsafe.Pointer(w))) == 1
 	}

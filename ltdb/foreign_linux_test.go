@@ -92,7 +92,7 @@ func TestForeignProcess(t *testing.T) {
 			fmt.Print("!")
 			for err == nil {
 				err = c.Ping(ctx)
-				time.Sleep(time.Millisecond)
+				time.Sleep(time.Millisecond) // paces the calls: the test waits for the one that fails
 			}
 			fmt.Fprintln(os.Stderr, errors.Is(err, mainz.ErrClosed), errors.Is(err, mainz.ErrCorrupt), err)
 			err = c.Close()

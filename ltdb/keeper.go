@@ -10,11 +10,13 @@ import (
 	"github.com/mainzdb/mainz/shm"
 )
 
-// Keeper is the dispatcher's side of a store. It serves requests for the node's records
-// beside the clients that work on them directly (keeper_serve.go), tells of what others
-// do to them (keeper_watch.go), releases what its predecessor has left (keeper_left.go),
-// takes the node through a recovery (keeper_recovery.go), and clears up after the dead
-// (keeper_sweep.go).
+// Keeper is the dispatcher's side of a store:
+//   - keeper_serve.go: it serves requests for the node's records, beside the clients that
+//     work on them directly.
+//   - keeper_watch.go: it tells of what others do to the records.
+//   - keeper_left.go: it releases what its predecessor has left.
+//   - keeper_recovery.go: it takes the node through a recovery.
+//   - keeper_sweep.go, keeper_dead.go: it clears up after recoveries and after the dead.
 //
 // Each of its methods belongs to one goroutine, and none waits for a record or a bucket.
 // What can't be had now is told by Rung later. What a Keeper has locked stays locked

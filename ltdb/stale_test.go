@@ -112,7 +112,7 @@ func TestStaleWaiters(t *testing.T) {
 				got <- err
 			}()
 			// It sleeps, and the process that has the record has had it for its share.
-			// polls
+			// polls: the kernel puts it to sleep
 			for end := time.Now().Add(10 * time.Second); r.l.at.entry.Load()&bitW == 0; time.Sleep(time.Millisecond) {
 				if time.Now().After(end) {
 					t.Fatal("nobody sleeps")

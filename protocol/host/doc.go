@@ -8,9 +8,11 @@
 //
 // # What may be batched
 //
-// A turn is any number of calls of Receive, Tick, Submit, Abandon, Released, Frozen,
-// ClientGone, AskedAll, Saved, Arbiter, Suspect, Drain and Reconfigure, in any order and all with one
-// reading of the clock or with readings that do not decrease, and then one [Host.Flush].
+// A turn is any number of calls, and then one [Host.Flush]. The calls are Receive, Tick,
+// Submit, Abandon, Released, Frozen, ClientGone, AskedAll, Saved, Arbiter, Suspect, Drain
+// and Reconfigure, in any order. Their readings of the clock never decrease; all may be
+// the same.
+//
 // However many calls are in a turn, what the last Flush gives the Shell is what as many
 // turns would have given, in the same order within each kind. The simulator draws turns
 // of 1 to 64 calls.
